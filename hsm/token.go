@@ -1,0 +1,46 @@
+package hsm
+
+// RootID names a derivation root: the first 8 bytes of CMAC(R, "keyplane root id"…), see RootIDBlock. Two tokens with the same RootID
+// hold the same key, and a job under that root may run on either.
+type RootID [8]byte
+
+// Handle is a PKCS#11 object handle, valid for one session generation.
+type Handle uint64
+
+// TokenInfo says which token this is and what it can do.
+type TokenInfo struct {
+	Label, Serial, Manufacturer, Model string
+	Module                             string // module path, or "soft token"
+	Firmware                           string
+	Software                           bool // keys are protected by this host only
+}
+
+// Roots are the two keys every token of keyplane holds.
+type Roots struct {
+	ID RootID // of the derivation root
+}
+
+// Token is an opened token: logged in where it needs a login, its anchor session held. Methods are safe for concurrent use.
+type Token interface {
+	Info() TokenInfo
+	// Roots reads the two roots' attributes back and refuses them unless they are sensitive, never extractable and of the right usage.
+	// ErrNoRoots if the token has none.
+	Roots() (Roots, error)
+	// OpenSession opens a session with the derivation root at hand. Sessions opened after a Reset belong to a new generation.
+	OpenSession() (Session, error)
+	// Reset re-establishes login and anchor session after the token was lost: single flight, bumps the generation. A wrong PIN is never
+	// tried again: it returns ErrPIN at once from then on.
+	Reset() error
+	// Generation counts Resets; a session of an older generation is dead.
+	Generation() uint64
+	Close() error
+}
+
+// Session is one PKCS#11 session, used by one goroutine at a time.
+type Session interface {
+	// Round does, in one crossing: fill random (may be empty) from the token's generator; encrypt the blocks of in (a whole number of
+	// 16-byte blocks, may be empty) with AES-ECB under the derivation root into out, which is as long as in and does not overlap it.
+	// On an error both outputs are wiped. The error is an *Error unless the session is closed (ErrSessionClosed).
+	Round(in, out, random []byte) error
+	Close() error
+}

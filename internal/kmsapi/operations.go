@@ -1,0 +1,104 @@
+package kmsapi
+
+// TargetPrefix is what X-Amz-Target starts with: TrentService.<Operation>.
+const TargetPrefix = "TrentService."
+
+// Plane says who serves an operation.
+type Plane uint8
+
+const (
+	DataPlane    Plane = iota + 1 // the cryptographic operations: zero allocation, batched
+	ControlPlane                  // everything else
+)
+
+// Operation is one row of the operation table.
+type Operation struct {
+	Name  string
+	Plane Plane
+	Built bool // false: answered with UnsupportedOperationException until its issue is done
+	Write bool // changes state (CloudTrail's readOnly is false)
+}
+
+// Operations has a row for every operation of the service model, in alphabetical order. A test holds it against the model.
+var Operations = []Operation{
+	{"CancelKeyDeletion", ControlPlane, true, true},
+	{"ConnectCustomKeyStore", ControlPlane, false, true},
+	{"CreateAlias", ControlPlane, true, true},
+	{"CreateCustomKeyStore", ControlPlane, false, true},
+	{"CreateGrant", ControlPlane, false, true},
+	{"CreateKey", ControlPlane, true, true},
+	{"Decapsulate", DataPlane, false, false},
+	{"Decrypt", DataPlane, true, false},
+	{"DeleteAlias", ControlPlane, true, true},
+	{"DeleteCustomKeyStore", ControlPlane, false, true},
+	{"DeleteImportedKeyMaterial", ControlPlane, false, true},
+	{"DeriveSharedSecret", DataPlane, false, false},
+	{"DescribeCustomKeyStores", ControlPlane, false, false},
+	{"DescribeKey", ControlPlane, true, false},
+	{"DisableKey", ControlPlane, true, true},
+	{"DisableKeyRotation", ControlPlane, false, true},
+	{"DisconnectCustomKeyStore", ControlPlane, false, true},
+	{"EnableKey", ControlPlane, true, true},
+	{"EnableKeyRotation", ControlPlane, false, true},
+	{"Encapsulate", DataPlane, false, false},
+	{"Encrypt", DataPlane, true, false},
+	{"GenerateDataKey", DataPlane, true, false},
+	{"GenerateDataKeyPair", DataPlane, false, false},
+	{"GenerateDataKeyPairWithoutPlaintext", DataPlane, false, false},
+	{"GenerateDataKeyWithoutPlaintext", DataPlane, true, false},
+	{"GenerateMac", DataPlane, false, false},
+	{"GenerateRandom", DataPlane, true, false},
+	{"GetKeyLastUsage", ControlPlane, false, false},
+	{"GetKeyPolicy", ControlPlane, true, false},
+	{"GetKeyRotationStatus", ControlPlane, false, false},
+	{"GetParametersForImport", ControlPlane, false, false},
+	{"GetPublicKey", DataPlane, false, false},
+	{"ImportKeyMaterial", ControlPlane, false, true},
+	{"ListAliases", ControlPlane, true, false},
+	{"ListGrants", ControlPlane, false, false},
+	{"ListKeyPolicies", ControlPlane, true, false},
+	{"ListKeyRotations", ControlPlane, false, false},
+	{"ListKeys", ControlPlane, true, false},
+	{"ListResourceTags", ControlPlane, true, false},
+	{"ListRetirableGrants", ControlPlane, false, false},
+	{"PutKeyPolicy", ControlPlane, true, true},
+	{"ReEncrypt", DataPlane, true, false},
+	{"ReplicateKey", ControlPlane, false, true},
+	{"RetireGrant", ControlPlane, false, true},
+	{"RevokeGrant", ControlPlane, false, true},
+	{"RotateKeyOnDemand", ControlPlane, false, true},
+	{"ScheduleKeyDeletion", ControlPlane, true, true},
+	{"Sign", DataPlane, false, false},
+	{"TagResource", ControlPlane, true, true},
+	{"UntagResource", ControlPlane, true, true},
+	{"UpdateAlias", ControlPlane, true, true},
+	{"UpdateCustomKeyStore", ControlPlane, false, true},
+	{"UpdateKeyDescription", ControlPlane, true, true},
+	{"UpdatePrimaryRegion", ControlPlane, false, true},
+	{"Verify", DataPlane, false, false},
+	{"VerifyMac", DataPlane, false, false},
+}
+
+var byName = func() map[string]*Operation {
+	m := make(map[string]*Operation, len(Operations))
+	for i := range Operations {
+		m[Operations[i].Name] = &Operations[i]
+	}
+	return m
+}()
+
+// Route finds the operation that an X-Amz-Target header value names, or nil. It does not allocate.
+func Route(target []byte) *Operation {
+	if len(target) <= len(TargetPrefix) || string(target[:len(TargetPrefix)]) != TargetPrefix {
+		return nil
+	}
+	return byName[string(target[len(TargetPrefix):])]
+}
+
+// UnknownOperationText is the message of UnknownOperationException.
+const UnknownOperationText = "The requested operation is not recognized by the service."
+
+// NotBuiltText is the message with which an operation of the model that keyplane does not offer yet is refused.
+func NotBuiltText(op *Operation) string {
+	return op.Name + " is not offered by this version of keyplane."
+}
