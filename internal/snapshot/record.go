@@ -1,0 +1,88 @@
+package snapshot
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+
+	"github.com/keyplane/keyplane/internal/keyid"
+	"github.com/keyplane/keyplane/internal/kmsapi"
+)
+
+// Record is what the control plane publishes of one KMS key: all that Build needs besides the HSM. Its salts are confidential though not
+// secret (docs/ciphertext.md §5); whoever holds a Record calls Wipe when done.
+type Record struct {
+	ID                  keyid.ID
+	Account             keyid.Account
+	Region              string
+	State               kmsapi.KeyState
+	Spec, Usage, Origin string
+	Revision            int64           // etcd mod revision of the key's record
+	Versions            []VersionRecord // ascending by Number, at least one
+	Current             int             // index into Versions of the version that encrypts
+}
+
+// VersionRecord is one derived backing key as it is stored (docs/ciphertext.md §3, suite 0x01).
+type VersionRecord struct {
+	Number     uint32   // in the blob, from 1
+	Root       [8]byte  // hsm.RootID of the derivation root
+	Salt       [32]byte // S, made by the HSM
+	MaterialID [64]byte // hex, as the API shows it
+}
+
+// Wipe clears the salts.
+func (r *Record) Wipe() {
+	for i := range r.Versions {
+		clear(r.Versions[i].Salt[:])
+	}
+}
+
+var (
+	// ErrNotFound says that there is no such KMS key or alias in this account and Region.
+	ErrNotFound = errors.New("snapshot: no such key or alias")
+	// ErrDamaged says that a record exists but cannot be trusted: it does not decode, or a salt does not give its material ID.
+	ErrDamaged = errors.New("snapshot: the record is damaged")
+)
+
+// Check holds the record's invariants: at least one version, numbers ascending from 1 or more, Current among them, and every salt giving
+// its material ID. ErrDamaged otherwise.
+func (r *Record) Check() error {
+	if len(r.Versions) == 0 || r.Current < 0 || r.Current >= len(r.Versions) || r.State.String() == "" {
+		return ErrDamaged
+	}
+	var last uint32
+	for i := range r.Versions {
+		v := &r.Versions[i]
+		if v.Number <= last || v.MaterialID != MaterialID(r.Account, r.ID, v.Number, &v.Salt) {
+			return ErrDamaged
+		}
+		last = v.Number
+	}
+	return nil
+}
+
+// materialIDLabel separates this hash from every other use of SHA-256 (docs/ciphertext.md §4).
+const materialIDLabel = "keyplane key material v1"
+
+// MaterialID is the key material ID of a derived backing key, in lower-case hex (docs/ciphertext.md §4).
+func MaterialID(a keyid.Account, id keyid.ID, version uint32, salt *[32]byte) [64]byte {
+	var in [len(materialIDLabel) + 6 + 1 + 16 + 4 + 32]byte
+	b := append(in[:0], materialIDLabel...)
+	var account [8]byte
+	binary.BigEndian.PutUint64(account[:], uint64(a))
+	b = append(b, account[2:]...) // an account is below 10^12, hence six bytes
+	if id.MultiRegion {
+		b = append(b, 1)
+	} else {
+		b = append(b, 0)
+	}
+	b = append(b, id.UUID[:]...)
+	b = binary.BigEndian.AppendUint32(b, version)
+	b = append(b, salt[:]...)
+	sum := sha256.Sum256(b)
+	clear(in[:])
+	var out [64]byte
+	hex.Encode(out[:], sum[:])
+	return out
+}
