@@ -165,4 +165,6 @@ func Partition(region string) string {
 	return "aws"
 }
 
-func hasPrefix(s []byte, prefix string) bool { return len(s) >= len(prefix) && string(s[:len(prefix)]) == prefix }
+func hasPrefix(s []byte, prefix string) bool {
+	return len(s) >= len(prefix) && string(s[:len(prefix)]) == prefix
+}
