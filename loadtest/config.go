@@ -1,0 +1,156 @@
+package loadtest
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/keyplane/keyplane/internal/kmsapi"
+)
+
+// Bounds of a run. They keep memory bounded: a connection costs about 20 KB, a key one signed request of at most 12 KB.
+const (
+	concurrencyMax  = 10_000
+	keysMax         = 100_000
+	rateMax         = 1e6 // requests per second
+	durationMax     = 24 * time.Hour
+	timeoutMax      = 5 * time.Minute
+	signedBytesMax  = 512 << 20 // of all signed requests together
+	dataKeyBytesMax = 1024      // NumberOfBytes of GenerateDataKey*; the service model's bound
+)
+
+// Key distributions.
+const (
+	Uniform = "uniform"
+	Zipf    = "zipf"
+)
+
+// Config describes one run. The zero value of a field is not its default: DefaultConfig has those.
+type Config struct {
+	Endpoint        string        // http(s)://host[:port]; "" is AWS_ENDPOINT_URL_KMS, AWS_ENDPOINT_URL, then the Region's AWS endpoint
+	Region          string        // signing Region; "" is the AWS chain's
+	CAFile          string        // PEM roots for a TLS endpoint; "" is the system's
+	Operation       string        // a name in Operations
+	Concurrency     int           // connections, each with at most one request on its way
+	Duration        time.Duration // measured window
+	Warmup          time.Duration // before it; sent and checked, not counted
+	Timeout         time.Duration // of one request, and of a connection attempt
+	Rate            float64       // requests per second in all; 0 is a closed loop
+	Keys            int           // KMS keys to find or create as alias/keyplane-loadtest-<i>
+	KeyIDs          []string      // keys to use instead: IDs, ARNs or aliases
+	KeyDistribution string        // Uniform or Zipf
+	Payload         int           // bytes: plaintext (Encrypt, Decrypt), data key or random bytes
+	Verify          bool          // compare plaintexts, lengths and key ARNs
+	Cleanup         bool          // schedule the deletion of the keys this run created
+	Progress        io.Writer     // one line a second; nil is none
+}
+
+// DefaultConfig is a closed loop of GenerateDataKey on one key.
+func DefaultConfig() Config {
+	return Config{
+		Operation:       "GenerateDataKey",
+		Concurrency:     64,
+		Duration:        10 * time.Second,
+		Warmup:          2 * time.Second,
+		Timeout:         10 * time.Second,
+		Keys:            1,
+		KeyDistribution: Uniform,
+		Payload:         32,
+		Verify:          true,
+	}
+}
+
+// validate reports every fault at once.
+func (c *Config) validate() error {
+	var faults []error
+	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
+
+	op := findOperation(c.Operation)
+	if op == nil {
+		fault("operation must be one of %s", strings.Join(Operations(), ", "))
+	} else if c.Payload < 1 || c.Payload > op.payloadMax {
+		fault("payload of %s must be 1 to %d bytes", op.name, op.payloadMax)
+	}
+	if c.Concurrency < 1 || c.Concurrency > concurrencyMax {
+		fault("concurrency must be 1 to %d", concurrencyMax)
+	}
+	if c.Duration <= 0 || c.Duration > durationMax {
+		fault("duration must be more than 0 and at most %v", durationMax)
+	}
+	if c.Warmup < 0 || c.Warmup > durationMax {
+		fault("warm-up must be 0 to %v", durationMax)
+	}
+	if c.Timeout <= 0 || c.Timeout > timeoutMax {
+		fault("timeout must be more than 0 and at most %v", timeoutMax)
+	}
+	if c.Rate < 0 || c.Rate > rateMax || math.IsNaN(c.Rate) {
+		fault("rate must be 0 (closed loop) to %d requests per second", int(rateMax))
+	}
+	if n := max(c.Keys, len(c.KeyIDs)); n < 1 || n > keysMax {
+		fault("keys must be 1 to %d", keysMax)
+	}
+	for _, id := range c.KeyIDs {
+		if id == "" || len(id) > kmsapi.KeyIDMax {
+			fault("a key ID must have 1 to %d characters", kmsapi.KeyIDMax)
+		}
+	}
+	if c.KeyDistribution != Uniform && c.KeyDistribution != Zipf {
+		fault("key distribution must be %s or %s", Uniform, Zipf)
+	}
+	if c.Endpoint != "" {
+		if _, err := parseEndpoint(c.Endpoint); err != nil {
+			faults = append(faults, err)
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// endpoint is where every request goes.
+type endpoint struct {
+	url     string // scheme://host, as reported
+	host    string // Host header: without the scheme's default port, as SigV4 signs it
+	address string // host:port to dial
+	name    string // host alone, for TLS
+	tls     bool
+}
+
+// parseEndpoint accepts http and https URLs that name a host and nothing else: KMS has the one path "/".
+func parseEndpoint(s string) (endpoint, error) {
+	u, err := url.Parse(s)
+	if err != nil || u.Host == "" || u.Hostname() == "" {
+		return endpoint{}, errors.New("endpoint must be a URL such as http://127.0.0.1:4599")
+	}
+	if u.Scheme != "http" && u.Scheme != "https" {
+		return endpoint{}, errors.New("endpoint must start with http:// or https://")
+	}
+	if (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
+		return endpoint{}, errors.New("endpoint must have no path, query or user")
+	}
+	port, standard := u.Port(), "80"
+	if u.Scheme == "https" {
+		standard = "443"
+	}
+	host := u.Host
+	if port == "" || port == standard {
+		port, host = standard, strings.TrimSuffix(u.Host, ":"+u.Port())
+	}
+	name := u.Hostname()
+	address := name + ":" + port
+	if strings.Contains(name, ":") {
+		address = "[" + name + "]:" + port
+	}
+	return endpoint{url: u.Scheme + "://" + host, host: host, address: address, name: name, tls: u.Scheme == "https"}, nil
+}
+
+// regionalEndpoint is AWS's KMS endpoint of a Region.
+func regionalEndpoint(region string) string {
+	suffix := ".amazonaws.com"
+	if strings.HasPrefix(region, "cn-") {
+		suffix += ".cn"
+	}
+	return "https://kms." + region + suffix
+}

@@ -1,0 +1,28 @@
+// Package loadtest signs KMS requests, sends them to one endpoint and reports throughput, latency and errors. It is the engine behind
+// `keyplane loadtest` and works against any KMS endpoint: keyplane's or AWS's.
+//
+//	main.go          flags -> Config, report -> exit status
+//	run.go           Run: set up, connect, warm up, measure, stop
+//	  keys.go        finds or creates the KMS keys, makes the ciphertexts for Decrypt (the only use of the AWS SDK's client)
+//	  presign.go     one signed request per target, signed again before its five minutes are over
+//	  schedule.go    when a request is due: as soon as possible (closed loop) or at a constant rate (open loop)
+//	  worker.go      the hot loop: pick a target, exchange, check, record
+//	  client.go      one keep-alive connection per worker
+//	  reply.go       is the answer a good one, and if not, of which kind
+//	  recorder.go    counters and histograms
+//	report.go        text and JSON
+//
+// What the figures mean. In an open loop (Config.Rate > 0) a request has an intended start, and its latency counts from there, whether
+// or not a connection was free: a server that stalls is charged for every request that was due meanwhile. In a closed loop each worker
+// sends its next request when the last one is answered, so a stalling server is asked less; reports say which it was. Latency is that of
+// requests which started in the measured window and succeeded; throughput is successes whose answer arrived inside the window.
+//
+// A signature covers the body and the date, not the connection, and KMS accepts it for five minutes, so the same signed bytes are sent
+// many times: the generator costs one write and one read per request and is rarely what is measured. A server still does the whole
+// verification for each, because it cannot know the bytes beforehand.
+//
+// It does not know how a server works inside, ramps, or searches for a maximum rate. Requests go to the endpoint given and nowhere else
+// (no proxy, no redirect); only the AWS credential chain may ask elsewhere, for credentials.
+//
+// Goroutines: Run owns all of them (workers, the one that signs again, the one that draws progress) and has waited for each when it returns.
+package loadtest

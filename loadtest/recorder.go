@@ -1,0 +1,162 @@
+package loadtest
+
+import (
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+)
+
+// Histograms hold nanoseconds to three significant digits; what is longer than the largest value counts as the largest.
+const (
+	latencyLowest  = 100                   // ns told apart at the low end
+	latencyHighest = int64(48 * time.Hour) // warm-up and window together are no longer
+	latencyDigits  = 3
+)
+
+const exampleMax = 256 // bytes kept of an error's text
+
+func newHistogram() *hdrhistogram.Histogram {
+	return hdrhistogram.New(latencyLowest, latencyHighest, latencyDigits)
+}
+
+func record(h *hdrhistogram.Histogram, d time.Duration) {
+	_ = h.RecordValue(min(max(int64(d), 0), latencyHighest)) // clamped, so it cannot be out of range
+}
+
+// result is one finished request.
+type result struct {
+	kind     kind
+	text     []byte        // of an error; copied if kept
+	latency  time.Duration // from the intended start
+	lag      time.Duration // from the intended to the actual start
+	measured bool          // it started in the window
+	inWindow bool          // it started and was answered in the window
+}
+
+// tally is what is counted; one type serves the shards and their sum.
+type tally struct {
+	latency   *hdrhistogram.Histogram // successes
+	succeeded uint64
+	inWindow  uint64 // successes answered inside the window
+	lagMax    time.Duration
+	errors    [kindCount]uint64
+	examples  map[kind]string // the first text of each kind
+}
+
+func newTally() tally { return tally{latency: newHistogram(), examples: make(map[kind]string)} }
+
+func (t *tally) failed() (n uint64) {
+	for _, count := range t.errors {
+		n += count
+	}
+	return n
+}
+
+// recorder is shared by the workers. There are more shards than processors and a worker keeps to its shard, so that locks are rarely
+// contended and memory does not grow with the number of workers (a histogram is about 300 KB).
+type recorder struct {
+	shards []shard
+	live   bool // keep what progress shows
+}
+
+type shard struct {
+	mu sync.Mutex // guards all below
+	tally
+	recent       *hdrhistogram.Histogram // successes since progress last asked, warm-up included
+	recentErrors uint64
+	_            [64]byte // keeps neighbours' locks off one cache line
+}
+
+func newRecorder(live bool) *recorder {
+	r := &recorder{shards: make([]shard, 2*runtime.GOMAXPROCS(0)), live: live}
+	for i := range r.shards {
+		r.shards[i].tally = newTally()
+		if live {
+			r.shards[i].recent = newHistogram()
+		}
+	}
+	return r
+}
+
+// shard is the one that worker i keeps to.
+func (r *recorder) shard(i int) *shard { return &r.shards[i%len(r.shards)] }
+
+func (s *shard) add(res *result) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.recent != nil {
+		if res.kind == kindOK {
+			record(s.recent, res.latency)
+		} else {
+			s.recentErrors++
+		}
+	}
+	if !res.measured {
+		return
+	}
+	s.lagMax = max(s.lagMax, res.lag)
+	if res.kind != kindOK {
+		s.errors[res.kind]++
+		if _, known := s.examples[res.kind]; !known {
+			s.examples[res.kind] = example(res.text)
+		}
+		return
+	}
+	record(s.latency, res.latency)
+	s.succeeded++
+	if res.inWindow {
+		s.inWindow++
+	}
+}
+
+// example cuts a text to a printable line.
+func example(text []byte) string {
+	text = text[:min(len(text), exampleMax)]
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(string(text), "?"))
+}
+
+// total adds the shards up.
+func (r *recorder) total() *tally {
+	sum := newTally()
+	for i := range r.shards {
+		s := &r.shards[i]
+		s.mu.Lock()
+		sum.latency.Merge(s.latency)
+		sum.succeeded += s.succeeded
+		sum.inWindow += s.inWindow
+		sum.lagMax = max(sum.lagMax, s.lagMax)
+		for k, n := range s.errors {
+			sum.errors[k] += n
+		}
+		for k, text := range s.examples {
+			if _, known := sum.examples[k]; !known {
+				sum.examples[k] = text
+			}
+		}
+		s.mu.Unlock()
+	}
+	return &sum
+}
+
+// recentInto moves what happened since the last call into h and returns the number of errors; only where the recorder is live.
+func (r *recorder) recentInto(h *hdrhistogram.Histogram) (errors uint64) {
+	h.Reset()
+	for i := range r.shards {
+		s := &r.shards[i]
+		s.mu.Lock()
+		h.Merge(s.recent)
+		s.recent.Reset()
+		errors += s.recentErrors
+		s.recentErrors = 0
+		s.mu.Unlock()
+	}
+	return errors
+}

@@ -1,0 +1,191 @@
+package loadtest
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+)
+
+// ReportSchema names the JSON form of Report; it changes when a field changes its meaning.
+const ReportSchema = "keyplane-loadtest/1"
+
+// Kinds of loop, as reported.
+const (
+	ClosedLoop = "closed"
+	OpenLoop   = "open"
+)
+
+// Report is what one run measured. Its JSON form is the load test's machine-readable output. Counts are of requests that started in the
+// measured window.
+type Report struct {
+	Schema          string       `json:"schema"`
+	StartedAt       time.Time    `json:"started_at"` // of the warm-up
+	Endpoint        string       `json:"endpoint"`
+	Region          string       `json:"region"`
+	Operation       string       `json:"operation"`
+	Loop            string       `json:"loop"`
+	Concurrency     int          `json:"concurrency"`
+	Rate            float64      `json:"rate_per_second"` // asked for; 0 in a closed loop
+	Keys            int          `json:"keys"`
+	KeyDistribution string       `json:"key_distribution"`
+	PayloadBytes    int          `json:"payload_bytes"`
+	Verified        bool         `json:"verified"`
+	WarmupSeconds   float64      `json:"warmup_seconds"`
+	Seconds         float64      `json:"seconds"` // of the measured window as it was, shorter when interrupted
+	Interrupted     bool         `json:"interrupted"`
+	Throughput      float64      `json:"throughput_per_second"` // successes answered in the window
+	Requests        Requests     `json:"requests"`
+	Latency         Latency      `json:"latency_us"`
+	Schedule        Lag          `json:"schedule"`
+	Bytes           Bytes        `json:"bytes"`
+	Connections     Connections  `json:"connections"`
+	Errors          []ErrorCount `json:"errors"`
+	KeysRemoved     int          `json:"keys_removed"`
+	Client          Client       `json:"client"`
+	Notes           []string     `json:"notes"`
+}
+
+// Requests counts outcomes: Sent = Succeeded + Failed + Unfinished.
+type Requests struct {
+	Sent       uint64 `json:"sent"`
+	Succeeded  uint64 `json:"succeeded"`
+	Failed     uint64 `json:"failed"`
+	Unfinished uint64 `json:"unfinished"` // under way when the run was stopped
+}
+
+// Latency is of successes, in microseconds; in an open loop from the intended start.
+type Latency struct {
+	Mean float64 `json:"mean"`
+	Min  float64 `json:"min"`
+	P50  float64 `json:"p50"`
+	P90  float64 `json:"p90"`
+	P99  float64 `json:"p99"`
+	P999 float64 `json:"p99.9"`
+	Max  float64 `json:"max"`
+}
+
+// Lag says how far the sending fell behind an open loop's schedule.
+type Lag struct {
+	Missed int64   `json:"missed"`     // requests due in the window that no connection was free for before its end
+	LagMax float64 `json:"lag_max_us"` // from the intended to the actual start
+}
+
+// Bytes are of whole HTTP messages, before TLS and with those of the warm-up.
+type Bytes struct {
+	Sent     uint64 `json:"sent"`
+	Received uint64 `json:"received"`
+}
+
+// Connections count the whole run.
+type Connections struct {
+	Opened  uint64 `json:"opened"`
+	Retried uint64 `json:"requests_retried"` // sent again because the server had closed an idle connection
+}
+
+// ErrorCount is one kind of failure. Type is the __type for the server's errors, the load test's name for what the client saw.
+type ErrorCount struct {
+	Type       string `json:"type"`
+	FromServer bool   `json:"from_server"`
+	Count      uint64 `json:"count"`
+	Example    string `json:"example"` // the first one's message
+}
+
+// Client is the machine the load came from.
+type Client struct {
+	OS   string `json:"os"`
+	Arch string `json:"arch"`
+	CPUs int    `json:"cpus"`
+	Go   string `json:"go"`
+}
+
+// report adds up what the workers did; they have all returned.
+func (r *run) report(startedAt time.Time, workers []*worker, keys int) *Report {
+	sum := r.recorder.total()
+	window := max(r.closesAt()-r.cfg.Warmup, 0)
+	p := &Report{
+		Schema: ReportSchema, StartedAt: startedAt.UTC().Truncate(time.Millisecond),
+		Endpoint: r.dialer.to.url, Region: r.cfg.Region, Operation: r.op.name,
+		Loop: ClosedLoop, Concurrency: r.cfg.Concurrency, Rate: r.cfg.Rate,
+		Keys: keys, KeyDistribution: r.cfg.KeyDistribution, PayloadBytes: r.cfg.Payload, Verified: r.cfg.Verify,
+		WarmupSeconds: r.cfg.Warmup.Seconds(), Seconds: window.Seconds(), Interrupted: window < r.cfg.Duration,
+		Requests: Requests{Succeeded: sum.succeeded, Failed: sum.failed()},
+		Latency:  latencyOf(sum.latency),
+		Schedule: Lag{LagMax: micros(int64(sum.lagMax))},
+		Errors:   errorCounts(sum),
+		Client:   Client{OS: runtime.GOOS, Arch: runtime.GOARCH, CPUs: runtime.GOMAXPROCS(0), Go: runtime.Version()},
+		Notes:    append([]string{}, r.notes...),
+	}
+	for _, w := range workers {
+		p.Requests.Unfinished += w.unfinished
+		p.Bytes.Sent += w.client.sent
+		p.Bytes.Received += w.client.received
+		p.Connections.Opened += w.client.dialled
+		p.Connections.Retried += w.client.retried
+	}
+	p.Requests.Sent = p.Requests.Succeeded + p.Requests.Failed + p.Requests.Unfinished
+	if window > 0 {
+		p.Throughput = float64(sum.inWindow) / window.Seconds()
+	}
+	if r.schedule.open() {
+		p.Loop = OpenLoop
+		p.Schedule.Missed = max(r.schedule.between(r.cfg.Warmup, r.closesAt())-int64(p.Requests.Sent), 0)
+	}
+	p.explain()
+	return p
+}
+
+// explain adds the notes without which the figures mislead.
+func (p *Report) explain() {
+	if p.Loop == ClosedLoop {
+		p.Notes = append(p.Notes, "closed loop: a slow server was asked less, so the tail of the latency is a lower bound; use --rate for latency at a given load")
+	}
+	if p.Schedule.Missed > 0 {
+		p.Notes = append(p.Notes, fmt.Sprintf("%d requests were due but never sent: server or generator did not keep up with the rate, and their latency is not in the figures", p.Schedule.Missed))
+	}
+}
+
+func latencyOf(h *hdrhistogram.Histogram) Latency {
+	if h.TotalCount() == 0 {
+		return Latency{}
+	}
+	at := func(q float64) float64 { return micros(h.ValueAtQuantile(q)) }
+	return Latency{Mean: micros(int64(h.Mean())), Min: micros(h.Min()), P50: at(50), P90: at(90), P99: at(99), P999: at(99.9), Max: micros(h.Max())}
+}
+
+// micros converts nanoseconds, to a tenth.
+func micros(ns int64) float64 { return float64((ns+50)/100) / 10 }
+
+// errorCounts lists the errors, most frequent first.
+func errorCounts(sum *tally) []ErrorCount {
+	counts := []ErrorCount{}
+	for i, n := range sum.errors {
+		if n > 0 {
+			k := kind(i)
+			counts = append(counts, ErrorCount{Type: k.String(), FromServer: k.fromServer(), Count: n, Example: sum.examples[k]})
+		}
+	}
+	slices.SortStableFunc(counts, func(a, b ErrorCount) int {
+		switch {
+		case a.Count > b.Count:
+			return -1
+		case a.Count < b.Count:
+			return 1
+		}
+		return strings.Compare(a.Type, b.Type)
+	})
+	return counts
+}
+
+// WriteJSON writes the report as one JSON document.
+func (p *Report) WriteJSON(w io.Writer) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	e.SetEscapeHTML(false)
+	return e.Encode(p)
+}

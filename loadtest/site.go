@@ -1,0 +1,86 @@
+package loadtest
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awsconfig "github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/service/kms"
+)
+
+// setupAttempts is how often the SDK tries a set-up call: creating many keys on AWS meets its request quotas.
+const setupAttempts = 8
+
+// site is the endpoint of a run and how to speak to it.
+type site struct {
+	dialer      *dialer
+	credentials aws.CredentialsProvider
+	api         *kms.Client // for set-up and clean-up
+	transport   *http.Transport
+}
+
+func (s *site) close() { s.transport.CloseIdleConnections() }
+
+// connectSite resolves Region, endpoint and credentials through the AWS chain and writes into cfg what was left open there.
+// It asks for the credentials at once, so that missing ones are the first thing a user hears of.
+func connectSite(ctx context.Context, cfg *Config) (*site, error) {
+	var options []func(*awsconfig.LoadOptions) error
+	if cfg.Region != "" {
+		options = append(options, awsconfig.WithRegion(cfg.Region))
+	}
+	chain, err := awsconfig.LoadDefaultConfig(ctx, options...)
+	if err != nil {
+		return nil, fmt.Errorf("AWS configuration: %w", err)
+	}
+	if err := resolve(cfg, &chain); err != nil {
+		return nil, err
+	}
+	if _, err := chain.Credentials.Retrieve(ctx); err != nil {
+		return nil, fmt.Errorf("AWS credentials: %w", err)
+	}
+	to, err := parseEndpoint(cfg.Endpoint)
+	if err != nil {
+		return nil, err
+	}
+	d, err := newDialer(to, cfg.CAFile, cfg.Timeout)
+	if err != nil {
+		return nil, err
+	}
+	s := &site{dialer: d, credentials: chain.Credentials}
+	s.transport = &http.Transport{ // no proxy: requests go to the endpoint and nowhere else
+		TLSClientConfig:     d.roots.Clone(),
+		MaxIdleConnsPerHost: setupParallel,
+		IdleConnTimeout:     30 * time.Second,
+	}
+	s.api = kms.NewFromConfig(chain, func(o *kms.Options) {
+		o.BaseEndpoint = aws.String(to.url)
+		o.RetryMaxAttempts = setupAttempts
+		o.HTTPClient = &http.Client{
+			Transport:     s.transport,
+			Timeout:       cfg.Timeout,
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		}
+	})
+	return s, nil
+}
+
+// resolve fills in Region, Endpoint and CAFile.
+func resolve(cfg *Config, chain *aws.Config) error {
+	cfg.Endpoint = cmp.Or(cfg.Endpoint, os.Getenv("AWS_ENDPOINT_URL_KMS"), os.Getenv("AWS_ENDPOINT_URL"), aws.ToString(chain.BaseEndpoint))
+	cfg.Region = cmp.Or(cfg.Region, chain.Region)
+	cfg.CAFile = cmp.Or(cfg.CAFile, os.Getenv("AWS_CA_BUNDLE"))
+	if cfg.Region == "" {
+		if cfg.Endpoint == "" {
+			return errors.New("no endpoint and no Region: name one with --endpoint or --region")
+		}
+		cfg.Region = "us-east-1" // keyplane's own default
+	}
+	cfg.Endpoint = cmp.Or(cfg.Endpoint, regionalEndpoint(cfg.Region))
+	return nil
+}

@@ -1,0 +1,103 @@
+package loadtest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"strconv"
+	"time"
+)
+
+const progressEvery = time.Second
+
+// WriteText writes the report for people.
+func (p *Report) WriteText(w io.Writer) error {
+	var b bytes.Buffer
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(&b, "  %-12s"+format+"\n", append([]any{name}, args...)...)
+	}
+	fmt.Fprintf(&b, "%s at %s (%s)\n", p.Operation, p.Endpoint, p.Region)
+	if p.Loop == OpenLoop {
+		line("loop", "open, %s requests/s, at most %d at a time", grouped(p.Rate), p.Concurrency)
+	} else {
+		line("loop", "closed, %d at a time", p.Concurrency)
+	}
+	line("time", "%.1f s after %.1f s of warm-up", p.Seconds, p.WarmupSeconds)
+	if p.Keys > 0 {
+		line("keys", "%d, %s", p.Keys, p.KeyDistribution)
+	}
+	line("payload", "%d bytes", p.PayloadBytes)
+	line("client", "%s/%s, %d CPUs, %s", p.Client.OS, p.Client.Arch, p.Client.CPUs, p.Client.Go)
+	b.WriteByte('\n')
+	line("throughput", "%s requests/s", grouped(p.Throughput))
+	line("requests", "%s sent, %s succeeded, %s failed, %s unfinished", count(p.Requests.Sent), count(p.Requests.Succeeded),
+		count(p.Requests.Failed), count(p.Requests.Unfinished))
+	l := p.Latency
+	line("latency µs", "p50 %.1f   p90 %.1f   p99 %.1f   p99.9 %.1f   max %.1f", l.P50, l.P90, l.P99, l.P999, l.Max)
+	line("bytes", "%s sent, %s received", count(p.Bytes.Sent), count(p.Bytes.Received))
+	line("connections", "%s opened, %s requests sent again", count(p.Connections.Opened), count(p.Connections.Retried))
+	if p.Loop == OpenLoop {
+		line("schedule", "%s missed, at most %.1f µs late to start", count(uint64(p.Schedule.Missed)), p.Schedule.LagMax)
+	}
+	if len(p.Errors) == 0 {
+		line("errors", "none")
+	}
+	for _, e := range p.Errors {
+		line("error", "%s × %s: %s", count(e.Count), e.Type, e.Example)
+	}
+	if p.KeysRemoved > 0 {
+		line("clean-up", "%d keys scheduled for deletion", p.KeysRemoved)
+	}
+	if p.Interrupted {
+		line("note", "interrupted before the end")
+	}
+	for _, note := range p.Notes {
+		line("note", "%s", note)
+	}
+	_, err := w.Write(b.Bytes())
+	return err
+}
+
+// grouped prints a number without fraction, its digits in threes.
+func grouped(f float64) string { return count(uint64(f + 0.5)) }
+
+func count(n uint64) string {
+	digits := strconv.FormatUint(n, 10)
+	var b []byte
+	for i := range len(digits) {
+		if i > 0 && (len(digits)-i)%3 == 0 {
+			b = append(b, ' ')
+		}
+		b = append(b, digits[i])
+	}
+	return string(b)
+}
+
+// progress draws one line a second over the last one, until the sending ends.
+func (r *run) progress(sending context.Context) {
+	ticker := time.NewTicker(progressEvery)
+	defer ticker.Stop()
+	recent := newHistogram()
+	var failed uint64
+	last := r.now()
+	for {
+		select {
+		case <-sending.Done():
+			fmt.Fprint(r.cfg.Progress, "\r\x1b[K") // the report follows on an empty line
+			return
+		case <-ticker.C:
+		}
+		failed += r.recorder.recentInto(recent)
+		now := r.now()
+		rate := float64(recent.TotalCount()) / (now - last).Seconds()
+		last = now
+		phase, at, of := "warm-up", now, r.cfg.Warmup
+		if now >= r.cfg.Warmup {
+			phase, at, of = r.op.name, now-r.cfg.Warmup, r.cfg.Duration
+		}
+		l := latencyOf(recent)
+		fmt.Fprintf(r.cfg.Progress, "\r\x1b[K%s %.0f/%.0f s  %s/s  p50 %.0f µs  p99 %.0f µs  %s errors",
+			phase, at.Seconds(), of.Seconds(), grouped(rate), l.P50, l.P99, count(failed))
+	}
+}
