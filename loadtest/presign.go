@@ -10,6 +10,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 
 	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/secret"
+	"github.com/keyplane/keyplane/internal/sigv4"
 )
 
 const (
@@ -30,13 +32,17 @@ type target struct {
 	signed atomic.Pointer[[]byte] // the whole HTTP request; replaced, never changed
 }
 
-// signer puts signatures on targets.
+// signer puts signatures on targets. It is used by one goroutine at a time.
 type signer struct {
 	credentials aws.CredentialsProvider // refreshes by itself
 	region      string
 	host        string
 	operation   string
 	now         func() time.Time
+
+	key     *sigv4.AccessKey // of the credentials last seen; nil before the first
+	secret  secret.Bytes     // theirs, to see a change
+	scratch sigv4.Scratch
 }
 
 // signAll signs every target and returns when they have to be signed again.
@@ -45,9 +51,12 @@ func (s *signer) signAll(ctx context.Context, targets []*target) (again time.Tim
 	if err != nil {
 		return time.Time{}, fmt.Errorf("AWS credentials: %w", err)
 	}
+	if err := s.use(&credentials); err != nil {
+		return time.Time{}, err
+	}
 	at := s.now()
 	for _, t := range targets {
-		request, err := s.appendRequest(nil, &credentials, at, t.body)
+		request, err := s.appendRequest(nil, credentials.SessionToken, at, t.body)
 		if err != nil {
 			return time.Time{}, err
 		}
@@ -60,29 +69,58 @@ func (s *signer) signAll(ctx context.Context, targets []*target) (again time.Tim
 	return again, nil
 }
 
-// appendRequest appends a signed HTTP request. The signature covers every header but Content-Length and User-Agent.
-func (s *signer) appendRequest(dst []byte, credentials *aws.Credentials, at time.Time, body []byte) ([]byte, error) {
-	headers := [][2]string{
-		{"Content-Type", kmsapi.ContentType},
-		{"Host", s.host},
-		{"X-Amz-Date", at.UTC().Format("20060102T150405Z")},
-		{"X-Amz-Target", kmsapi.TargetPrefix + s.operation},
+// use makes the credentials the ones that sign.
+func (s *signer) use(credentials *aws.Credentials) error {
+	secretKey := []byte(credentials.SecretAccessKey)
+	if s.key != nil && s.key.ID() == credentials.AccessKeyID && s.secret.Equal(secretKey) {
+		secret.Wipe(secretKey)
+		return nil
 	}
-	if credentials.SessionToken != "" {
-		headers = append(headers, [2]string{"X-Amz-Security-Token", credentials.SessionToken})
+	key, err := sigv4.NewAccessKey(credentials.AccessKeyID, secretKey, sigv4.Principal{})
+	if err != nil {
+		secret.Wipe(secretKey)
+		return fmt.Errorf("AWS credentials: %w", err)
 	}
-	authorization, err := authorize(credentials, s.region, at, headers, body)
+	s.wipe()
+	s.key, s.secret = key, secret.New(secretKey)
+	return nil
+}
+
+// wipe clears the credentials. The SDK keeps its own copy, in strings, which nobody can clear.
+func (s *signer) wipe() {
+	if s.key != nil {
+		s.key.Wipe()
+	}
+	s.secret.Wipe()
+	s.scratch.Reset()
+}
+
+// appendRequest appends a signed HTTP request. The signature covers every header but the last three.
+func (s *signer) appendRequest(dst []byte, sessionToken string, at time.Time, body []byte) ([]byte, error) {
+	r := sigv4.Request{Method: []byte("POST"), Path: []byte("/"), Body: body}
+	header := func(name, value string) {
+		r.Headers = append(r.Headers, sigv4.Header{Name: []byte(name), Value: []byte(value)})
+	}
+	header("host", s.host)
+	header("content-type", kmsapi.ContentType)
+	header("x-amz-date", string(sigv4.AppendDate(nil, at)))
+	header("x-amz-target", kmsapi.TargetPrefix+s.operation)
+	if sessionToken != "" {
+		header("x-amz-security-token", sessionToken)
+	}
+	authorization, err := sigv4.AppendAuthorization(nil, s.key, s.region, kmsapi.SigningName, &r, &s.scratch)
 	if err != nil {
 		return dst, err
 	}
-	headers = append(headers, [2]string{"Authorization", authorization},
-		[2]string{"User-Agent", userAgent}, [2]string{"Content-Length", strconv.Itoa(len(body))})
+	header("authorization", string(authorization))
+	header("user-agent", userAgent)
+	header("content-length", strconv.Itoa(len(body)))
 
 	dst = append(dst, "POST / HTTP/1.1\r\n"...)
-	for _, h := range headers {
-		dst = append(dst, h[0]...)
+	for _, h := range r.Headers {
+		dst = append(dst, h.Name...)
 		dst = append(dst, ": "...)
-		dst = append(dst, h[1]...)
+		dst = append(dst, h.Value...)
 		dst = append(dst, "\r\n"...)
 	}
 	dst = append(dst, "\r\n"...)

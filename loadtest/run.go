@@ -73,6 +73,7 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 		stopped:  make(chan struct{}),
 	}
 	r.signer = &signer{credentials: site.credentials, region: cfg.Region, host: site.dialer.to.host, operation: r.op.name, now: time.Now}
+	defer r.signer.wipe()
 
 	ring := &keyring{api: site.api}
 	report, err := r.measure(ctx, ring)
