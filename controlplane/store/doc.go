@@ -1,0 +1,26 @@
+// Package store keeps the control plane's state in etcd, the one state engine: embedded in this process (OpenEmbedded) or an external
+// cluster (OpenExternal), with the same client code. It knows records, their keys in etcd and the transactions that keep them consistent.
+// It does not know HTTP, the HSM, SigV4, or which operation is allowed in which key state: callers decide that in a function which the
+// store runs inside the transaction.
+//
+//	/keyplane/1/meta/format                                  what this layout is
+//	/keyplane/1/key/<region>/<account>/<key ID>              record: state, description, versions with salts, tags, alias names
+//	/keyplane/1/policy/<region>/<account>/<key ID>           key policy, as it was given
+//	/keyplane/1/alias/<region>/<account>/<name>              record: target, dates; <name> without "alias/"
+//	/keyplane/1/deletion/<region>/<date>/<account>/<key ID>  index of keys pending deletion, in order of their date
+//	/keyplane/1/tombstone/<region>/<account>/<key ID>        a deleted key's ID, which can never come back
+//	/keyplane/1/accesskey/<access key ID>                    record: principal, sealed secret
+//
+// A value is one format byte and strict JSON; an unknown format, an unknown or duplicate member, or a record that names another key than
+// its place in etcd is refused as damaged.
+//
+// A write is read, change, and one transaction that compares the mod revision of everything the decision was taken on; it is tried again
+// on a conflict, a bounded number of times. Reads are linearizable.
+//
+// Deleting a key takes its record, policy, aliases and index entry away in one transaction; Compact then drops the old revisions. What
+// that leaves: freed pages of etcd's database and old segments of its write-ahead log are reused and removed in etcd's own time, and a
+// backup keeps what it has. A salt is therefore confidential, not secret: without the HSM's root it gives nothing (docs/ciphertext.md §5).
+//
+// The embedded etcd owns its goroutines from OpenEmbedded to Close. A failed fsync or a broken write-ahead log ends the process: etcd
+// must not go on with a disk that it cannot trust.
+package store
