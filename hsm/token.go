@@ -1,8 +1,17 @@
 package hsm
 
-// RootID names a derivation root: the first 8 bytes of CMAC(R, "keyplane root id"…), see RootIDBlock. Two tokens with the same RootID
-// hold the same key, and a job under that root may run on either.
+// RootID names a derivation root R: the first 8 bytes of E(RootIDBlock) under R. Two tokens with the same RootID hold the same key, and a
+// job under that root may run on either.
 type RootID [8]byte
+
+// RootIDBlock is the one AES block that every token encrypts under its derivation root outside the key derivation: its image is the RootID
+// and the known answer of self-tests and canaries.
+//
+// The image is no secret and gives nothing away. It would be half of a message-key block only if some message's KDF input were this very
+// block, but those inputs are masked with the key version's offset (docs/ciphertext.md §3), 128 bits that come out of R itself over a
+// salt made by the HSM: nobody can aim for it, and 2^40 key versions with 2^40 messages each meet it with probability 2^-46 and then
+// without knowing where. The other direct inputs of R are the zero block (for K1) and salts, which the HSM draws.
+const RootIDBlock = "keyplane root id"
 
 // Handle is a PKCS#11 object handle, valid for one session generation.
 type Handle uint64
@@ -13,6 +22,7 @@ type TokenInfo struct {
 	Module                             string // module path, or "soft token"
 	Firmware                           string
 	Software                           bool // keys are protected by this host only
+	InProcess                          bool // its calls are plain Go that always returns: nobody needs to watch over them
 }
 
 // Roots are the two keys every token of keyplane holds.
@@ -27,11 +37,12 @@ type Token interface {
 	// ErrNoRoots if the token has none.
 	Roots() (Roots, error)
 	// OpenSession opens a session with the derivation root at hand. Sessions opened after a Reset belong to a new generation.
+	// ErrNoRoots if the root is not there, CKR_USER_NOT_LOGGED_IN if the login is lost.
 	OpenSession() (Session, error)
 	// Reset re-establishes login and anchor session after the token was lost: single flight, bumps the generation. A wrong PIN is never
 	// tried again: it returns ErrPIN at once from then on.
 	Reset() error
-	// Generation counts Resets; a session of an older generation is dead.
+	// Generation counts Resets; a session of an older generation is dead. It does not block: a Reset that hangs still answers it.
 	Generation() uint64
 	Close() error
 }

@@ -1,0 +1,208 @@
+package hsm
+
+import (
+	"bytes"
+	"sync"
+	"time"
+)
+
+const (
+	blockLen  = 16
+	nonceLen  = 24
+	jobBlocks = 6    // AES blocks of one job at most: two derivations of three blocks
+	RandomMax = 1024 // bytes of random in one job; the API's own limit
+	stuckMax  = 8    // calls of one slot that may hang before no more sessions are opened on it
+)
+
+// lane is a session with the buffers its calls use. One goroutine at a time uses it: the shard's leader, or whoever opened it. Where the
+// module may hang, calls run on the lane's own goroutine, and a lane whose call does not come back in time is abandoned as a whole: its
+// goroutine wipes it and closes the session if the call ever ends. That is why a session never sees a job's own memory.
+type lane struct {
+	slot    *slot
+	session Session
+	gen     uint64 // of the token when the session was opened
+
+	in, out, random []byte // used parts are wiped after each round
+	pool            []byte // nonces drawn by earlier crossings; empty where the lane is a canary
+	used            int    // bytes of pool spent since it was last full
+	last            [blockLen]byte
+
+	watched   bool
+	op        op
+	call      chan struct{} // unbuffered: op and the slices are the goroutine's from the send until done
+	done      chan error    // capacity 1, so that a late result never blocks
+	timer     *time.Timer
+	timeout   time.Duration
+	abandoned bool // written before call is closed, read by the goroutine after
+}
+
+type op uint8
+
+const (
+	opOpen op = iota
+	opRound
+)
+
+// newLane opens a session on the slot and proves it: the known answer, and random that does not repeat. roundMax 0 makes a canary.
+// While the slot has no known answer yet, the lane's becomes it.
+func (s *Shards) newLane(sl *slot, roundMax int) (*lane, error) {
+	if sl.stuck.Load() >= stuckMax {
+		return nil, ErrTimeout
+	}
+	nonces := roundMax * 2 * nonceLen
+	l := &lane{
+		slot:    sl,
+		gen:     sl.token.Generation(),
+		in:      make([]byte, 0, (roundMax*jobBlocks+1)*blockLen),
+		out:     make([]byte, 0, (roundMax*jobBlocks+1)*blockLen),
+		random:  make([]byte, 0, align(roundMax*RandomMax+nonces)+blockLen),
+		pool:    make([]byte, nonces),
+		used:    nonces,
+		watched: sl.watched,
+		timeout: s.cfg.RoundTimeout,
+	}
+	if l.watched {
+		l.call, l.done = make(chan struct{}), make(chan error, 1)
+		l.timer = time.NewTimer(time.Hour)
+		l.timer.Stop()
+		s.workers.Add(1)
+		go l.work(&s.workers)
+	}
+	err := l.do(opOpen)
+	if err == nil {
+		l.in = append(l.in, RootIDBlock...)
+		l.random = l.random[:align(nonces)+blockLen]
+		err = l.cross(0)
+	}
+	if err != nil {
+		l.close()
+		return nil, err
+	}
+	l.wipe()
+	return l, nil
+}
+
+// cross makes one crossing for the blocks in l.in, of which the last is RootIDBlock unless there are none, and the first jobBytes of
+// l.random. It proves what came back and refills the nonce pool from the rest of l.random; the caller has sized that with randomLen.
+func (l *lane) cross(jobBytes int) error {
+	l.out = l.out[:len(l.in)]
+	if err := l.do(opRound); err != nil {
+		return err
+	}
+	if n := len(l.out); n > 0 && !l.slot.confirm(l.out[n-blockLen:]) {
+		return ErrWrong
+	}
+	if !l.healthy() {
+		return ErrWrong
+	}
+	if l.used > 0 {
+		copy(l.pool[:l.used], l.random[jobBytes:])
+		l.used = 0
+	}
+	return nil
+}
+
+// randomLen is how many random bytes a crossing draws: the jobs', the nonces spent, and a block that nobody uses, for the health test.
+func (l *lane) randomLen(jobBytes int) int {
+	if jobBytes+l.used == 0 {
+		return 0
+	}
+	return align(jobBytes+l.used) + blockLen
+}
+
+// healthy is the repeated-block test: no two consecutive blocks of the token's random may be equal, across crossings too. The block kept
+// for the next crossing is the unused one, never a data key.
+func (l *lane) healthy() bool {
+	prev := l.last[:]
+	for r := l.random; len(r) >= blockLen; r = r[blockLen:] {
+		if bytes.Equal(prev, r[:blockLen]) {
+			return false
+		}
+		prev = r[:blockLen]
+	}
+	copy(l.last[:], prev)
+	return true
+}
+
+// nonce takes 24 bytes of the token's random into n by XOR. The pool holds two nonces a job, so it is never empty within a round.
+func (l *lane) nonce(n *[nonceLen]byte) {
+	p := l.pool[l.used : l.used+nonceLen]
+	for i := range n {
+		n[i] ^= p[i]
+	}
+	clear(p)
+	l.used += nonceLen
+}
+
+// work runs the lane's calls. It belongs to the Shards; it ends when the lane is closed, which for an abandoned one is after its last call.
+func (l *lane) work(wg *sync.WaitGroup) {
+	defer wg.Done()
+	for range l.call {
+		l.done <- l.act()
+	}
+	l.destroy()
+	if l.abandoned {
+		l.slot.stuck.Add(-1)
+	}
+}
+
+func (l *lane) act() error {
+	if l.op == opOpen {
+		session, err := l.slot.token.OpenSession()
+		if err == nil {
+			l.session = session
+		}
+		return err
+	}
+	return l.session.Round(l.in, l.out, l.random)
+}
+
+// do runs one call and waits for it, at most timeout. After ErrTimeout the lane may only be closed.
+func (l *lane) do(o op) error {
+	l.op = o
+	if !l.watched {
+		return l.act()
+	}
+	l.timer.Reset(l.timeout)
+	l.call <- struct{}{}
+	select {
+	case err := <-l.done:
+		l.timer.Stop()
+		return err
+	case <-l.timer.C:
+		l.abandoned = true
+		l.slot.stuck.Add(1)
+		return ErrTimeout
+	}
+}
+
+// close wipes the lane and closes its session, at once or when the call that hangs has ended.
+func (l *lane) close() {
+	if l.watched {
+		close(l.call)
+		return
+	}
+	l.destroy()
+}
+
+func (l *lane) destroy() {
+	clear(l.in[:cap(l.in)])
+	clear(l.out[:cap(l.out)])
+	clear(l.random[:cap(l.random)])
+	clear(l.pool)
+	if l.session != nil {
+		// The session is given up because it failed or is no longer needed: there is nobody to tell about a failing close.
+		_ = l.session.Close()
+	}
+}
+
+// wipe clears what a round used. The slices keep their memory.
+func (l *lane) wipe() {
+	clear(l.in)
+	clear(l.out)
+	clear(l.random)
+	l.in, l.out, l.random = l.in[:0], l.out[:0], l.random[:0]
+}
+
+// align rounds up to whole blocks.
+func align(n int) int { return (n + blockLen - 1) &^ (blockLen - 1) }

@@ -1,0 +1,235 @@
+package softtoken
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/pbkdf2"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/keyplane/keyplane/hsm"
+	"github.com/keyplane/keyplane/internal/secret"
+)
+
+const (
+	fileName      = "token.json"
+	pinName       = "pin"
+	version       = 1
+	kdfName       = "PBKDF2-HMAC-SHA-256"
+	iterations    = 600_000    // OWASP Password Storage Cheat Sheet, PBKDF2-HMAC-SHA256
+	iterationsMax = 10_000_000 // a few seconds; a file that asks for more is not ours
+	saltLen       = 32
+	rootLen       = 32
+	nonceLen      = 12
+	sealedLen     = 2*rootLen + 16
+	fileMax       = 4096 // bytes
+	labelMax      = 32   // as in CK_TOKEN_INFO
+	serialLen     = 16
+)
+
+// file is token.json. Sealed is AES-256-GCM(key, Nonce, R || W) under key = PBKDF2(PIN, Salt), with every other field as AAD.
+type file struct {
+	Version    int    `json:"version"`
+	Label      string `json:"label"`
+	Serial     string `json:"serial"`
+	KDF        string `json:"kdf"`
+	Iterations int    `json:"iterations"`
+	Salt       []byte `json:"salt"`
+	Nonce      []byte `json:"nonce"`
+	Sealed     []byte `json:"sealed"`
+}
+
+// aad is unambiguous: fixed-width numbers, and a length before every string.
+func (f *file) aad() []byte {
+	b := []byte("keyplane soft token")
+	b = binary.BigEndian.AppendUint32(b, uint32(f.Version))
+	b = binary.BigEndian.AppendUint32(b, uint32(f.Iterations))
+	for _, s := range []string{f.Label, f.Serial, f.KDF, string(f.Salt), string(f.Nonce)} {
+		b = binary.BigEndian.AppendUint32(b, uint32(len(s)))
+		b = append(b, s...)
+	}
+	return b
+}
+
+// check refuses anything this version does not write.
+func (f *file) check() error {
+	switch {
+	case f.Version != version:
+		return fmt.Errorf("version %d, this build reads %d", f.Version, version)
+	case f.KDF != kdfName, f.Iterations < iterations, f.Iterations > iterationsMax:
+		return fmt.Errorf("key derivation %q with %d iterations is not accepted", f.KDF, f.Iterations)
+	case len(f.Salt) != saltLen, len(f.Nonce) != nonceLen, len(f.Sealed) != sealedLen,
+		len(f.Label) > labelMax, len(f.Serial) != serialLen:
+		return errors.New("a field has the wrong length")
+	}
+	return nil
+}
+
+// gcm derives the sealing key. crypto/pbkdf2 takes the PIN as a string: that copy cannot be wiped and stays until memory is reused.
+func (f *file) gcm(pin secret.Bytes) (cipher.AEAD, error) {
+	key, err := pbkdf2.Key(sha256.New, string(pin.Expose()), f.Salt, f.Iterations, 32)
+	if err != nil {
+		return nil, err
+	}
+	defer secret.Wipe(key)
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, err
+	}
+	return cipher.NewGCM(block)
+}
+
+// open unseals the roots: R || W. A wrong PIN and a damaged file look the same and are hsm.ErrPIN.
+func (f *file) open(pin secret.Bytes) ([]byte, error) {
+	gcm, err := f.gcm(pin)
+	if err != nil {
+		return nil, err
+	}
+	roots, err := gcm.Open(nil, f.Nonce, f.Sealed, f.aad())
+	if err != nil {
+		return nil, hsm.ErrPIN
+	}
+	return roots, nil
+}
+
+// newFile makes a token with random roots.
+func newFile(label string, pin secret.Bytes) (*file, error) {
+	f := &file{Version: version, Label: label, KDF: kdfName, Iterations: iterations,
+		Salt: make([]byte, saltLen), Nonce: make([]byte, nonceLen)}
+	var serial [serialLen / 2]byte
+	roots := make([]byte, 2*rootLen)
+	defer secret.Wipe(roots)
+	for _, b := range [][]byte{f.Salt, f.Nonce, serial[:], roots} {
+		if _, err := io.ReadFull(rand.Reader, b); err != nil {
+			return nil, err
+		}
+	}
+	f.Serial = hex.EncodeToString(serial[:])
+	gcm, err := f.gcm(pin)
+	if err != nil {
+		return nil, err
+	}
+	f.Sealed = gcm.Seal(nil, f.Nonce, roots, f.aad())
+	return f, nil
+}
+
+// read parses <dir>/token.json; os.ErrNotExist if there is none.
+func read(dir string) (*file, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	if err := hsm.CheckPrivate(d); err != nil {
+		return nil, err
+	}
+	r, err := os.Open(filepath.Join(dir, fileName))
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	if err := hsm.CheckPrivate(r); err != nil {
+		return nil, err
+	}
+	b, err := io.ReadAll(io.LimitReader(r, fileMax+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(b) > fileMax {
+		return nil, fmt.Errorf("%s: longer than %d bytes", r.Name(), fileMax)
+	}
+	f, err := parse(b)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", r.Name(), err)
+	}
+	return f, nil
+}
+
+func parse(b []byte) (*file, error) {
+	f := new(file)
+	if err := json.Unmarshal(b, f); err != nil {
+		return nil, err
+	}
+	if err := f.check(); err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+// create makes the directory, a PIN where pinFile is empty, and the token. What is there is never overwritten.
+func create(dir, pinFile, label string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := hsm.CheckPrivate(d); err != nil {
+		return err
+	}
+	if pinFile == "" {
+		pinFile = filepath.Join(dir, pinName)
+		// A PIN that an interrupted first start, or another process just now, has left is used: of two tokens sealed under it at the
+		// same time only one gets its name.
+		if _, err := os.Lstat(pinFile); errors.Is(err, os.ErrNotExist) {
+			pin := append([]byte(rand.Text()), '\n')
+			err := publish(dir, pinName, pin)
+			secret.Wipe(pin)
+			if err != nil && !errors.Is(err, os.ErrExist) {
+				return err
+			}
+		}
+	}
+	pin, err := hsm.ReadPIN(pinFile)
+	if err != nil {
+		return err
+	}
+	defer pin.Wipe()
+	f, err := newFile(label, pin)
+	if err != nil {
+		return err
+	}
+	b, err := json.MarshalIndent(f, "", "  ")
+	if err != nil {
+		return err
+	}
+	return publish(dir, fileName, append(b, '\n'))
+}
+
+// publish makes dir/name appear whole and durable, or not at all. It fails if the name exists: link, unlike rename, never replaces a file
+// that another process has made meanwhile.
+func publish(dir, name string, data []byte) (err error) {
+	tmp, err := os.CreateTemp(dir, name+".new-*") // 0600
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name())
+	if _, err = tmp.Write(data); err == nil {
+		err = tmp.Sync()
+	}
+	if cerr := tmp.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Link(tmp.Name(), filepath.Join(dir, name))
+	}
+	if err != nil {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}

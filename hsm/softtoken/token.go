@@ -1,0 +1,155 @@
+package softtoken
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+
+	"github.com/keyplane/keyplane/hsm"
+	"github.com/keyplane/keyplane/internal/secret"
+)
+
+// Config names a soft token.
+type Config struct {
+	Dir     string // holds token.json, 0700
+	PINFile string // "" means <Dir>/pin
+	Create  bool   // make the token, and without PINFile a random PIN, where Dir has no token
+	Label   string // of a token that is made; "" means "keyplane soft token"
+}
+
+// Token is an opened soft token.
+type Token struct {
+	info       hsm.TokenInfo
+	root       cipher.Block // of R; safe for concurrent use; its key schedule cannot be wiped
+	id         hsm.RootID
+	generation atomic.Uint64
+	closed     atomic.Bool
+}
+
+// Open opens the token, or makes it first. The error is hsm.ErrPIN where the PIN does not open the file.
+func Open(cfg Config) (*Token, error) {
+	f, err := read(cfg.Dir)
+	if errors.Is(err, os.ErrNotExist) && cfg.Create {
+		label := cfg.Label
+		if label == "" {
+			label = "keyplane soft token"
+		}
+		if len(label) > labelMax {
+			return nil, fmt.Errorf("softtoken: label longer than %d bytes", labelMax)
+		}
+		// If another process was faster, its token is the one to open.
+		if err := create(cfg.Dir, cfg.PINFile, label); err != nil && !errors.Is(err, os.ErrExist) {
+			return nil, fmt.Errorf("softtoken: %w", err)
+		}
+		f, err = read(cfg.Dir)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("softtoken: %w", err)
+	}
+	pinFile := cfg.PINFile
+	if pinFile == "" {
+		pinFile = filepath.Join(cfg.Dir, pinName)
+	}
+	pin, err := hsm.ReadPIN(pinFile)
+	if err != nil {
+		return nil, fmt.Errorf("softtoken: %w", err)
+	}
+	defer pin.Wipe()
+	roots, err := f.open(pin)
+	if err != nil {
+		return nil, fmt.Errorf("softtoken: %s: %w", cfg.Dir, err)
+	}
+	// The second root wraps keys; nothing here wraps any, so it is not kept.
+	defer secret.Wipe(roots)
+	block, err := aes.NewCipher(roots[:rootLen])
+	if err != nil {
+		return nil, fmt.Errorf("softtoken: %w", err)
+	}
+	t := &Token{root: block, info: hsm.TokenInfo{
+		Label: f.Label, Serial: f.Serial, Manufacturer: "keyplane", Model: "soft token", Module: "soft token",
+		Software: true, InProcess: true,
+	}}
+	var image [aes.BlockSize]byte
+	block.Encrypt(image[:], []byte(hsm.RootIDBlock))
+	t.id = hsm.RootID(image[:8])
+	return t, nil
+}
+
+// Info says which token this is.
+func (t *Token) Info() hsm.TokenInfo { return t.info }
+
+// Roots names the derivation root. That it never leaves the token is this package's word, not an attribute.
+func (t *Token) Roots() (hsm.Roots, error) { return hsm.Roots{ID: t.id}, nil }
+
+// OpenSession opens a session; there is no limit to them.
+func (t *Token) OpenSession() (hsm.Session, error) {
+	if t.closed.Load() {
+		return nil, &hsm.Error{CKR: hsm.CKR_CRYPTOKI_NOT_INITIALIZED, Function: "C_OpenSession"}
+	}
+	return &session{token: t, root: t.root, generation: t.generation.Load()}, nil
+}
+
+// Reset starts a new generation; there is no login to lose.
+func (t *Token) Reset() error {
+	t.generation.Add(1)
+	return nil
+}
+
+// Generation counts Resets.
+func (t *Token) Generation() uint64 { return t.generation.Load() }
+
+// Close makes every session fail.
+func (t *Token) Close() error {
+	t.closed.Store(true)
+	return nil
+}
+
+type session struct {
+	token      *Token
+	root       cipher.Block
+	generation uint64
+	closed     bool
+}
+
+// Round encrypts block by block: AES-ECB is what the KDF's blocks want, each of them a CMAC's last step.
+func (s *session) Round(in, out, random []byte) error {
+	if len(in)%aes.BlockSize != 0 || len(out) != len(in) {
+		panic("softtoken: in is not whole blocks or out is not as long")
+	}
+	if err := s.alive(); err != nil {
+		clear(out)
+		clear(random)
+		return err
+	}
+	if _, err := io.ReadFull(rand.Reader, random); err != nil {
+		clear(out)
+		clear(random)
+		return &hsm.Error{CKR: hsm.CKR_RANDOM_NO_RNG, Function: "C_GenerateRandom"}
+	}
+	for i := 0; i < len(in); i += aes.BlockSize {
+		s.root.Encrypt(out[i:i+aes.BlockSize], in[i:i+aes.BlockSize])
+	}
+	return nil
+}
+
+func (s *session) alive() error {
+	switch {
+	case s.closed || s.token.closed.Load():
+		return hsm.ErrSessionClosed
+	case s.generation != s.token.generation.Load():
+		return &hsm.Error{CKR: hsm.CKR_SESSION_HANDLE_INVALID, Function: "C_EncryptInit"}
+	}
+	return nil
+}
+
+func (s *session) Close() error {
+	s.closed = true
+	s.root = nil
+	return nil
+}
