@@ -12,14 +12,14 @@ import (
 	"github.com/keyplane/keyplane/internal/kmsapi"
 )
 
-// Bounds of a run. They keep memory bounded: a connection costs about 20 KB, a key one signed request of at most 12 KB.
+// Bounds of a run, so that its memory is bounded too: a connection costs about 20 KB, a key what requestBytes says.
 const (
 	concurrencyMax  = 10_000
 	keysMax         = 100_000
 	rateMax         = 1e6 // requests per second
 	durationMax     = 24 * time.Hour
 	timeoutMax      = 5 * time.Minute
-	signedBytesMax  = 512 << 20 // of all signed requests together
+	memoryMax       = 512 << 20 // bytes of all requests together, bodies and signed forms
 	dataKeyBytesMax = 1024      // NumberOfBytes of GenerateDataKey*; the service model's bound
 )
 
@@ -92,6 +92,8 @@ func (c *Config) validate() error {
 	}
 	if n := max(c.Keys, len(c.KeyIDs)); n < 1 || n > keysMax {
 		fault("keys must be 1 to %d", keysMax)
+	} else if n*requestBytes(c.Payload) > memoryMax {
+		fault("so many keys with so large a payload need more than %d MiB of signed requests", memoryMax>>20)
 	}
 	for _, id := range c.KeyIDs {
 		if id == "" || len(id) > kmsapi.KeyIDMax {
@@ -108,6 +110,9 @@ func (c *Config) validate() error {
 	}
 	return errors.Join(faults...)
 }
+
+// requestBytes estimates what one target keeps: headers, and the payload in base64 with a blob's overhead, once as body and once signed.
+func requestBytes(payload int) int { return 1<<10 + 2*(payload+256)*4/3 }
 
 // endpoint is where every request goes.
 type endpoint struct {
