@@ -12,12 +12,15 @@ import (
 func TestVerifyAccepts(t *testing.T) {
 	v, k := testVerifier(t)
 	for name, edit := range map[string]func(*Request){
-		"as signed":              func(*Request) {},
-		"no blank after commas":  func(r *Request) { swap(t, r, ", ", ","); swap(t, r, ", ", ",") },
-		"many blanks":            func(r *Request) { swap(t, r, ", ", " \t,  \t"); swap(t, r, "256 ", "256 \t ") },
-		"blanks around values":   func(r *Request) { set(r, "host", " \tkms.eu-central-1.amazonaws.com\t ") },
-		"more inner spaces":      func(r *Request) { set(r, "amz-sdk-request", "attempt=1;    max=3") },
-		"parameters reordered":   func(r *Request) { a := strings.SplitN(get(r, "authorization"), " ", 2); set(r, "authorization", a[0]+" "+reversed(a[1])) },
+		"as signed":             func(*Request) {},
+		"no blank after commas": func(r *Request) { swap(t, r, ", ", ","); swap(t, r, ", ", ",") },
+		"many blanks":           func(r *Request) { swap(t, r, ", ", " \t,  \t"); swap(t, r, "256 ", "256 \t ") },
+		"blanks around values":  func(r *Request) { set(r, "host", " \tkms.eu-central-1.amazonaws.com\t ") },
+		"more inner spaces":     func(r *Request) { set(r, "amz-sdk-request", "attempt=1;    max=3") },
+		"parameters reordered": func(r *Request) {
+			a := strings.SplitN(get(r, "authorization"), " ", 2)
+			set(r, "authorization", a[0]+" "+reversed(a[1]))
+		},
 		"headers reordered":      func(r *Request) { r.Headers[0], r.Headers[5] = r.Headers[5], r.Headers[0] },
 		"unsigned headers twice": func(r *Request) { add(r, "accept-encoding", "gzip"); add(r, "user-agent", "x") },
 		"trace header unsigned":  func(r *Request) { add(r, "x-amzn-trace-id", "Root=1-2") },
