@@ -133,7 +133,10 @@ func TestClientErrors(t *testing.T) {
 			time.Sleep(time.Second)
 			return false
 		}},
-		{"not HTTP", kindProtocol, func(conn net.Conn, _, _ int64) bool { io.WriteString(conn, "SSH-2.0-OpenSSH_9.2\r\n\r\n"); return false }},
+		{"not HTTP", kindProtocol, func(conn net.Conn, _, _ int64) bool {
+			io.WriteString(conn, "SSH-2.0-OpenSSH_9.2\r\n\r\n")
+			return false
+		}},
 		{"too large", kindProtocol, func(conn net.Conn, _, _ int64) bool {
 			fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", replyBytesMax+1, make([]byte, replyBytesMax+1))
 			return false
@@ -169,7 +172,10 @@ func TestClientErrors(t *testing.T) {
 
 // A server that goes away in the middle: the workers keep trying, do not spin, and go on when it is back.
 func TestServerRestart(t *testing.T) {
-	handler := func(ctx *fasthttp.RequestCtx) { ctx.SetBodyString(`{"Plaintext":"AAA="}`); time.Sleep(time.Millisecond) }
+	handler := func(ctx *fasthttp.RequestCtx) {
+		ctx.SetBodyString(`{"Plaintext":"AAA="}`)
+		time.Sleep(time.Millisecond)
+	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

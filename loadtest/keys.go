@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -31,7 +32,7 @@ type keyring struct {
 	api *kms.Client
 
 	mu      sync.Mutex
-	created []createdKey // guarded by mu; what clean removes
+	created []createdKey // guarded by mu; what clean removes, zero values left out
 }
 
 type createdKey struct{ alias, arn string }
@@ -88,7 +89,10 @@ func (k *keyring) findOrCreate(ctx context.Context, alias string) (key, error) {
 	_, err = k.api.CreateAlias(ctx, &kms.CreateAliasInput{AliasName: &alias, TargetKeyId: &arn})
 	var exists *types.AlreadyExistsException
 	if errors.As(err, &exists) { // another load test was faster: its key serves both, ours is not needed
-		k.schedule(ctx, arn)
+		k.forget(at)
+		if err := k.schedule(ctx, arn); err != nil {
+			return key{}, err
+		}
 		return k.describe(ctx, alias)
 	}
 	if err != nil {
@@ -111,6 +115,13 @@ func (k *keyring) nameCreated(at int, alias string) {
 	k.created[at].alias = alias
 }
 
+// forget leaves a key out of clean-up.
+func (k *keyring) forget(at int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.created[at] = createdKey{}
+}
+
 func (k *keyring) schedule(ctx context.Context, arn string) error {
 	_, err := k.api.ScheduleKeyDeletion(ctx, &kms.ScheduleKeyDeletionInput{KeyId: &arn, PendingWindowInDays: aws.Int32(kmsapi.PendingWindowMin)})
 	if err != nil {
@@ -122,7 +133,7 @@ func (k *keyring) schedule(ctx context.Context, arn string) error {
 // clean deletes the aliases and schedules the deletion of the keys that this run created, and of no others.
 func (k *keyring) clean(ctx context.Context) (removed int, err error) {
 	k.mu.Lock()
-	created := k.created
+	created := slices.DeleteFunc(k.created, func(c createdKey) bool { return c == createdKey{} })
 	k.created = nil
 	k.mu.Unlock()
 	err = parallel(ctx, len(created), func(ctx context.Context, i int) error {

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -32,6 +33,7 @@ type fakeKMS struct {
 	t        testing.TB
 	url      string
 	verifier *sigv4.Verifier
+	key      *sigv4.AccessKey
 	aead     cipher.AEAD
 
 	// fault, if set, sees each data-plane request (n counts them from 1) and may answer it itself; it returns whether it did.
@@ -39,15 +41,15 @@ type fakeKMS struct {
 	fault func(ctx *fasthttp.RequestCtx, op string, n int64) bool
 
 	calls    atomic.Int64 // data-plane requests that verified, set-up's Encrypt not among them
-	setup    atomic.Bool  // requests of the SDK are being served: see handle
 	unsigned atomic.Int64 // requests that did not verify
 
-	mu      sync.Mutex // guards all below
-	keys    map[string]*fakeKey
-	aliases map[string]string // name -> key ID
-	tokens  map[string]int    // session tokens seen
-	byKey   map[string]int    // data-plane requests by key ID
-	targets map[string]int    // all requests by operation
+	mu          sync.Mutex // guards all below
+	onCreateKey func()     // if set, called before a key is created
+	keys        map[string]*fakeKey
+	aliases     map[string]string // name -> key ID
+	tokens      map[string]int    // session tokens seen
+	byKey       map[string]int    // data-plane requests by key ID
+	targets     map[string]int    // all requests by operation
 }
 
 type fakeKey struct {
@@ -73,7 +75,7 @@ func newFakeKMS(t testing.TB, secured *tls.Config) *fakeKMS {
 	}
 	block, _ := aes.NewCipher(make([]byte, 32))
 	aead, _ := cipher.NewGCM(block)
-	k := &fakeKMS{t: t, verifier: verifier, aead: aead, keys: map[string]*fakeKey{}, aliases: map[string]string{},
+	k := &fakeKMS{t: t, verifier: verifier, key: key, aead: aead, keys: map[string]*fakeKey{}, aliases: map[string]string{},
 		tokens: map[string]int{}, byKey: map[string]int{}, targets: map[string]int{}}
 	k.url = serve(t, secured, k.handle)
 	return k
@@ -159,8 +161,25 @@ func (k *fakeKMS) authenticate(ctx *fasthttp.RequestCtx) (kmsapi.Code, string) {
 		}
 	}
 	var s sigv4.Scratch
+	if token := ctx.Request.Header.Peek("X-Amz-Security-Token"); len(token) > 0 {
+		return k.resign(&r, &s, string(ctx.Request.Header.Peek("Authorization"))), "session token"
+	}
 	_, code := k.verifier.Verify(&r, &s, time.Now())
 	return code, string(s.Message())
+}
+
+// resign checks a request with a session token, which the verifier refuses because keyplane issues none: signing the headers that were
+// signed has to give the same Authorization, and the token has to be among them.
+func (k *fakeKMS) resign(r *sigv4.Request, s *sigv4.Scratch, authorization string) kmsapi.Code {
+	_, names, _ := strings.Cut(authorization, "SignedHeaders=")
+	names, _, _ = strings.Cut(names, ",")
+	signed := strings.Split(names, ";")
+	r.Headers = slices.DeleteFunc(r.Headers, func(h sigv4.Header) bool { return !slices.Contains(signed, string(h.Name)) })
+	want, err := sigv4.AppendAuthorization(nil, k.key, testRegion, kmsapi.SigningName, r, s)
+	if err != nil || string(want) != authorization || !slices.Contains(signed, "x-amz-security-token") {
+		return kmsapi.InvalidSignature
+	}
+	return kmsapi.OK
 }
 
 func refuse(ctx *fasthttp.RequestCtx, code kmsapi.Code, text string) {
@@ -196,6 +215,9 @@ func (k *fakeKMS) answer(op string, in map[string]any, generator bool) (any, kms
 	text := func(name string) string { s, _ := in[name].(string); return s }
 	switch op {
 	case "CreateKey":
+		if k.onCreateKey != nil {
+			k.onCreateKey()
+		}
 		id := k.addKey("Enabled")
 		return map[string]any{"KeyMetadata": k.metadata(id)}, kmsapi.OK
 	case "CreateAlias":
@@ -281,7 +303,7 @@ func (k *fakeKMS) count(m map[string]int, name string) int {
 	return m[name]
 }
 
-// config is a short closed loop against url.
+// testConfig is a short closed loop against url.
 func testConfig(url string) Config {
 	cfg := DefaultConfig()
 	cfg.Endpoint, cfg.Concurrency, cfg.Warmup, cfg.Duration = url, 4, 0, 300*time.Millisecond
