@@ -218,8 +218,10 @@ func (s *Scanner) End() bool {
 	for s.depth > 0 && s.fault == None {
 		s.step()
 	}
-	s.space()
-	if s.pos != len(s.body) {
+	if s.fault != None {
+		return false
+	}
+	if s.space(); s.pos != len(s.body) {
 		s.fail(Syntax)
 	}
 	return s.fault == None
