@@ -29,6 +29,7 @@ const (
 	LimitAliasesDefault = 50
 	MarkerMax           = 1024
 	AttestationMax      = 262144
+	CustomKeyStoreIDMax = 64
 )
 
 // Limits of ours on what a request may make us do (security requirements, HTTP layer).

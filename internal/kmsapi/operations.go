@@ -98,7 +98,8 @@ func Route(target []byte) *Operation {
 // UnknownOperationText is the message of UnknownOperationException.
 const UnknownOperationText = "The requested operation is not recognized by the service."
 
-// NotBuiltText is the message with which an operation of the model that keyplane does not offer yet is refused.
-func NotBuiltText(op *Operation) string {
-	return op.Name + " is not offered by this version of keyplane."
-}
+// NotBuiltSuffix ends the message with which an operation of the model that keyplane does not offer yet is refused; its name comes before.
+const NotBuiltSuffix = " is not offered by this version of keyplane."
+
+// NotBuiltText is that message.
+func NotBuiltText(op *Operation) string { return op.Name + NotBuiltSuffix }

@@ -1,0 +1,109 @@
+package dataplane
+
+import (
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+
+	"github.com/valyala/fasthttp"
+)
+
+// listener wraps the connections it accepts and bounds how many one address may have open. Connections beyond the bound are closed unserved.
+type listener struct {
+	net.Listener
+	s     *Server
+	perIP *addrCount
+}
+
+// addrCount counts open connections by client address.
+type addrCount struct {
+	mu   sync.Mutex
+	open map[netip.Addr]int
+	most int
+}
+
+func (a *addrCount) enter(ip netip.Addr) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.open[ip] >= a.most {
+		return false
+	}
+	a.open[ip]++
+	return true
+}
+
+func (a *addrCount) leave(ip netip.Addr) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.open[ip]--; a.open[ip] <= 0 {
+		delete(a.open, ip)
+	}
+}
+
+func (l listener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		wrapped := &conn{Conn: c, s: l.s, perIP: l.perIP}
+		if tcp, ok := c.RemoteAddr().(*net.TCPAddr); ok {
+			wrapped.ip = tcp.AddrPort().Addr().Unmap().WithZone("")
+		}
+		if l.perIP.enter(wrapped.ip) {
+			return wrapped, nil
+		}
+		_ = c.Close()
+	}
+}
+
+// conn knows when a reply has left, so that no plaintext stays behind.
+//
+// fasthttp copies a reply from our buffer (SetBodyRaw) into its pooled write buffer and keeps that buffer as it is. Write therefore clears
+// what it has written. That bends the contract of io.Writer, which must not modify its argument; it is sound here because every slice
+// written to this connection is a private copy: fasthttp's write buffer or a reply's own body, never a static or shared one.
+//
+// Our own buffer is free when fasthttp asks for the next bytes: it reads a connection only between requests, after the reply before was
+// copied or written. One goroutine serves a connection, so pending needs no lock.
+type conn struct {
+	net.Conn
+	s       *Server
+	pending *request // answered, and not released yet; owned by the serving goroutine
+	ip      netip.Addr
+	perIP   *addrCount
+	closed  atomic.Bool
+}
+
+func (c *conn) Read(p []byte) (int, error) {
+	c.release()
+	return c.Conn.Read(p)
+}
+
+func (c *conn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	clear(p[:n])
+	return n, err
+}
+
+// Close may come from Shutdown's goroutine while a request is in flight, so it does not release what is pending; connState does.
+func (c *conn) Close() error {
+	if c.closed.CompareAndSwap(false, true) {
+		c.perIP.leave(c.ip)
+	}
+	return c.Conn.Close()
+}
+
+func (c *conn) release() {
+	if r := c.pending; r != nil {
+		c.pending = nil
+		c.s.requests.release(r)
+	}
+}
+
+// connState is fasthttp's hook; StateClosed comes from the serving goroutine after its last use of the connection.
+func connState(nc net.Conn, state fasthttp.ConnState) {
+	if c, ok := nc.(*conn); ok && state == fasthttp.StateClosed {
+		c.release()
+	}
+}

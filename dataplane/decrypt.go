@@ -1,0 +1,105 @@
+package dataplane
+
+import (
+	"github.com/keyplane/keyplane/internal/blob"
+	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/snapshot"
+)
+
+// decrypt: ciphertext blob (86 to 4181 bytes) → plaintext (1 to 4096 bytes). Errors in the order of test: docs/errors.md.
+func (s *Server) decrypt(r *request) kmsapi.Code {
+	in := &r.in
+	version, code := s.source(r)
+	if code != kmsapi.OK {
+		return code
+	}
+	if code = s.admitRecipient(r); code != kmsapi.OK {
+		return code
+	}
+	if version == nil {
+		return r.refuse(kmsapi.DryRunOperation) // IGNORE_CIPHERTEXT
+	}
+	r.wantBlobKey(version)
+	if code = s.round(r); code != kmsapi.OK {
+		return code
+	}
+	if !r.open(&r.job.Derive[0], &in.context, in.ciphertextBlob[:blob.HeaderLen]) {
+		return r.refuse(kmsapi.InvalidCiphertext)
+	}
+	if in.dryRun {
+		return r.refuse(kmsapi.DryRunOperation)
+	}
+	r.beginBody()
+	r.memberText("EncryptionAlgorithm", kmsapi.SymmetricDefault)
+	r.member("KeyId", r.key.ARN)
+	r.member("KeyMaterialId", version.MaterialID[:])
+	r.memberBlob("Plaintext", r.plain)
+	r.endBody()
+	return kmsapi.OK
+}
+
+// source reads the ciphertext that was sent, finds and admits its key (r.key) and returns the backing key it was made under. It is nil
+// only where a dry run asked to ignore the ciphertext. For Decrypt, and for the first half of ReEncrypt.
+func (s *Server) source(r *request) (*snapshot.Version, kmsapi.Code) {
+	in := &r.in
+	ignore := in.dryRun && in.ignoreCiphertext
+	named := in.keyID != nil
+	var code kmsapi.Code
+	if named {
+		if r.key, code = s.resolve(r, in.keyID); code != kmsapi.OK {
+			return nil, code
+		}
+	} else {
+		switch {
+		case ignore:
+			return nil, r.refuseText(kmsapi.Validation, "KeyId is required when the ciphertext is ignored.")
+		case in.ciphertextBlob == nil:
+			return nil, s.noCiphertext(r)
+		case in.algorithm != nil && string(in.algorithm) != kmsapi.SymmetricDefault:
+			return nil, r.refuseText(kmsapi.Validation, "KeyId is required to decrypt with an asymmetric KMS key.")
+		case !r.parseBlob():
+			return nil, r.refuse(kmsapi.InvalidCiphertext)
+		}
+		if r.key, code = s.blobKey(r); code != kmsapi.OK {
+			return nil, code
+		}
+	}
+	if code = s.admitTokens(r); code != kmsapi.OK {
+		return nil, code
+	}
+	if code = s.admit(r, r.key, in.algorithm); code != kmsapi.OK {
+		return nil, code
+	}
+	if ignore {
+		return nil, kmsapi.OK
+	}
+	if named {
+		switch {
+		case in.ciphertextBlob == nil:
+			return nil, s.noCiphertext(r)
+		case !r.parseBlob():
+			return nil, r.refuse(kmsapi.InvalidCiphertext)
+		case r.blob.Key != r.key.ID || r.blob.Account != r.key.Account:
+			return nil, r.refuse(kmsapi.IncorrectKey)
+		}
+	}
+	v := r.key.Version(r.blob.KeyVersion)
+	if v == nil {
+		return nil, r.refuse(kmsapi.InvalidCiphertext)
+	}
+	return v, kmsapi.OK
+}
+
+// noCiphertext refuses a missing CiphertextBlob, which the model leaves optional since a dry run may go without.
+func (s *Server) noCiphertext(r *request) kmsapi.Code {
+	r.faults.Null("ciphertextBlob")
+	r.msg = r.faults.AppendMessage(r.msg[:0])
+	return kmsapi.Validation
+}
+
+// parseBlob reads the ciphertext that was sent. Suite 0x02 has no users yet: no key has a resident backing key.
+func (r *request) parseBlob() bool {
+	var ok bool
+	r.sealed, ok = blob.Parse(r.in.ciphertextBlob, &r.blob)
+	return ok && r.blob.Suite == blob.SuiteDerived
+}

@@ -1,0 +1,20 @@
+// Package dataplane serves the cryptographic operations of AWS KMS over fasthttp and hands every other operation on to the control plane.
+// It owns the client's socket. It does not know etcd, policies' storage, PKCS#11 or the control plane's code.
+//
+// One GenerateDataKey, from socket to HSM and back; read the files in this order:
+//
+//	server.go     the fasthttp server, its limits, /healthz and /readyz
+//	handle.go     THE main path: pre-check → SigV4 → route → run → reply
+//	precheck.go   the raw header block: what fasthttp accepts and this service refuses
+//	request.go    everything one request needs, pooled; wiped when its reply has left
+//	input.go      scan (bytes → fields) and check (all constraints, one message)
+//	keys.go       resolve key ID, ARN or alias to a snapshot; load and cache; admit
+//	generatedatakey.go, decrypt.go, encrypt.go, reencrypt.go, generaterandom.go
+//	envelope.go   derive (one round in the batcher), seal, open
+//	conn.go       when a reply has left the process, and that nothing of it stays
+//
+// Every operation has the same five verbs: scan → check → admit → do → append. It returns a kmsapi.Code and leaves the message of a refusal
+// in request.msg; only finish writes a response. In steady state nothing here allocates between the parsed header and the written reply.
+//
+// Goroutines are fasthttp's, one per connection; a round runs in the goroutine of one of the connections it serves (package batch).
+package dataplane

@@ -1,0 +1,115 @@
+package dataplane
+
+import (
+	"context"
+	"crypto/subtle"
+	"errors"
+	"time"
+
+	"github.com/keyplane/keyplane/batch"
+	"github.com/keyplane/keyplane/hsm"
+	"github.com/keyplane/keyplane/internal/aesgcm"
+	"github.com/keyplane/keyplane/internal/blob"
+	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/snapshot"
+)
+
+// A Derivation's Out is K (32) || C (16): docs/ciphertext.md §3.
+func messageKey(d *hsm.Derivation) *[32]byte    { return (*[32]byte)(d.Out[:32]) }
+func commitment(d *hsm.Derivation) []byte       { return d.Out[32:48] }
+func gcmNonce(nonce *[24]byte) *[12]byte        { return (*[12]byte)(nonce[12:]) }
+func rootOf(v *snapshot.Version) hsm.RootID     { return hsm.RootID(v.Root) }
+func current(k *snapshot.Key) *snapshot.Version { return &k.Versions[k.Current] }
+
+// wantKey adds the derivation of a new message key under the key's current version to r.job.
+func (r *request) wantKey(k *snapshot.Key) {
+	v := current(k)
+	d := &r.job.Derive[r.job.N]
+	d.Offset, d.Draw = v.Offset, true
+	r.job.Root = rootOf(v)
+	r.job.N++
+}
+
+// wantBlobKey adds the derivation of the message key of the blob that was sent.
+func (r *request) wantBlobKey(v *snapshot.Version) {
+	d := &r.job.Derive[r.job.N]
+	d.Offset, d.Nonce, d.Draw = v.Offset, r.blob.Nonce, false
+	r.job.Root = rootOf(v)
+	r.job.N++
+}
+
+// round runs r.job: one round in the batcher.
+func (s *Server) round(r *request) kmsapi.Code {
+	if err := s.do(&r.job, r.now); err != nil {
+		return s.fail(r, err)
+	}
+	return kmsapi.OK
+}
+
+// do runs a job on a shard that holds its root. A job that failed for a reason of the device is handed in once more, elsewhere.
+func (s *Server) do(j *hsm.Job, now time.Time) error {
+	deadline := now.Add(s.cfg.QueueTimeMax)
+	hint := uint64(now.UnixNano()) >> 3
+	shard, err := s.cfg.Shards.Pick(j.Root, hint)
+	if err != nil {
+		return err
+	}
+	for j.Attempt = 0; ; j.Attempt++ {
+		j.Err = hsm.ErrUnavailable // stays where the round never ran
+		if err := s.cfg.Do(shard, j, deadline); err != nil {
+			return err
+		}
+		if j.Err == nil || j.Attempt == 1 || !hsm.Retryable(j.Err) {
+			return j.Err
+		}
+		if shard, err = s.cfg.Shards.PickOther(j.Root, shard, hint); err != nil {
+			return err
+		}
+		deadline = time.Now().Add(s.cfg.QueueTimeMax)
+	}
+}
+
+// fail turns an internal error into what the client may see of it.
+func (s *Server) fail(r *request, err error) kmsapi.Code {
+	code := kmsapi.KMSInternal
+	switch {
+	case errors.Is(err, batch.ErrFull), errors.Is(err, batch.ErrDeadline):
+		return r.refuse(kmsapi.Throttling)
+	case errors.Is(err, batch.ErrClosed):
+		return r.refuse(kmsapi.ServiceUnavailable)
+	case errors.Is(err, context.DeadlineExceeded):
+		code = kmsapi.DependencyTimeout
+	default:
+		switch hsm.Outcome(err) {
+		case hsm.Timeout:
+			code = kmsapi.DependencyTimeout
+		case hsm.Unavailable:
+			code = kmsapi.KeyUnavailable
+		case hsm.Throttled:
+			code = kmsapi.Throttling
+		}
+	}
+	s.cfg.Logger.Warn("a request failed on our side", "request", string(r.id[:]), "code", code.Type(), "error", err)
+	return r.refuse(code)
+}
+
+// seal appends to r.ctext the blob of plaintext under k, with the message key of derivation d.
+func (r *request) seal(k *snapshot.Key, d *hsm.Derivation, context *blob.Context, plaintext []byte) {
+	h := blob.Header{Suite: blob.SuiteDerived, Account: k.Account, Key: k.ID, KeyVersion: current(k).Number, Nonce: d.Nonce}
+	copy(h.Commitment[:], commitment(d))
+	r.ctext = h.Append(r.ctext[:0])
+	r.aad = context.AppendTo(append(r.aad[:0], r.ctext...))
+	r.ctext = aesgcm.Seal(r.ctext, messageKey(d), gcmNonce(&d.Nonce), plaintext, r.aad)
+}
+
+// open appends to r.plain the plaintext of the blob that was sent, whose header is headerBytes, with the message key of derivation d.
+// It reports false for a wrong key, commitment, context or tag, which are one and the same to the client.
+func (r *request) open(d *hsm.Derivation, context *blob.Context, headerBytes []byte) bool {
+	if subtle.ConstantTimeCompare(commitment(d), r.blob.Commitment[:]) != 1 {
+		return false
+	}
+	r.aad = context.AppendTo(append(r.aad[:0], headerBytes...))
+	var ok bool
+	r.plain, ok = aesgcm.Open(r.plain[:0], messageKey(d), gcmNonce(&r.blob.Nonce), r.sealed, r.aad)
+	return ok
+}

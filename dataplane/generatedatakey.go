@@ -1,0 +1,71 @@
+package dataplane
+
+import "github.com/keyplane/keyplane/internal/kmsapi"
+
+// generateDataKey: key → data key of 1 to 1024 bytes, in clear and encrypted. Errors in the order of test: docs/errors.md.
+func (s *Server) generateDataKey(r *request) kmsapi.Code {
+	if code := s.makeDataKey(r); code != kmsapi.OK {
+		return code
+	}
+	r.beginBody()
+	r.memberBlob("CiphertextBlob", r.ctext)
+	r.memberBlob("Plaintext", r.plain)
+	r.dataKeyMembers()
+	return kmsapi.OK
+}
+
+// generateDataKeyWithoutPlaintext is GenerateDataKey that gives the encrypted copy only.
+func (s *Server) generateDataKeyWithoutPlaintext(r *request) kmsapi.Code {
+	if code := s.makeDataKey(r); code != kmsapi.OK {
+		return code
+	}
+	r.beginBody()
+	r.memberBlob("CiphertextBlob", r.ctext)
+	r.dataKeyMembers()
+	return kmsapi.OK
+}
+
+func (r *request) dataKeyMembers() {
+	r.member("KeyId", r.key.ARN)
+	r.member("KeyMaterialId", current(r.key).MaterialID[:])
+	r.endBody()
+}
+
+// makeDataKey leaves the data key in r.plain and its blob in r.ctext: one round draws the data key and derives the message key.
+func (s *Server) makeDataKey(r *request) kmsapi.Code {
+	in := &r.in
+	var code kmsapi.Code
+	if r.key, code = s.resolve(r, in.keyID); code != kmsapi.OK {
+		return code
+	}
+	if code = s.admitTokens(r); code != kmsapi.OK {
+		return code
+	}
+	if code = s.admit(r, r.key, nil); code != kmsapi.OK {
+		return code
+	}
+	if code = s.admitRecipient(r); code != kmsapi.OK {
+		return code
+	}
+	hasSpec, hasNumber := in.has&mKeySpec != 0, in.has&mNumberOfBytes != 0
+	if hasSpec == hasNumber {
+		return r.refuseText(kmsapi.Validation, "Please specify either number of bytes or key spec.")
+	}
+	n := int(in.numberOfBytes)
+	if hasSpec {
+		if n = 32; string(in.keySpec) == "AES_128" {
+			n = 16
+		}
+	}
+	if in.dryRun {
+		return r.refuse(kmsapi.DryRunOperation)
+	}
+	r.plain = r.plain[:n]
+	r.job.Random = r.plain
+	r.wantKey(r.key)
+	if code = s.round(r); code != kmsapi.OK {
+		return code
+	}
+	r.seal(r.key, &r.job.Derive[0], &in.context, r.plain)
+	return kmsapi.OK
+}

@@ -1,0 +1,176 @@
+package dataplane
+
+import (
+	"errors"
+	"net"
+	"runtime/debug"
+	"strconv"
+	"time"
+
+	"github.com/valyala/fasthttp"
+
+	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/sigv4"
+)
+
+// connAgeMax is how long a connection may serve before it is closed, politely, with a reply.
+const connAgeMax = time.Hour
+
+// handle serves one request: pre-check, authenticate, route, run the operation, answer. It is the main path of the service, and with
+// serveHealth and refuseHTTP the only code that sees *fasthttp.RequestCtx.
+func (s *Server) handle(ctx *fasthttp.RequestCtx) {
+	if s.serveHealth(ctx) {
+		return
+	}
+	c, _ := ctx.Conn().(*conn)
+	if c != nil {
+		c.release() // a pipelined request: the reply before was copied and not flushed yet
+	}
+	r := s.requests.acquire()
+	r.now = time.Now()
+	s.ids.fill(&r.id)
+	code := kmsapi.KMSInternal
+	defer s.finish(ctx, c, r, &code) // recover, reply, hand the request back: in that order
+
+	if code = s.precheck(ctx, r); code != kmsapi.OK {
+		r.refuse(code)
+		return
+	}
+	if r.who, code = s.cfg.Verifier.Verify(&r.signed, &r.auth, r.now); code != kmsapi.OK {
+		r.msg = append(r.msg[:0], r.auth.Message()...)
+		return
+	}
+	op := kmsapi.Route(r.header.target)
+	switch {
+	case op == nil:
+		code = r.refuseText(kmsapi.UnknownOperation, kmsapi.UnknownOperationText)
+	case op.Plane == kmsapi.ControlPlane:
+		code = s.forward(ctx, r)
+	default:
+		code = s.run(r, op)
+	}
+}
+
+// run runs an operation of this plane.
+func (s *Server) run(r *request, op *kmsapi.Operation) kmsapi.Code {
+	if r.op = operationOf(op); r.op == nil {
+		r.msg = append(append(r.msg[:0], op.Name...), kmsapi.NotBuiltSuffix...)
+		return kmsapi.UnsupportedOperation
+	}
+	if code := r.in.scan(r, r.signed.Body); code != kmsapi.OK {
+		return code
+	}
+	if code := r.in.check(r); code != kmsapi.OK {
+		return code
+	}
+	return r.op.run(s, r)
+}
+
+// precheck reads the header block and refuses what is not a request to this service. The connection is closed after such a refusal.
+func (s *Server) precheck(ctx *fasthttp.RequestCtx, r *request) kmsapi.Code {
+	h := &ctx.Request.Header
+	if code := r.header.parse(h.RawHeaders()); code != kmsapi.OK {
+		return code
+	}
+	r.signed = sigv4.Request{Method: h.Method(), Path: h.RequestURI(), Headers: r.header.lines[:r.header.n], Body: ctx.Request.Body()}
+	if i := indexQuery(r.signed.Path); i >= 0 {
+		r.signed.Path, r.signed.Query = r.signed.Path[:i], r.signed.Path[i+1:]
+	}
+	if string(r.signed.Method) != "POST" || string(r.signed.Path) != "/" {
+		return kmsapi.BadRequest // absolute request targets too
+	}
+	return kmsapi.OK
+}
+
+func indexQuery(uri []byte) int {
+	for i, c := range uri {
+		if c == '?' {
+			return i
+		}
+	}
+	return -1
+}
+
+// forward hands the original signed request to the control plane and copies its answer.
+func (s *Server) forward(ctx *fasthttp.RequestCtx, r *request) kmsapi.Code {
+	ip := ""
+	if a, ok := ctx.RemoteAddr().(*net.TCPAddr); ok {
+		ip = a.IP.String()
+	}
+	status, body := s.cfg.Control(&r.signed, string(r.id[:]), ip)
+	ctx.SetStatusCode(status)
+	r.out = append(r.out[:0], body...)
+	return kmsapi.OK
+}
+
+// finish ends every request, once: it turns a panic into KMSInternalException, writes the reply and lets the request go.
+func (s *Server) finish(ctx *fasthttp.RequestCtx, c *conn, r *request, code *kmsapi.Code) {
+	if p := recover(); p != nil {
+		// The request may be in any state, so it is not used again. What was recovered may hold request bytes: only the stack is logged.
+		s.panics.Add(1)
+		s.cfg.Logger.Error("a request ended in a panic: this is a bug", "request", string(r.id[:]), "stack", string(debug.Stack()))
+		ctx.Response.Reset()
+		body := kmsapi.AppendErrorBody(nil, kmsapi.KMSInternal, []byte(kmsapi.KMSInternal.Text()))
+		s.reply(ctx, r.id[:], kmsapi.KMSInternal.Status(), body)
+		ctx.SetConnectionClose()
+		return
+	}
+	status := fasthttp.StatusOK
+	switch {
+	case *code != kmsapi.OK:
+		status = code.Status()
+		r.out = kmsapi.AppendErrorBody(r.out[:0], *code, r.msg)
+		if closes(*code) {
+			ctx.SetConnectionClose()
+		}
+	case r.op == nil:
+		status = ctx.Response.StatusCode() // the control plane's
+	}
+	if r.now.Sub(ctx.ConnTime()) > connAgeMax {
+		ctx.SetConnectionClose()
+	}
+	clear(ctx.Request.Body()) // it may hold plaintext
+	s.reply(ctx, r.id[:], status, r.out)
+	if c == nil {
+		return // not one of our listeners' connections (a test's): leave the request to the garbage collector
+	}
+	c.pending = r // released when the reply has left (conn.go)
+}
+
+// closes says that the connection cannot be trusted to be framed as we read it.
+func closes(c kmsapi.Code) bool {
+	return c == kmsapi.BadRequest || c == kmsapi.RequestHeaderTooLarge || c == kmsapi.RequestEntityTooLarge || c == kmsapi.RequestTimeout
+}
+
+var (
+	headerRequestID = []byte("x-amzn-RequestId")
+	contentType     = []byte(kmsapi.ContentType)
+)
+
+// reply sets the response. body is not copied: it stays unchanged until the reply has left.
+func (s *Server) reply(ctx *fasthttp.RequestCtx, id []byte, status int, body []byte) {
+	ctx.Response.SetStatusCode(status)
+	ctx.Response.Header.SetContentTypeBytes(contentType)
+	ctx.Response.Header.SetCanonical(headerRequestID, id)
+	ctx.Response.SetBodyRaw(body)
+}
+
+// refuseHTTP answers what fasthttp could not read as a request; the connection is closed afterwards.
+func (s *Server) refuseHTTP(ctx *fasthttp.RequestCtx, err error) {
+	code := kmsapi.BadRequest
+	var small *fasthttp.ErrSmallBuffer
+	var netErr net.Error
+	switch {
+	case errors.As(err, &small):
+		code = kmsapi.RequestHeaderTooLarge
+	case errors.Is(err, fasthttp.ErrBodyTooLarge):
+		code = kmsapi.RequestEntityTooLarge
+	case errors.As(err, &netErr) && netErr.Timeout():
+		code = kmsapi.RequestTimeout
+	}
+	var id [requestIDLen]byte
+	s.ids.fill(&id)
+	ctx.Response.Reset()
+	s.reply(ctx, id[:], code.Status(), kmsapi.AppendErrorBody(nil, code, []byte(code.Text())))
+	s.cfg.Logger.Debug("request refused below HTTP", "code", code.Type(), "status", strconv.Itoa(code.Status()))
+}

@@ -1,0 +1,320 @@
+package dataplane
+
+import (
+	"github.com/keyplane/keyplane/internal/blob"
+	"github.com/keyplane/keyplane/internal/kmsapi"
+)
+
+// member is a set of request members.
+type member uint32
+
+const (
+	mKeyID member = 1 << iota
+	mSourceKeyID
+	mDestKeyID
+	mPlaintext
+	mCiphertextBlob
+	mContext
+	mSourceContext
+	mDestContext
+	mAlgorithm
+	mSourceAlgorithm
+	mDestAlgorithm
+	mGrantTokens
+	mDryRun
+	mDryRunModifiers
+	mKeySpec
+	mNumberOfBytes
+	mRecipient
+	mCustomKeyStoreID
+)
+
+// memberOf names the members of all operations of this plane.
+func memberOf(name []byte) member {
+	switch string(name) {
+	case "KeyId":
+		return mKeyID
+	case "SourceKeyId":
+		return mSourceKeyID
+	case "DestinationKeyId":
+		return mDestKeyID
+	case "Plaintext":
+		return mPlaintext
+	case "CiphertextBlob":
+		return mCiphertextBlob
+	case "EncryptionContext":
+		return mContext
+	case "SourceEncryptionContext":
+		return mSourceContext
+	case "DestinationEncryptionContext":
+		return mDestContext
+	case "EncryptionAlgorithm":
+		return mAlgorithm
+	case "SourceEncryptionAlgorithm":
+		return mSourceAlgorithm
+	case "DestinationEncryptionAlgorithm":
+		return mDestAlgorithm
+	case "GrantTokens":
+		return mGrantTokens
+	case "DryRun":
+		return mDryRun
+	case "DryRunModifiers":
+		return mDryRunModifiers
+	case "KeySpec":
+		return mKeySpec
+	case "NumberOfBytes":
+		return mNumberOfBytes
+	case "Recipient":
+		return mRecipient
+	case "CustomKeyStoreId":
+		return mCustomKeyStoreID
+	}
+	return 0
+}
+
+// input holds the members of one request. Slices alias the body, which scanning changes; nil is absent.
+type input struct {
+	has              member
+	keyID            []byte // KeyId, or ReEncrypt's SourceKeyId
+	destKeyID        []byte
+	plaintext        []byte
+	ciphertextBlob   []byte
+	context          blob.Context // EncryptionContext, or ReEncrypt's SourceEncryptionContext
+	destContext      blob.Context
+	contextFault     blob.Fault // the first of either context
+	contextNull      bool       // a value of either context is null
+	algorithm        []byte     // EncryptionAlgorithm, or SourceEncryptionAlgorithm
+	destAlgorithm    []byte
+	keySpec          []byte
+	numberOfBytes    int64
+	customKeyStoreID []byte
+	dryRun           bool
+	ignoreCiphertext bool
+	grantTokens      int
+	tokenLenMin      int // of the tokens sent
+	tokenLenMax      int
+	badModifier      []byte // the first that is no modifier
+	recipientAlg     []byte
+	recipientDoc     []byte
+}
+
+func (in *input) reset() {
+	in.context.Reset()
+	in.destContext.Reset()
+	*in = input{context: in.context, destContext: in.destContext}
+}
+
+// scan reads the body. It decodes strings and blobs over their own bytes.
+func (in *input) scan(r *request, body []byte) kmsapi.Code {
+	s, op := &r.scan, r.op
+	s.Reset(body)
+	if s.Object() {
+		for name, ok := s.Next(); ok; name, ok = s.Next() {
+			if m := memberOf(name) & op.members; m != 0 {
+				in.value(r, m)
+			}
+		}
+	}
+	s.End()
+	if f := s.Fault(); f.Code() != kmsapi.OK {
+		r.msg = s.AppendFault(r.msg[:0])
+		return f.Code()
+	}
+	return kmsapi.OK
+}
+
+// value reads the value of one member. null is absent.
+func (in *input) value(r *request, m member) {
+	s := &r.scan
+	var ok bool
+	switch m {
+	case mKeyID, mSourceKeyID:
+		in.keyID, ok = s.String()
+	case mDestKeyID:
+		in.destKeyID, ok = s.String()
+	case mPlaintext:
+		in.plaintext, ok = s.Base64()
+	case mCiphertextBlob:
+		in.ciphertextBlob, ok = s.Base64()
+	case mContext, mSourceContext:
+		ok = in.scanContext(r, &in.context)
+	case mDestContext:
+		ok = in.scanContext(r, &in.destContext)
+	case mAlgorithm, mSourceAlgorithm:
+		in.algorithm, ok = s.String()
+	case mDestAlgorithm:
+		in.destAlgorithm, ok = s.String()
+	case mGrantTokens:
+		if ok = s.List(); ok {
+			in.tokenLenMin = kmsapi.GrantTokenMax
+			for s.More() {
+				token, _ := s.String()
+				in.grantTokens++
+				in.tokenLenMin, in.tokenLenMax = min(in.tokenLenMin, len(token)), max(in.tokenLenMax, len(token))
+			}
+		}
+	case mDryRun:
+		in.dryRun, ok = s.Bool()
+	case mDryRunModifiers:
+		if ok = s.List(); ok {
+			for s.More() {
+				v, _ := s.String()
+				if string(v) == "IGNORE_CIPHERTEXT" {
+					in.ignoreCiphertext = true
+				} else if in.badModifier == nil {
+					in.badModifier = v
+				}
+			}
+		}
+	case mKeySpec:
+		in.keySpec, ok = s.String()
+	case mNumberOfBytes:
+		in.numberOfBytes, ok = s.Int()
+	case mCustomKeyStoreID:
+		in.customKeyStoreID, ok = s.String()
+	case mRecipient:
+		if ok = s.Object(); ok {
+			for name, more := s.Next(); more; name, more = s.Next() {
+				switch string(name) {
+				case "KeyEncryptionAlgorithm":
+					in.recipientAlg, _ = s.String()
+				case "AttestationDocument":
+					in.recipientDoc, _ = s.Base64()
+				}
+			}
+		}
+	}
+	if ok {
+		in.has |= m
+	}
+}
+
+func (in *input) scanContext(r *request, c *blob.Context) bool {
+	s := &r.scan
+	if !s.Object() {
+		return false
+	}
+	for key, ok := s.Next(); ok; key, ok = s.Next() {
+		value, present := s.String()
+		if !present {
+			in.contextNull = true
+			continue
+		}
+		if f := c.Add(key, value); f != blob.FaultNone && in.contextFault == blob.FaultNone {
+			in.contextFault = f
+		}
+	}
+	return true
+}
+
+// Value sets, as messages show them.
+const (
+	algorithmSet = "[SYMMETRIC_DEFAULT, RSAES_OAEP_SHA_1, RSAES_OAEP_SHA_256, SM2PKE]"
+	keySpecSet   = "[AES_256, AES_128]"
+	modifierSet  = "[IGNORE_CIPHERTEXT]"
+	mechanismSet = "[RSAES_OAEP_SHA_256]"
+)
+
+// check tests the constraints of the service model. All violations go into one message.
+func (in *input) check(r *request) kmsapi.Code {
+	v, missing := &r.faults, r.op.required&^in.has
+	if missing&mKeyID != 0 {
+		v.Null("keyId")
+	}
+	if missing&mDestKeyID != 0 {
+		v.Null("destinationKeyId")
+	}
+	if missing&mPlaintext != 0 {
+		v.Null("plaintext")
+	}
+	in.checkLength(v, mKeyID, "keyId", in.keyID, kmsapi.KeyIDMax)
+	in.checkLength(v, mSourceKeyID, "sourceKeyId", in.keyID, kmsapi.KeyIDMax)
+	in.checkLength(v, mDestKeyID, "destinationKeyId", in.destKeyID, kmsapi.KeyIDMax)
+	in.checkBlob(v, mPlaintext, "plaintext", in.plaintext, kmsapi.PlaintextMax)
+	in.checkBlob(v, mCiphertextBlob, "ciphertextBlob", in.ciphertextBlob, kmsapi.CiphertextBlobMax)
+	in.checkLength(v, mCustomKeyStoreID, "customKeyStoreId", in.customKeyStoreID, kmsapi.CustomKeyStoreIDMax)
+	in.checkAlgorithm(v, mAlgorithm, "encryptionAlgorithm", in.algorithm)
+	in.checkAlgorithm(v, mSourceAlgorithm, "sourceEncryptionAlgorithm", in.algorithm)
+	in.checkAlgorithm(v, mDestAlgorithm, "destinationEncryptionAlgorithm", in.destAlgorithm)
+	if in.has&mGrantTokens != 0 {
+		switch {
+		case in.grantTokens > kmsapi.GrantTokensMax:
+			v.MaxLength("grantTokens", nil, kmsapi.GrantTokensMax)
+		case in.grantTokens > 0 && in.tokenLenMin < 1:
+			v.MinLength("grantTokens.member", nil, 1)
+		case in.tokenLenMax > kmsapi.GrantTokenMax:
+			v.MaxLength("grantTokens.member", nil, kmsapi.GrantTokenMax)
+		}
+	}
+	if in.has&mKeySpec != 0 && string(in.keySpec) != "AES_256" && string(in.keySpec) != "AES_128" {
+		v.Enum("keySpec", in.keySpec, keySpecSet)
+	}
+	if in.has&mNumberOfBytes != 0 {
+		if in.numberOfBytes < 1 {
+			v.Min("numberOfBytes", in.numberOfBytes, 1)
+		} else if in.numberOfBytes > kmsapi.RandomBytesMax {
+			v.Max("numberOfBytes", in.numberOfBytes, kmsapi.RandomBytesMax)
+		}
+	}
+	if in.has&mDryRunModifiers != 0 {
+		if in.badModifier != nil {
+			v.Enum("dryRunModifiers", in.badModifier, modifierSet)
+		}
+	}
+	if in.has&mRecipient != 0 {
+		if in.recipientAlg != nil && string(in.recipientAlg) != "RSAES_OAEP_SHA_256" {
+			v.Enum("recipient.keyEncryptionAlgorithm", in.recipientAlg, mechanismSet)
+		}
+		if in.recipientDoc != nil && len(in.recipientDoc) < 1 {
+			v.MinLength("recipient.attestationDocument", nil, 1)
+		}
+	}
+	if in.contextNull {
+		v.Null("encryptionContext.member")
+	}
+	if v.Any() {
+		r.msg = v.AppendMessage(r.msg[:0])
+		return kmsapi.Validation
+	}
+	switch in.contextFault {
+	case blob.FaultNone:
+		return kmsapi.OK
+	case blob.FaultPairs:
+		return r.refuseText(kmsapi.Validation, "EncryptionContext has more than 64 pairs.")
+	case blob.FaultLength:
+		return r.refuseText(kmsapi.Validation, "EncryptionContext is longer than 8192 bytes.")
+	}
+	return r.refuseText(kmsapi.Validation, "EncryptionContext is not valid.")
+}
+
+func (in *input) checkLength(v *kmsapi.Violations, m member, path string, value []byte, most int) {
+	switch {
+	case in.has&m == 0:
+	case len(value) < 1:
+		v.MinLength(path, value, 1)
+	case len(value) > most:
+		v.MaxLength(path, value, most)
+	}
+}
+
+// checkBlob is checkLength for a value that is never repeated in a message.
+func (in *input) checkBlob(v *kmsapi.Violations, m member, path string, value []byte, most int) {
+	switch {
+	case in.has&m == 0:
+	case len(value) < 1:
+		v.MinLength(path, nil, 1)
+	case len(value) > most:
+		v.MaxLength(path, nil, most)
+	}
+}
+
+func (in *input) checkAlgorithm(v *kmsapi.Violations, m member, path string, value []byte) {
+	if in.has&m == 0 {
+		return
+	}
+	switch string(value) {
+	case "SYMMETRIC_DEFAULT", "RSAES_OAEP_SHA_1", "RSAES_OAEP_SHA_256", "SM2PKE":
+	default:
+		v.Enum(path, value, algorithmSet)
+	}
+}

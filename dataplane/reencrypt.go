@@ -1,0 +1,59 @@
+package dataplane
+
+import (
+	"github.com/keyplane/keyplane/internal/blob"
+	"github.com/keyplane/keyplane/internal/kmsapi"
+)
+
+// reEncrypt: ciphertext blob → blob of the same plaintext under another key or context. The plaintext does not leave the process. Both
+// message keys come from one round where the keys share a derivation root. Errors in the order of test: docs/errors.md.
+func (s *Server) reEncrypt(r *request) kmsapi.Code {
+	in := &r.in
+	version, code := s.source(r)
+	if code != kmsapi.OK {
+		return code
+	}
+	if r.dest, code = s.resolve(r, in.destKeyID); code != kmsapi.OK {
+		return code
+	}
+	if code = s.admit(r, r.dest, in.destAlgorithm); code != kmsapi.OK {
+		return code
+	}
+	if version == nil {
+		return r.refuse(kmsapi.DryRunOperation) // IGNORE_CIPHERTEXT
+	}
+	r.wantBlobKey(version)
+	split := rootOf(version) != rootOf(current(r.dest))
+	if !split {
+		r.wantKey(r.dest)
+	}
+	if code = s.round(r); code != kmsapi.OK {
+		return code
+	}
+	if !r.open(&r.job.Derive[0], &in.context, in.ciphertextBlob[:blob.HeaderLen]) {
+		return r.refuse(kmsapi.InvalidCiphertext)
+	}
+	if in.dryRun {
+		return r.refuse(kmsapi.DryRunOperation)
+	}
+	sealing := &r.job.Derive[1]
+	if split {
+		r.job.Wipe()
+		r.wantKey(r.dest)
+		if code = s.round(r); code != kmsapi.OK {
+			return code
+		}
+		sealing = &r.job.Derive[0]
+	}
+	r.seal(r.dest, sealing, &in.destContext, r.plain)
+	r.beginBody()
+	r.memberBlob("CiphertextBlob", r.ctext)
+	r.memberText("DestinationEncryptionAlgorithm", kmsapi.SymmetricDefault)
+	r.member("DestinationKeyMaterialId", current(r.dest).MaterialID[:])
+	r.member("KeyId", r.dest.ARN)
+	r.memberText("SourceEncryptionAlgorithm", kmsapi.SymmetricDefault)
+	r.member("SourceKeyId", r.key.ARN)
+	r.member("SourceKeyMaterialId", version.MaterialID[:])
+	r.endBody()
+	return kmsapi.OK
+}

@@ -1,0 +1,36 @@
+package dataplane
+
+import (
+	"github.com/keyplane/keyplane/internal/awsjson"
+	"github.com/keyplane/keyplane/internal/kmsapi"
+)
+
+// The body of a success, member by member, in r.out. Member names are constants that need no escaping.
+
+func (r *request) beginBody() { r.out = append(r.out[:0], '{') }
+
+func (r *request) endBody() { r.out = append(r.out, '}') }
+
+func (r *request) memberName(name string) {
+	if len(r.out) > 1 {
+		r.out = append(r.out, ',')
+	}
+	r.out = append(r.out, '"')
+	r.out = append(r.out, name...)
+	r.out = append(r.out, '"', ':')
+}
+
+func (r *request) member(name string, value []byte) {
+	r.memberName(name)
+	r.out = kmsapi.AppendString(r.out, value)
+}
+
+func (r *request) memberText(name, value string) {
+	r.memberName(name)
+	r.out = kmsapi.AppendString(r.out, value)
+}
+
+func (r *request) memberBlob(name string, value []byte) {
+	r.memberName(name)
+	r.out = awsjson.AppendBase64(r.out, value)
+}

@@ -1,0 +1,146 @@
+package dataplane
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/keyplane/keyplane/hsm"
+	"github.com/keyplane/keyplane/internal/awsjson"
+	"github.com/keyplane/keyplane/internal/blob"
+	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/sigv4"
+	"github.com/keyplane/keyplane/internal/snapshot"
+)
+
+// request is everything one request needs, pooled. Slices marked "borrows" alias fasthttp's memory of the request and are valid until the
+// handler returns; buffers keep their memory across requests and are wiped whole on release.
+type request struct {
+	now    time.Time
+	id     [requestIDLen]byte // of the reply's x-amzn-RequestId
+	header headerBlock        // borrows
+	signed sigv4.Request      // borrows
+	auth   sigv4.Scratch
+	who    sigv4.Identity
+	op     *operation // nil until routed
+	scan   awsjson.Scanner
+	in     input // borrows
+	faults kmsapi.Violations
+
+	key, dest *snapshot.Key // what the request uses; dest is ReEncrypt's destination
+	blob      blob.Header   // of the ciphertext sent
+	sealed    []byte        // borrows; ciphertext || tag of the ciphertext sent
+	job       hsm.Job
+
+	name  []byte // buffer: cache names and ARNs
+	aad   []byte // buffer
+	plain []byte // buffer: data key, random bytes or decrypted plaintext
+	ctext []byte // buffer: the blob that is made
+	out   []byte // buffer: the reply's body
+	msg   []byte // buffer: the message of a refusal
+}
+
+// Capacities that hold the largest request, so that buffers are made once.
+const (
+	nameCap  = 512
+	aadCap   = blob.HeaderLen + kmsapi.ContextBytesMax
+	plainCap = kmsapi.PlaintextMax + blob.TagLen
+	ctextCap = blob.LenMax
+	outCap   = 8 << 10 // base64 of a full blob, its ARN and the member names
+	msgCap   = 1 << 10
+)
+
+type requestPool struct{ pool sync.Pool }
+
+func (p *requestPool) acquire() *request {
+	if r, ok := p.pool.Get().(*request); ok {
+		return r
+	}
+	r := &request{
+		name:  make([]byte, 0, nameCap),
+		aad:   make([]byte, 0, aadCap),
+		plain: make([]byte, 0, plainCap),
+		ctext: make([]byte, 0, ctextCap),
+		out:   make([]byte, 0, outCap),
+		msg:   make([]byte, 0, msgCap),
+	}
+	return r
+}
+
+// release wipes r and returns it to the pool. The caller does not use it again.
+func (p *requestPool) release(r *request) {
+	r.reset()
+	p.pool.Put(r)
+}
+
+// reset leaves nothing of a request but empty buffers. Within a request buffers only grow, so clearing up to their lengths leaves their whole
+// capacities zero; builds with invariants check that.
+func (r *request) reset() {
+	r.header.reset()
+	r.auth.Reset()
+	r.scan.Reset(nil)
+	r.in.reset()
+	r.faults.Reset()
+	r.job.Wipe()
+	r.now, r.id = time.Time{}, [requestIDLen]byte{}
+	r.signed, r.who, r.op = sigv4.Request{}, sigv4.Identity{}, nil
+	r.key, r.dest, r.blob, r.sealed = nil, nil, blob.Header{}, nil
+	r.name, r.aad, r.plain = wiped(r.name, nameCap), wiped(r.aad, aadCap), wiped(r.plain, plainCap)
+	r.ctext, r.out, r.msg = wiped(r.ctext, ctextCap), wiped(r.out, outCap), wiped(r.msg, msgCap)
+}
+
+// wiped clears b and empties it. A buffer that outgrew four times its class is dropped.
+func wiped(b []byte, class int) []byte {
+	clear(b)
+	if cap(b) > 4*class {
+		return make([]byte, 0, class)
+	}
+	return b[:0]
+}
+
+// refuse sets the message of a refusal to the code's own text.
+func (r *request) refuse(c kmsapi.Code) kmsapi.Code {
+	r.msg = append(r.msg[:0], c.Text()...)
+	return c
+}
+
+// refuseText sets the message of a refusal.
+func (r *request) refuseText(c kmsapi.Code, text string) kmsapi.Code {
+	r.msg = append(r.msg[:0], text...)
+	return c
+}
+
+const requestIDLen = 36
+
+// requestIDs makes request IDs: UUIDs of a random part per process and a counter. They are unique, and they are not secret.
+type requestIDs struct {
+	prefix [8]byte
+	next   atomic.Uint64
+}
+
+func (g *requestIDs) init() {
+	var b [16]byte
+	_, _ = rand.Read(b[:])
+	copy(g.prefix[:], b[:8])
+	g.prefix[6] = g.prefix[6]&0x0f | 0x40              // version 4
+	g.next.Store(binary.BigEndian.Uint64(b[8:]) >> 16) // a start that leaves 2^48 requests to count
+}
+
+func (g *requestIDs) fill(dst *[requestIDLen]byte) {
+	const digits = "0123456789abcdef"
+	var b [16]byte
+	copy(b[:], g.prefix[:])
+	binary.BigEndian.PutUint64(b[8:], g.next.Add(1))
+	b[8] = b[8]&0x3f | 0x80 // RFC 9562 variant
+	at := 0
+	for i, c := range b {
+		if i == 4 || i == 6 || i == 8 || i == 10 {
+			dst[at] = '-'
+			at++
+		}
+		dst[at], dst[at+1] = digits[c>>4], digits[c&15]
+		at += 2
+	}
+}

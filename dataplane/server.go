@@ -1,0 +1,190 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/valyala/fasthttp"
+
+	"github.com/keyplane/keyplane/cache"
+	"github.com/keyplane/keyplane/hsm"
+	"github.com/keyplane/keyplane/internal/keyid"
+	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/sigv4"
+	"github.com/keyplane/keyplane/internal/snapshot"
+)
+
+// Records reads what the control plane has written, always its latest state. The errors are snapshot.ErrNotFound, snapshot.ErrDamaged or
+// those of the store. The caller wipes the record.
+type Records interface {
+	KeyRecord(ctx context.Context, region string, a keyid.Account, id keyid.ID) (*snapshot.Record, error)
+	AliasTarget(ctx context.Context, region string, a keyid.Account, alias string) (keyid.ID, error)
+}
+
+// Shards chooses where a job runs; *hsm.Shards is one.
+type Shards interface {
+	Pick(root hsm.RootID, hint uint64) (int, error)
+	PickOther(root hsm.RootID, not int, hint uint64) (int, error)
+}
+
+// Config is what a Server is made of. All fields are required unless they say otherwise.
+type Config struct {
+	Region   string
+	Verifier *sigv4.Verifier
+	Records  Records
+	Shards   Shards
+	// Do runs a job in the next round of a shard: batch.Batcher.Do.
+	Do func(shard int, j *hsm.Job, deadline time.Time) error
+	// Control serves the operations that are not ours. It verifies the signature of the original request again and keeps nothing of it.
+	Control func(r *sigv4.Request, requestID, sourceIP string) (status int, body []byte)
+	// Ready returns nil while every part of the process serves, else the reason for /readyz.
+	Ready  func() error
+	Logger *slog.Logger
+
+	KeyCacheBytes   int64         // bound of the snapshot cache; 0 is 256 MiB
+	AliasCacheBytes int64         // bound of the alias cache; 0 is 32 MiB
+	QueueTimeMax    time.Duration // how long a job may wait for its round to start; 0 is 50 ms
+	ConnsMax        int           // open connections; 0 is 20 000
+	ConnsPerIPMax   int           // open connections of one address; 0 is 1 000
+	ReadTimeout     time.Duration // for one request, header and body; 0 is 5 s
+}
+
+func (c *Config) defaults() {
+	set(&c.KeyCacheBytes, 256<<20)
+	set(&c.AliasCacheBytes, 32<<20)
+	set(&c.QueueTimeMax, 50*time.Millisecond)
+	set(&c.ConnsMax, 20_000)
+	set(&c.ConnsPerIPMax, 1_000)
+	set(&c.ReadTimeout, 5*time.Second)
+}
+
+func set[T int | int64 | time.Duration](v *T, dflt T) {
+	if *v == 0 {
+		*v = dflt
+	}
+}
+
+// Server is the data plane.
+type Server struct {
+	cfg       Config
+	partition string
+	http      *fasthttp.Server
+	keys      *cache.Cache[snapshot.Key]
+	aliases   *cache.Cache[alias]
+	systems   systemOffsets
+	requests  requestPool
+	ids       requestIDs
+	panics    atomic.Uint64
+	draining  atomic.Bool
+}
+
+// New makes a server; Serve starts it.
+func New(cfg Config) (*Server, error) {
+	cfg.defaults()
+	if cfg.Region == "" || cfg.Verifier == nil || cfg.Records == nil || cfg.Shards == nil || cfg.Do == nil || cfg.Control == nil || cfg.Ready == nil || cfg.Logger == nil {
+		return nil, errors.New("dataplane: a required field of Config is missing")
+	}
+	s := &Server{cfg: cfg, partition: keyid.Partition(cfg.Region)}
+	var err error
+	if s.keys, err = cache.New[snapshot.Key](cfg.KeyCacheBytes); err != nil {
+		return nil, err
+	}
+	if s.aliases, err = cache.New[alias](cfg.AliasCacheBytes); err != nil {
+		s.keys.Close()
+		return nil, err
+	}
+	s.ids.init()
+	s.http = &fasthttp.Server{
+		Handler:      s.handle,
+		ErrorHandler: s.refuseHTTP,
+
+		ReadTimeout:        cfg.ReadTimeout,
+		WriteTimeout:       5 * time.Second,
+		IdleTimeout:        60 * time.Second,
+		MaxRequestsPerConn: 100_000,
+		Concurrency:        cfg.ConnsMax,
+		ConnState:          connState,
+		ReadBufferSize:     kmsapi.HeadersMax, // also the bound on request line and headers
+		WriteBufferSize:    16 << 10,
+		MaxRequestBodySize: kmsapi.BodyMax,
+
+		DisablePreParseMultipartForm:  true,
+		DisableHeaderNamesNormalizing: true, // we read the raw block ourselves (precheck.go)
+		NoDefaultServerHeader:         true,
+		NoDefaultContentType:          true,
+		CloseOnShutdown:               true,
+		SecureErrorLogMessage:         true,
+		LogAllErrors:                  false,
+		Logger:                        silent{}, // its messages hold request bytes
+	}
+	return s, nil
+}
+
+// silent drops fasthttp's own log lines: some of them print what a client sent. Faults are counted and logged by refuseHTTP and finish.
+type silent struct{}
+
+func (silent) Printf(string, ...any) {}
+
+// Serve accepts connections until Shutdown. It returns nil after Shutdown, else the listener's error.
+func (s *Server) Serve(ln net.Listener) error {
+	return s.http.Serve(listener{ln, s, &addrCount{open: make(map[netip.Addr]int), most: s.cfg.ConnsPerIPMax}})
+}
+
+// Shutdown stops accepting, answers what is in flight, closes idle connections and returns when all are closed or ctx ends.
+// /readyz answers 503 from its first moment on.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.draining.Store(true)
+	return s.http.ShutdownWithContext(ctx)
+}
+
+// Close releases the caches. Call it after Serve has returned.
+func (s *Server) Close() {
+	s.keys.Close()
+	s.aliases.Close()
+}
+
+// KeyChanged makes every view of the key that was read until now unreachable: the control plane calls it between commit and reply.
+func (s *Server) KeyChanged(a keyid.Account, id keyid.ID) {
+	var name [keyNameLen]byte
+	s.keys.Invalidate(appendKeyName(name[:0], a, id))
+}
+
+// AliasChanged is KeyChanged for an alias, "alias/…".
+func (s *Server) AliasChanged(a keyid.Account, name string) {
+	s.aliases.Invalidate(appendAliasName(nil, a, []byte(name)))
+}
+
+// Panics counts requests that ended in a recovered panic; it stays 0 unless there is a bug.
+func (s *Server) Panics() uint64 { return s.panics.Load() }
+
+// serveHealth answers GET /healthz and /readyz. It reports whether the request was one of them.
+func (s *Server) serveHealth(ctx *fasthttp.RequestCtx) bool {
+	if !ctx.IsGet() {
+		return false
+	}
+	switch string(ctx.Request.Header.RequestURI()) {
+	case "/healthz":
+		ctx.SetContentType("text/plain; charset=utf-8")
+		ctx.SetBodyString("ok\n")
+		return true
+	case "/readyz":
+		ctx.SetContentType("text/plain; charset=utf-8")
+		err := s.cfg.Ready()
+		if err == nil && s.draining.Load() {
+			err = errors.New("shutting down")
+		}
+		if err != nil {
+			ctx.SetStatusCode(fasthttp.StatusServiceUnavailable)
+			ctx.SetBodyString(err.Error() + "\n")
+		} else {
+			ctx.SetBodyString("ready\n")
+		}
+		return true
+	}
+	return false
+}
