@@ -7,7 +7,10 @@ import (
 	"hash/maphash"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/keyplane/keyplane/internal/keyid"
 )
@@ -216,4 +219,17 @@ func keyPrefix(region string, a keyid.Account) string {
 
 func aliasPrefix(region string, a keyid.Account) string {
 	return root + "alias/" + region + "/" + a.String() + "/"
+}
+
+// Unavailable reports whether an error of the store means that etcd did not answer in time: a later try may succeed.
+func Unavailable(err error) bool {
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || errors.Is(err, ErrConflict) {
+		return true
+	}
+	var e rpctypes.EtcdError
+	if errors.As(err, &e) {
+		return e.Code() == codes.Unavailable || e.Code() == codes.DeadlineExceeded
+	}
+	code := status.Code(err)
+	return code == codes.Unavailable || code == codes.DeadlineExceeded
 }

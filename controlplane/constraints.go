@@ -1,0 +1,162 @@
+package controlplane
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/keyplane/keyplane/internal/kmsapi"
+)
+
+// The check functions hold one member against the service model and record what it breaks. An absent member breaks nothing unless the
+// function is for a required one. Lengths are characters.
+
+func checkLength(v *kmsapi.Violations, path string, s *string, least, most int) {
+	if s == nil {
+		return
+	}
+	switch n := utf8.RuneCountInString(*s); {
+	case n < least:
+		v.MinLength(path, []byte(*s), least)
+	case n > most:
+		v.MaxLength(path, []byte(*s), most)
+	}
+}
+
+func checkPattern(v *kmsapi.Violations, path string, s *string, pattern string, ok func(r rune) bool) {
+	if s != nil && strings.ContainsFunc(*s, func(r rune) bool { return !ok(r) }) {
+		v.Pattern(path, []byte(*s), pattern)
+	}
+}
+
+func checkEnum(v *kmsapi.Violations, path string, s *string, set []string) {
+	if s != nil && !slices.Contains(set, *s) {
+		v.Enum(path, []byte(*s), "["+strings.Join(set, ", ")+"]")
+	}
+}
+
+func checkRange(v *kmsapi.Violations, path string, n *int32, least, most int) {
+	switch {
+	case n == nil:
+	case int(*n) < least:
+		v.Min(path, int64(*n), least)
+	case int(*n) > most:
+		v.Max(path, int64(*n), most)
+	}
+}
+
+// checkKeyID is for a required member that names a key.
+func checkKeyID(v *kmsapi.Violations, path string, s *string) {
+	if s == nil {
+		v.Null(path)
+	}
+	checkLength(v, path, s, 1, kmsapi.KeyIDMax)
+}
+
+func checkAliasName(v *kmsapi.Violations, s *string) {
+	if s == nil {
+		v.Null("aliasName")
+	}
+	checkLength(v, "aliasName", s, 1, kmsapi.AliasNameMax)
+	checkPattern(v, "aliasName", s, "^[a-zA-Z0-9:/_-]+$", func(r rune) bool { return isWord(r) || strings.ContainsRune(":/-", r) })
+}
+
+func checkGrantTokens(v *kmsapi.Violations, tokens []*string) {
+	if len(tokens) > kmsapi.GrantTokensMax {
+		v.MaxLength("grantTokens", nil, kmsapi.GrantTokensMax)
+	}
+	for i, token := range tokens {
+		path := "grantTokens." + strconv.Itoa(i+1) + ".member"
+		if token == nil {
+			v.Null(path)
+		}
+		checkLength(v, path, token, 1, kmsapi.GrantTokenMax)
+	}
+}
+
+// checkPage is for the two members of every list operation. limitMax is the operation's own, where it is narrower than the model's.
+func checkPage(v *kmsapi.Violations, limit *int32, marker *string, limitMax int) {
+	checkRange(v, "limit", limit, 1, limitMax)
+	checkLength(v, "marker", marker, 1, kmsapi.MarkerMax)
+	checkPattern(v, "marker", marker, `[\u0020-\u00FF]*`, func(r rune) bool { return r >= 0x20 && r <= 0xff })
+}
+
+func checkPolicy(v *kmsapi.Violations, s *string) {
+	checkLength(v, "policy", s, 1, kmsapi.PolicyModelMax)
+	checkPattern(v, "policy", s, `[\u0009\u000A\u000D\u0020-\u00FF]+`,
+		func(r rune) bool { return r == '\t' || r == '\n' || r == '\r' || r >= 0x20 && r <= 0xff })
+}
+
+func checkPolicyName(v *kmsapi.Violations, s *string) {
+	checkLength(v, "policyName", s, 1, kmsapi.PolicyNameMax)
+	checkPattern(v, "policyName", s, `[\w]+`, isWord)
+}
+
+// isWord is \w of the model's regular expressions, without Unicode.
+func isWord(r rune) bool {
+	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '_'
+}
+
+func isXksKeyID(r rune) bool { return isWord(r) || r == '-' || r == '.' }
+
+// The enums of CreateKey, as in the service model.
+var (
+	keyUsages              = []string{"SIGN_VERIFY", "ENCRYPT_DECRYPT", "GENERATE_VERIFY_MAC", "KEY_AGREEMENT", "ENCAPSULATE_DECAPSULATE"}
+	origins                = []string{"AWS_KMS", "EXTERNAL", "AWS_CLOUDHSM", "EXTERNAL_KEY_STORE"}
+	customerMasterKeySpecs = []string{
+		"RSA_2048", "RSA_3072", "RSA_4096", "ECC_NIST_P256", "ECC_NIST_P384", "ECC_NIST_P521", "ECC_SECG_P256K1", "SYMMETRIC_DEFAULT",
+		"HMAC_224", "HMAC_256", "HMAC_384", "HMAC_512", "SM2",
+	}
+	keySpecs = append(slices.Clone(customerMasterKeySpecs),
+		"ML_DSA_44", "ML_DSA_65", "ML_DSA_87", "ECC_NIST_EDWARDS25519", "ML_KEM_512", "ML_KEM_768", "ML_KEM_1024")
+)
+
+// specUsages says which key usages each key spec allows (AWS KMS Developer Guide, "Key spec reference").
+var specUsages = map[string][]string{
+	"SYMMETRIC_DEFAULT": {"ENCRYPT_DECRYPT"},
+	"RSA_2048":          {"ENCRYPT_DECRYPT", "SIGN_VERIFY"}, "RSA_3072": {"ENCRYPT_DECRYPT", "SIGN_VERIFY"},
+	"RSA_4096":      {"ENCRYPT_DECRYPT", "SIGN_VERIFY"},
+	"ECC_NIST_P256": {"SIGN_VERIFY", "KEY_AGREEMENT"}, "ECC_NIST_P384": {"SIGN_VERIFY", "KEY_AGREEMENT"},
+	"ECC_NIST_P521": {"SIGN_VERIFY", "KEY_AGREEMENT"}, "ECC_SECG_P256K1": {"SIGN_VERIFY"}, "ECC_NIST_EDWARDS25519": {"SIGN_VERIFY"},
+	"HMAC_224": {"GENERATE_VERIFY_MAC"}, "HMAC_256": {"GENERATE_VERIFY_MAC"}, "HMAC_384": {"GENERATE_VERIFY_MAC"},
+	"HMAC_512":  {"GENERATE_VERIFY_MAC"},
+	"ML_DSA_44": {"SIGN_VERIFY"}, "ML_DSA_65": {"SIGN_VERIFY"}, "ML_DSA_87": {"SIGN_VERIFY"},
+	"ML_KEM_512": {"ENCAPSULATE_DECAPSULATE"}, "ML_KEM_768": {"ENCAPSULATE_DECAPSULATE"}, "ML_KEM_1024": {"ENCAPSULATE_DECAPSULATE"},
+	"SM2": {"ENCRYPT_DECRYPT", "SIGN_VERIFY", "KEY_AGREEMENT"},
+}
+
+// checkOffered refuses first what no KMS would make, then what this one does not offer.
+func checkOffered(in *createKeyIn) error {
+	spec := kmsapi.SymmetricDefault
+	switch {
+	case in.KeySpec != nil && in.CustomerMasterKeySpec != nil:
+		return kmsapi.New(kmsapi.Validation,
+			"You cannot specify KeySpec and CustomerMasterKeySpec in the same request. CustomerMasterKeySpec is deprecated.")
+	case in.KeySpec != nil:
+		spec = *in.KeySpec
+	case in.CustomerMasterKeySpec != nil:
+		spec = *in.CustomerMasterKeySpec
+	}
+	switch {
+	case in.KeyUsage == nil && spec != kmsapi.SymmetricDefault:
+		return kmsapi.New(kmsapi.Validation, "You must specify a KeyUsage value for all KMS keys except for symmetric encryption keys.")
+	case in.KeyUsage != nil && !slices.Contains(specUsages[spec], *in.KeyUsage):
+		return kmsapi.New(kmsapi.Validation, "KeyUsage "+*in.KeyUsage+" is not compatible with KeySpec "+spec)
+	case spec != kmsapi.SymmetricDefault:
+		return notOffered("KeySpec " + spec)
+	case in.Origin != nil && *in.Origin != originKMS:
+		return notOffered("Origin " + *in.Origin)
+	case in.MultiRegion != nil && *in.MultiRegion:
+		return notOffered("MultiRegion")
+	case in.CustomKeyStoreId != nil:
+		return notOffered("CustomKeyStoreId")
+	case in.XksKeyId != nil:
+		return notOffered("XksKeyId")
+	}
+	return nil
+}
+
+func notOffered(what string) error {
+	return kmsapi.New(kmsapi.UnsupportedOperation, what+" is not offered by this version of keyplane.")
+}

@@ -1,0 +1,288 @@
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/keyplane/keyplane/controlplane/store"
+	"github.com/keyplane/keyplane/internal/keyid"
+	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/snapshot"
+)
+
+const originKMS = "AWS_KMS"
+
+type createKeyIn struct {
+	Policy                         *string
+	Description                    *string
+	KeyUsage                       *string
+	CustomerMasterKeySpec          *string
+	KeySpec                        *string
+	Origin                         *string
+	CustomKeyStoreId               *string
+	BypassPolicyLockoutSafetyCheck *bool
+	Tags                           []*tagIn
+	MultiRegion                    *bool
+	XksKeyId                       *string
+}
+
+func (in *createKeyIn) check(v *kmsapi.Violations) {
+	checkPolicy(v, in.Policy)
+	checkLength(v, "description", in.Description, 0, kmsapi.DescriptionMax)
+	checkEnum(v, "keyUsage", in.KeyUsage, keyUsages)
+	checkEnum(v, "customerMasterKeySpec", in.CustomerMasterKeySpec, customerMasterKeySpecs)
+	checkEnum(v, "keySpec", in.KeySpec, keySpecs)
+	checkEnum(v, "origin", in.Origin, origins)
+	checkLength(v, "customKeyStoreId", in.CustomKeyStoreId, 1, 64)
+	checkTags(v, in.Tags)
+	checkLength(v, "xksKeyId", in.XksKeyId, 1, 128)
+	checkPattern(v, "xksKeyId", in.XksKeyId, "^[a-zA-Z0-9-_.]+$", isXksKeyID)
+}
+
+type keyMetadata struct {
+	AWSAccountId          string
+	KeyId                 string
+	Arn                   string
+	CreationDate          timestamp
+	Enabled               bool
+	Description           string
+	KeyUsage              string
+	KeyState              string
+	DeletionDate          timestamp `json:",omitzero"`
+	Origin                string
+	KeyManager            string
+	CustomerMasterKeySpec string
+	KeySpec               string
+	EncryptionAlgorithms  []string
+	MultiRegion           bool
+	CurrentKeyMaterialId  string `json:",omitempty"`
+}
+
+type keyMetadataOut struct{ KeyMetadata keyMetadata }
+
+// metadata is what CreateKey and DescribeKey show of a key. Every key is of spec SYMMETRIC_DEFAULT and origin AWS_KMS.
+func (s *Server) metadata(k *store.Key) keyMetadata {
+	m := keyMetadata{
+		AWSAccountId: k.Account.String(), KeyId: k.ID.String(), Arn: s.keyARN(k.KeyName), CreationDate: timestamp{k.Created},
+		Enabled: k.State == kmsapi.StateEnabled, Description: k.Description, KeyUsage: k.Usage, KeyState: k.State.String(),
+		DeletionDate: timestamp{k.DeletionDate}, Origin: k.Origin, KeyManager: "CUSTOMER", CustomerMasterKeySpec: k.Spec, KeySpec: k.Spec,
+		EncryptionAlgorithms: []string{kmsapi.SymmetricDefault}, MultiRegion: k.ID.MultiRegion,
+	}
+	for i := range k.Versions {
+		if v := &k.Versions[i]; v.Number == k.Current {
+			m.CurrentKeyMaterialId = string(v.MaterialID[:])
+		}
+	}
+	return m
+}
+
+// CreateKey: a new symmetric encryption key, Enabled. Its first backing key is a salt from the HSM (docs/ciphertext.md §3).
+func (s *Server) createKey(ctx context.Context, c *call, in *createKeyIn) (keyMetadataOut, error) {
+	if err := authorize(c, c.account(), nil); err != nil {
+		return keyMetadataOut{}, err
+	}
+	if err := checkOffered(in); err != nil {
+		return keyMetadataOut{}, err
+	}
+	tags, err := tagsOf(in.Tags)
+	if err != nil {
+		return keyMetadataOut{}, err
+	}
+	policy := []byte(defaultPolicy(s.partition, c.account()))
+	if in.Policy != nil {
+		policy = []byte(*in.Policy)
+		if err := validatePolicy(policy); err != nil {
+			return keyMetadataOut{}, err
+		}
+	}
+	// A fresh key ID is taken, or was once, only if the random numbers are broken; a second try tells a collision from that.
+	for range 2 {
+		k, err := s.newKey(c, deref(in.Description), tags)
+		if err != nil {
+			return keyMetadataOut{}, err
+		}
+		defer k.Wipe()
+		err = s.store.CreateKey(ctx, k, policy)
+		if errors.Is(err, store.ErrExists) {
+			continue
+		}
+		if err != nil {
+			return keyMetadataOut{}, err
+		}
+		s.publisher.KeyChanged(k.Account, k.ID)
+		return keyMetadataOut{s.metadata(k)}, nil
+	}
+	return keyMetadataOut{}, errors.New("controlplane: the HSM's random numbers repeat")
+}
+
+func (s *Server) newKey(c *call, description string, tags []store.Tag) (*store.Key, error) {
+	var random [16 + 32]byte
+	defer clear(random[:])
+	if err := s.random(random[:]); err != nil {
+		return nil, fmt.Errorf("controlplane: random bytes for a key: %w", err)
+	}
+	k := &store.Key{
+		KeyName:     store.KeyName{Region: s.region, Account: c.account(), ID: keyid.NewID([16]byte(random[:16]), false)},
+		Description: description, State: kmsapi.StateEnabled, Spec: kmsapi.SymmetricDefault, Usage: kmsapi.EncryptDecrypt,
+		Origin: originKMS, Created: c.now, Current: 1, Versions: make([]store.Version, 1),
+	}
+	for _, t := range tags {
+		k.SetTag(t)
+	}
+	v := &k.Versions[0]
+	v.Number, v.Root, v.Created = 1, s.root(), c.now
+	copy(v.Salt[:], random[16:])
+	v.MaterialID = snapshot.MaterialID(k.Account, k.ID, v.Number, &v.Salt)
+	return k, nil
+}
+
+type describeKeyIn struct {
+	KeyId       *string
+	GrantTokens []*string
+}
+
+func (in *describeKeyIn) check(v *kmsapi.Violations) {
+	checkKeyID(v, "keyId", in.KeyId)
+	checkGrantTokens(v, in.GrantTokens)
+}
+
+// DescribeKey takes an alias as well.
+func (s *Server) describeKey(ctx context.Context, c *call, in *describeKeyIn) (keyMetadataOut, error) {
+	ref, err := s.reference(c, *in.KeyId, true)
+	if err != nil {
+		return keyMetadataOut{}, err
+	}
+	if ref.Alias != nil {
+		alias, err := s.store.Alias(ctx, s.region, ref.Account, string(ref.Alias))
+		if err != nil {
+			return keyMetadataOut{}, s.aliasError(ref.Account, string(ref.Alias), err)
+		}
+		ref.ID = alias.Target
+	}
+	k, err := s.view(ctx, c, store.KeyName{Region: s.region, Account: ref.Account, ID: ref.ID})
+	if err != nil {
+		return keyMetadataOut{}, err
+	}
+	defer k.Wipe()
+	return keyMetadataOut{s.metadata(k)}, nil
+}
+
+type listKeysIn struct {
+	Limit  *int32
+	Marker *string
+}
+
+func (in *listKeysIn) check(v *kmsapi.Violations) {
+	checkPage(v, in.Limit, in.Marker, kmsapi.LimitMax)
+}
+
+type keyListEntry struct {
+	KeyId  string
+	KeyArn string
+}
+
+type listKeysOut struct {
+	Keys       []keyListEntry
+	NextMarker string `json:",omitempty"`
+	Truncated  bool
+}
+
+// ListKeys lists the account's keys in every state.
+func (s *Server) listKeys(ctx context.Context, c *call, in *listKeysIn) (listKeysOut, error) {
+	if err := authorize(c, c.account(), nil); err != nil {
+		return listKeysOut{}, err
+	}
+	p := page{operation: c.op.Name, account: c.account(), region: s.region}
+	position, err := p.position(in.Marker)
+	if err != nil {
+		return listKeysOut{}, err
+	}
+	var from *keyid.ID
+	if position != "" {
+		id, ok := keyid.ParseID([]byte(position))
+		if !ok {
+			return listKeysOut{}, kmsapi.E(kmsapi.InvalidMarker)
+		}
+		from = &id
+	}
+	ids, more, err := s.store.Keys(ctx, s.region, c.account(), from, pageSize(in.Limit, kmsapi.LimitDefault))
+	if err != nil {
+		return listKeysOut{}, err
+	}
+	out := listKeysOut{Keys: []keyListEntry{}, Truncated: more}
+	for _, id := range ids {
+		n := store.KeyName{Region: s.region, Account: c.account(), ID: id}
+		out.Keys = append(out.Keys, keyListEntry{KeyId: id.String(), KeyArn: s.keyARN(n)})
+	}
+	if more {
+		out.NextMarker = p.marker(ids[len(ids)-1].String())
+	}
+	return out, nil
+}
+
+// keyIn is the input of operations that take a key and nothing else.
+type keyIn struct{ KeyId *string }
+
+func (in *keyIn) check(v *kmsapi.Violations) { checkKeyID(v, "keyId", in.KeyId) }
+
+// EnableKey and DisableKey. Enabling an enabled key is no error, nor is disabling a disabled one.
+func (s *Server) enableKey(ctx context.Context, c *call, in *keyIn) (none, error) {
+	return none{}, s.switchState(ctx, c, *in.KeyId)
+}
+
+func (s *Server) disableKey(ctx context.Context, c *call, in *keyIn) (none, error) {
+	return none{}, s.switchState(ctx, c, *in.KeyId)
+}
+
+func (s *Server) switchState(ctx context.Context, c *call, keyID string) error {
+	n, err := s.keyName(c, keyID)
+	if err != nil {
+		return err
+	}
+	k, err := s.change(ctx, c, n, func(k *store.Key) error {
+		k.State, k.Resume = after(c.op.Name, k.State)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	k.Wipe()
+	return nil
+}
+
+type updateKeyDescriptionIn struct {
+	KeyId       *string
+	Description *string
+}
+
+func (in *updateKeyDescriptionIn) check(v *kmsapi.Violations) {
+	checkKeyID(v, "keyId", in.KeyId)
+	if in.Description == nil {
+		v.Null("description")
+	}
+	checkLength(v, "description", in.Description, 0, kmsapi.DescriptionMax)
+}
+
+func (s *Server) updateKeyDescription(ctx context.Context, c *call, in *updateKeyDescriptionIn) (none, error) {
+	n, err := s.keyName(c, *in.KeyId)
+	if err != nil {
+		return none{}, err
+	}
+	k, err := s.change(ctx, c, n, func(k *store.Key) error {
+		k.Description = *in.Description
+		return nil
+	})
+	if err != nil {
+		return none{}, err
+	}
+	k.Wipe()
+	return none{}, nil
+}
+
+func deref(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
+}

@@ -1,0 +1,206 @@
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"time"
+
+	"github.com/keyplane/keyplane/controlplane/store"
+	"github.com/keyplane/keyplane/internal/keyid"
+	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/sigv4"
+)
+
+// Publisher tells the data plane what changed. Each method is called after the change is committed (or may be: the outcome of a write can
+// be unknown) and before the client has its answer. When it returns, no request that arrives later may use the old view. Methods are
+// called concurrently and more often than something changed.
+type Publisher interface {
+	KeyChanged(keyid.Account, keyid.ID)
+	AliasChanged(a keyid.Account, alias string) // "alias/…"
+	AccessKeyChanged(id string)
+}
+
+// Config is what a Server is made of. Every field but Logger, Now and DeletionInterval is required.
+type Config struct {
+	Region           string
+	Store            *store.Store
+	Verifier         *sigv4.Verifier
+	Random           func([]byte) error // fills the slice from the HSM: salts and key IDs
+	Root             func() [8]byte     // hsm.RootID that new key versions are made under
+	Publisher        Publisher
+	Now              func() time.Time // nil: time.Now
+	Logger           *slog.Logger     // nil: slog.Default
+	DeletionInterval time.Duration    // how often Run looks for keys whose deletion is due; 0: one minute
+}
+
+const (
+	// requestTimeout bounds one operation, so that a lost etcd quorum becomes a DependencyTimeoutException.
+	requestTimeout = 5 * time.Second
+
+	deletionIntervalDefault = time.Minute
+)
+
+// Server is the control plane. Serve is safe for concurrent use.
+type Server struct {
+	region, partition string
+	store             *store.Store
+	verifier          *sigv4.Verifier
+	random            func([]byte) error
+	root              func() [8]byte
+	publisher         Publisher
+	now               func() time.Time
+	log               *slog.Logger
+	deletionInterval  time.Duration
+}
+
+// New checks the configuration.
+func New(cfg Config) (*Server, error) {
+	if cfg.Store == nil || cfg.Verifier == nil || cfg.Random == nil || cfg.Root == nil || cfg.Publisher == nil {
+		return nil, errors.New("controlplane: a part of the configuration is missing")
+	}
+	if !validRegion(cfg.Region) {
+		return nil, errors.New("controlplane: the Region is not a name like us-east-1")
+	}
+	s := &Server{
+		region: cfg.Region, partition: keyid.Partition(cfg.Region), store: cfg.Store, verifier: cfg.Verifier, random: cfg.Random,
+		root: cfg.Root, publisher: cfg.Publisher, now: cfg.Now, log: cfg.Logger, deletionInterval: cfg.DeletionInterval,
+	}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	if s.log == nil {
+		s.log = slog.Default()
+	}
+	if s.deletionInterval <= 0 {
+		s.deletionInterval = deletionIntervalDefault
+	}
+	return s, nil
+}
+
+// validRegion keeps the Region, which is a part of etcd's keys, to what the model allows for one (kms-api, "ReplicaRegion").
+func validRegion(r string) bool {
+	for _, c := range []byte(r) {
+		if !(c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-') {
+			return false
+		}
+	}
+	return len(r) > 0 && len(r) <= 32
+}
+
+// Request is one call: the request as its client signed it, which is verified here again, and where it came from.
+type Request struct {
+	Signed    *sigv4.Request
+	RequestID string
+	SourceIP  string
+}
+
+// Response is the answer. Body is JSON, or empty for operations without output; it belongs to the caller.
+type Response struct {
+	Status int
+	Body   []byte
+	Code   kmsapi.Code // kmsapi.OK on success
+	Date   time.Time   // of the decision, for the Date header
+}
+
+// call is one operation on its way through the server.
+type call struct {
+	op      *kmsapi.Operation // nil until routed
+	caller  sigv4.Identity    // invalid until verified
+	now     time.Time         // in milliseconds, as records and replies are
+	request *Request
+}
+
+func (c *call) account() keyid.Account { return c.caller.Principal().Account }
+
+// Serve answers one request. It never panics and always has an answer.
+func (s *Server) Serve(ctx context.Context, r *Request) (resp Response) {
+	c := &call{request: r, now: s.now().UTC().Truncate(time.Millisecond)}
+	var body []byte
+	var err error
+	defer func() {
+		if p := recover(); p != nil {
+			body, err = nil, errPanic
+		}
+		resp = s.finish(c, body, err)
+	}()
+	body, err = s.serve(ctx, c)
+	return resp
+}
+
+var errPanic = errors.New("controlplane: a handler panicked")
+
+func (s *Server) serve(ctx context.Context, c *call) ([]byte, error) {
+	signed := c.request.Signed
+	c.op = kmsapi.Route(header(signed, "x-amz-target"))
+	if c.op == nil {
+		return nil, kmsapi.New(kmsapi.UnknownOperation, kmsapi.UnknownOperationText)
+	}
+	var scratch sigv4.Scratch
+	defer scratch.Reset()
+	identity, code := s.verifier.Verify(signed, &scratch, c.now)
+	if code != kmsapi.OK {
+		return nil, kmsapi.New(code, string(scratch.Message()))
+	}
+	c.caller = identity
+	if !c.op.Built {
+		return nil, kmsapi.New(kmsapi.UnsupportedOperation, kmsapi.NotBuiltText(c.op))
+	}
+	run := handlers[c.op.Name]
+	if run == nil { // a cryptographic operation, which the data plane does not send here
+		return nil, kmsapi.New(kmsapi.UnknownOperation, kmsapi.UnknownOperationText)
+	}
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	return run(s, ctx, c, signed.Body)
+}
+
+// header is the value of the first header of that name. Verify refuses a second X-Amz-* header of one name.
+func header(r *sigv4.Request, name string) []byte {
+	for i := range r.Headers {
+		if string(r.Headers[i].Name) == name {
+			return r.Headers[i].Value
+		}
+	}
+	return nil
+}
+
+// finish is where every call ends, allowed or refused: it turns the error into the exception and keeps what went wrong on our side in the
+// log, where no request content goes.
+func (s *Server) finish(c *call, body []byte, err error) Response {
+	resp := Response{Status: http.StatusOK, Body: body, Date: c.now}
+	operation := "unknown"
+	if c.op != nil {
+		operation = c.op.Name
+	}
+	if err != nil {
+		e := exception(err)
+		resp.Code, resp.Status = e.Code, e.Code.Status()
+		resp.Body = kmsapi.AppendErrorBody(nil, e.Code, []byte(e.Message))
+		if resp.Status >= http.StatusInternalServerError {
+			attrs := []any{"operation", operation, "requestId", c.request.RequestID, "error", err.Error()}
+			if errors.Is(err, errPanic) {
+				attrs = append(attrs, "stack", string(debug.Stack()))
+			}
+			s.log.Error("operation failed", attrs...)
+		}
+	}
+	s.log.Debug("operation", "operation", operation, "requestId", c.request.RequestID, "sourceIp", c.request.SourceIP,
+		"accessKeyId", c.caller.AccessKeyID(), "code", resp.Code.String())
+	return resp
+}
+
+// exception is what the client hears of err: a refusal as it is; a store that did not answer in time; else an internal error without
+// detail.
+func exception(err error) *kmsapi.Error {
+	var e *kmsapi.Error
+	switch {
+	case errors.As(err, &e):
+		return e
+	case store.Unavailable(err):
+		return kmsapi.E(kmsapi.DependencyTimeout)
+	}
+	return kmsapi.E(kmsapi.KMSInternal)
+}
