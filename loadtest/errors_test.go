@@ -113,7 +113,7 @@ const goodRandom = "HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{\"Plaintext\":
 func randomConfig(t *testing.T, url string) Config {
 	setAWSEnvironment(t)
 	cfg := testConfig(url)
-	cfg.Operation, cfg.Payload, cfg.Timeout, cfg.Duration = "GenerateRandom", 2, 200*time.Millisecond, 500*time.Millisecond
+	cfg.Operation, cfg.Payload, cfg.Duration = "GenerateRandom", 2, 300*time.Millisecond
 	return cfg
 }
 
@@ -159,7 +159,11 @@ func TestClientErrors(t *testing.T) {
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			p := mustRun(t, randomConfig(t, rawServer(t, c.f)))
+			cfg := randomConfig(t, rawServer(t, c.f))
+			if c.want == kindTimeout {
+				cfg.Timeout = 200 * time.Millisecond
+			}
+			p := mustRun(t, cfg)
 			if p.Requests.Succeeded != 0 || p.Requests.Failed == 0 || len(p.Errors) != 1 || p.Errors[0].Type != c.want.String() {
 				t.Fatalf("requests %+v, errors %+v, want %v", p.Requests, p.Errors, c.want)
 			}
@@ -202,7 +206,9 @@ func TestServerRestart(t *testing.T) {
 	})
 	p := mustRun(t, cfg)
 	<-restarted
-	again.Shutdown()
+	if again != nil {
+		again.Shutdown()
+	}
 	refused := p.count(kindConnectionRefused)
 	if refused < 4 || refused > 200 || p.Connections.Opened < 8 || p.Requests.Succeeded < 100 {
 		t.Fatalf("%d refused, requests %+v, connections %+v, errors %+v", refused, p.Requests, p.Connections, p.Errors)

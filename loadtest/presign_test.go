@@ -17,12 +17,21 @@ type credentialsFunc func() (aws.Credentials, error)
 
 func (f credentialsFunc) Retrieve(context.Context) (aws.Credentials, error) { return f() }
 
+func testSigner(t testing.TB) *signer {
+	s := &signer{region: testRegion, host: "kms.example", operation: "Decrypt", now: time.Now,
+		credentials: credentialsFunc(func() (aws.Credentials, error) {
+			return aws.Credentials{AccessKeyID: testAccessKey, SecretAccessKey: testSecret}, nil
+		})}
+	t.Cleanup(s.wipe)
+	return s
+}
+
 // Signatures are renewed every minute, and before credentials run out, but not more than once a second.
 func TestSignAll(t *testing.T) {
 	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 	credentials := aws.Credentials{AccessKeyID: "AKID", SecretAccessKey: "secret"}
-	s := &signer{region: testRegion, host: "kms.example", operation: "Decrypt", now: func() time.Time { return now },
-		credentials: credentialsFunc(func() (aws.Credentials, error) { return credentials, nil })}
+	s := testSigner(t)
+	s.now, s.credentials = func() time.Time { return now }, credentialsFunc(func() (aws.Credentials, error) { return credentials, nil })
 	one := &target{body: []byte(`{"CiphertextBlob":"AAA="}`)}
 	sign := func(wantAgain time.Duration) []byte {
 		t.Helper()

@@ -8,12 +8,14 @@ import (
 )
 
 // preciseSleep waits on a timerfd, timerfd_create(2), through the runtime's poller. The poller's own time-out is rounded up to whole
-// milliseconds, which an open loop would report as latency; an event on a file descriptor wakes it at once. The zero value is ready.
+// milliseconds, which an open loop would report as latency; an event on a file descriptor wakes it at once. BenchmarkPace measures both.
+// The zero value is ready; it belongs to one goroutine.
 type preciseSleep struct {
 	file *os.File // nil until first used, or where the kernel gave none
-	conn interface {
-		Control(func(uintptr)) error
-	}
+	fd   int      // file's, valid as long as file is open
+
+	spec        unix.ItimerSpec // here, not on the stack of sleep, because they would escape
+	expirations [8]byte
 }
 
 func (p *preciseSleep) sleep(d time.Duration) {
@@ -21,14 +23,12 @@ func (p *preciseSleep) sleep(d time.Duration) {
 		time.Sleep(d)
 		return
 	}
-	spec := unix.ItimerSpec{Value: unix.NsecToTimespec(int64(d))}
-	var err error
-	if controlErr := p.conn.Control(func(fd uintptr) { err = unix.TimerfdSettime(int(fd), 0, &spec, nil) }); controlErr != nil || err != nil {
+	p.spec.Value = unix.NsecToTimespec(int64(d))
+	if unix.TimerfdSettime(p.fd, 0, &p.spec, nil) != nil {
 		time.Sleep(d)
 		return
 	}
-	var expirations [8]byte
-	if _, err := p.file.Read(expirations[:]); err != nil {
+	if _, err := p.file.Read(p.expirations[:]); err != nil {
 		time.Sleep(d)
 	}
 }
@@ -38,18 +38,13 @@ func (p *preciseSleep) open() bool {
 	if err != nil {
 		return false
 	}
-	file := os.NewFile(uintptr(fd), "timerfd")
-	conn, err := file.SyscallConn()
-	if err != nil {
-		file.Close()
-		return false
-	}
-	p.file, p.conn = file, conn
+	p.file, p.fd = os.NewFile(uintptr(fd), "timerfd"), fd
 	return true
 }
 
 func (p *preciseSleep) close() {
 	if p.file != nil {
 		p.file.Close()
+		p.file = nil
 	}
 }
