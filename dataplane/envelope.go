@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/subtle"
 	"errors"
-	"time"
 
 	"github.com/keyplane/keyplane/batch"
 	"github.com/keyplane/keyplane/hsm"
@@ -40,33 +39,10 @@ func (r *request) wantBlobKey(v *snapshot.Version) {
 
 // round runs r.job: one round in the batcher.
 func (s *Server) round(r *request) kmsapi.Code {
-	if err := s.do(&r.job, r.now); err != nil {
+	if err := s.cfg.Run(&r.job, r.now); err != nil {
 		return s.fail(r, err)
 	}
 	return kmsapi.OK
-}
-
-// do runs a job on a shard that holds its root. A job that failed for a reason of the device is handed in once more, elsewhere.
-func (s *Server) do(j *hsm.Job, now time.Time) error {
-	deadline := now.Add(s.cfg.QueueTimeMax)
-	hint := uint64(now.UnixNano()) >> 3
-	shard, err := s.cfg.Shards.Pick(j.Root, hint)
-	if err != nil {
-		return err
-	}
-	for j.Attempt = 0; ; j.Attempt++ {
-		j.Err = hsm.ErrUnavailable // stays where the round never ran
-		if err := s.cfg.Do(shard, j, deadline); err != nil {
-			return err
-		}
-		if j.Err == nil || j.Attempt == 1 || !hsm.Retryable(j.Err) {
-			return j.Err
-		}
-		if shard, err = s.cfg.Shards.PickOther(j.Root, shard, hint); err != nil {
-			return err
-		}
-		deadline = time.Now().Add(s.cfg.QueueTimeMax)
-	}
 }
 
 // fail turns an internal error into what the client may see of it.

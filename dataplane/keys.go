@@ -4,11 +4,8 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"sync"
 	"time"
 
-	"github.com/keyplane/keyplane/hsm"
-	"github.com/keyplane/keyplane/internal/kdf"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/snapshot"
@@ -158,73 +155,11 @@ func (s *Server) load(account keyid.Account, id keyid.ID) (*snapshot.Key, int64,
 	for i := range rec.Versions {
 		v := &rec.Versions[i]
 		k.Versions[i] = snapshot.Version{Number: v.Number, Root: v.Root, MaterialID: v.MaterialID}
-		if err := s.offset(v.Root, &v.Salt, &k.Versions[i].Offset); err != nil {
+		if err := s.offsets.Offset(v.Root, &v.Salt, &k.Versions[i].Offset); err != nil {
 			return nil, 0, err
 		}
 	}
 	return k, int64(256 + len(k.ARN) + 112*len(k.Versions)), nil
-}
-
-// systemOffsets keeps subkey K1 of each derivation root: the same for every key under it.
-type systemOffsets struct {
-	mu sync.Mutex
-	k1 map[hsm.RootID][16]byte
-}
-
-// offset computes a key version's offset: chain(S) xor K1(R), docs/ciphertext.md §3.
-func (s *Server) offset(root hsm.RootID, salt *[32]byte, dst *[16]byte) error {
-	k1, err := s.subkey(root)
-	if err != nil {
-		return err
-	}
-	var j hsm.Job
-	defer j.Wipe()
-	var chain [16]byte
-	copy(j.RawIn[:16], salt[:16])
-	if err := s.encryptBlock(root, &j, &chain); err != nil {
-		return err
-	}
-	kdf.ChainInput2((*[16]byte)(j.RawIn[:16]), &chain, (*[16]byte)(salt[16:]))
-	if err := s.encryptBlock(root, &j, &chain); err != nil {
-		return err
-	}
-	kdf.Offset(dst, &chain, &k1)
-	clear(chain[:])
-	return nil
-}
-
-func (s *Server) subkey(root hsm.RootID) ([16]byte, error) {
-	s.systems.mu.Lock()
-	k1, ok := s.systems.k1[root]
-	s.systems.mu.Unlock()
-	if ok {
-		return k1, nil
-	}
-	var j hsm.Job // RawIn is zero: L = E(0)
-	defer j.Wipe()
-	var l [16]byte
-	if err := s.encryptBlock(root, &j, &l); err != nil {
-		return k1, err
-	}
-	kdf.SubkeyK1(&k1, &l)
-	clear(l[:])
-	s.systems.mu.Lock()
-	defer s.systems.mu.Unlock()
-	if s.systems.k1 == nil {
-		s.systems.k1 = make(map[hsm.RootID][16]byte)
-	}
-	s.systems.k1[root] = k1
-	return k1, nil
-}
-
-// encryptBlock encrypts the first block of j.RawIn under root.
-func (s *Server) encryptBlock(root hsm.RootID, j *hsm.Job, dst *[16]byte) error {
-	j.Root, j.Raw, j.N = root, true, 0
-	if err := s.do(j, time.Now()); err != nil {
-		return err
-	}
-	copy(dst[:], j.RawOut[:16])
-	return nil
 }
 
 // admit says whether the key may do this plane's symmetric operations now: usage and algorithm first, then state.

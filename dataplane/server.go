@@ -26,20 +26,13 @@ type Records interface {
 	AliasTarget(ctx context.Context, region string, a keyid.Account, alias string) (keyid.ID, error)
 }
 
-// Shards chooses where a job runs; *hsm.Shards is one.
-type Shards interface {
-	Pick(root hsm.RootID, hint uint64) (int, error)
-	PickOther(root hsm.RootID, not int, hint uint64) (int, error)
-}
-
 // Config is what a Server is made of. All fields are required unless they say otherwise.
 type Config struct {
 	Region   string
 	Verifier *sigv4.Verifier
 	Records  Records
-	Shards   Shards
-	// Do runs a job in the next round of a shard: batch.Batcher.Do.
-	Do func(shard int, j *hsm.Job, deadline time.Time) error
+	// Run runs a job in a round on the HSM: hsm.Dispatch.Run.
+	Run func(j *hsm.Job, now time.Time) error
 	// Control serves the operations that are not ours. It verifies the signature of the original request again and keeps nothing of it.
 	Control func(r *sigv4.Request, requestID, sourceIP string) (status int, body []byte)
 	// Ready returns nil while every part of the process serves, else the reason for /readyz.
@@ -48,7 +41,6 @@ type Config struct {
 
 	KeyCacheBytes   int64         // bound of the snapshot cache; 0 is 256 MiB
 	AliasCacheBytes int64         // bound of the alias cache; 0 is 32 MiB
-	QueueTimeMax    time.Duration // how long a job may wait for its round to start; 0 is 50 ms
 	ConnsMax        int           // open connections; 0 is 20 000
 	ConnsPerIPMax   int           // open connections of one address; 0 is 1 000
 	ReadTimeout     time.Duration // for one request, header and body; 0 is 5 s
@@ -57,7 +49,6 @@ type Config struct {
 func (c *Config) defaults() {
 	set(&c.KeyCacheBytes, 256<<20)
 	set(&c.AliasCacheBytes, 32<<20)
-	set(&c.QueueTimeMax, 50*time.Millisecond)
 	set(&c.ConnsMax, 20_000)
 	set(&c.ConnsPerIPMax, 1_000)
 	set(&c.ReadTimeout, 5*time.Second)
@@ -76,7 +67,7 @@ type Server struct {
 	http      *fasthttp.Server
 	keys      *cache.Cache[snapshot.Key]
 	aliases   *cache.Cache[alias]
-	systems   systemOffsets
+	offsets   hsm.Offsets
 	requests  requestPool
 	ids       requestIDs
 	panics    atomic.Uint64
@@ -86,7 +77,7 @@ type Server struct {
 // New makes a server; Serve starts it.
 func New(cfg Config) (*Server, error) {
 	cfg.defaults()
-	if cfg.Region == "" || cfg.Verifier == nil || cfg.Records == nil || cfg.Shards == nil || cfg.Do == nil || cfg.Control == nil || cfg.Ready == nil || cfg.Logger == nil {
+	if cfg.Region == "" || cfg.Verifier == nil || cfg.Records == nil || cfg.Run == nil || cfg.Control == nil || cfg.Ready == nil || cfg.Logger == nil {
 		return nil, errors.New("dataplane: a required field of Config is missing")
 	}
 	s := &Server{cfg: cfg, partition: keyid.Partition(cfg.Region)}
@@ -98,6 +89,7 @@ func New(cfg Config) (*Server, error) {
 		s.keys.Close()
 		return nil, err
 	}
+	s.offsets.Run = cfg.Run
 	s.ids.init()
 	s.http = &fasthttp.Server{
 		Handler:      s.handle,

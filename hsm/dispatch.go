@@ -1,0 +1,104 @@
+package hsm
+
+import (
+	"sync"
+	"time"
+
+	"github.com/keyplane/keyplane/internal/kdf"
+)
+
+// Dispatch sends jobs to shards and, once, to another shard when the first failed for a reason of the device. Safe for concurrent use.
+type Dispatch struct {
+	Shards *Shards
+	// Do runs a job in the next round of a shard (batch.Batcher.Do over Shards.Run). Its errors mean that the job was not run.
+	Do func(shard int, j *Job, deadline time.Time) error
+	// QueueTimeMax is how long a job may wait for its round to start.
+	QueueTimeMax time.Duration
+}
+
+// Run runs j, which the caller owns again when it returns. The error is j.Err, Do's, or that of choosing a shard.
+func (d *Dispatch) Run(j *Job, now time.Time) error {
+	hint := uint64(now.UnixNano()) >> 3
+	shard, err := d.Shards.Pick(j.Root, hint)
+	if err != nil {
+		return err
+	}
+	deadline := now.Add(d.QueueTimeMax)
+	for j.Attempt = 0; ; j.Attempt++ {
+		j.Err = ErrUnavailable // stays where the round gave no outcome
+		if err := d.Do(shard, j, deadline); err != nil {
+			return err
+		}
+		if j.Err == nil || j.Attempt == 1 || !Retryable(j.Err) {
+			return j.Err
+		}
+		if shard, err = d.Shards.PickOther(j.Root, shard, hint); err != nil {
+			return err
+		}
+		deadline = time.Now().Add(d.QueueTimeMax)
+	}
+}
+
+// Offsets computes the offsets of key versions (docs/ciphertext.md §3) and keeps what is the same for all of them: subkey K1 of each root.
+type Offsets struct {
+	Run func(j *Job, now time.Time) error // Dispatch.Run
+
+	mu sync.Mutex
+	k1 map[RootID][16]byte // guarded by mu
+}
+
+// Offset sets dst to chain(S) xor K1(R): two rounds, and a third for the first key of a root.
+func (o *Offsets) Offset(root RootID, salt *[32]byte, dst *[16]byte) error {
+	k1, err := o.subkey(root)
+	if err != nil {
+		return err
+	}
+	var j Job
+	defer j.Wipe()
+	var chain [16]byte
+	copy(j.RawIn[:16], salt[:16])
+	if err := o.encrypt(root, &j, &chain); err != nil {
+		return err
+	}
+	kdf.ChainInput2((*[16]byte)(j.RawIn[:16]), &chain, (*[16]byte)(salt[16:]))
+	if err := o.encrypt(root, &j, &chain); err != nil {
+		return err
+	}
+	kdf.Offset(dst, &chain, &k1)
+	clear(chain[:])
+	return nil
+}
+
+func (o *Offsets) subkey(root RootID) ([16]byte, error) {
+	o.mu.Lock()
+	k1, ok := o.k1[root]
+	o.mu.Unlock()
+	if ok {
+		return k1, nil
+	}
+	var j Job // RawIn is zero: L = E(0)
+	defer j.Wipe()
+	var l [16]byte
+	if err := o.encrypt(root, &j, &l); err != nil {
+		return k1, err
+	}
+	kdf.SubkeyK1(&k1, &l)
+	clear(l[:])
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.k1 == nil {
+		o.k1 = make(map[RootID][16]byte)
+	}
+	o.k1[root] = k1
+	return k1, nil
+}
+
+// encrypt encrypts the first block of j.RawIn under root.
+func (o *Offsets) encrypt(root RootID, j *Job, dst *[16]byte) error {
+	j.Root, j.Raw, j.N = root, true, 0
+	if err := o.Run(j, time.Now()); err != nil {
+		return err
+	}
+	copy(dst[:], j.RawOut[:16])
+	return nil
+}
