@@ -38,7 +38,7 @@ func (a *authorization) parse(value []byte, hasDate bool, s *Scratch) kmsapi.Cod
 	rest := trimBlanks(value[end:])
 	for more := len(rest) > 0; more; {
 		var part []byte
-		part, rest, more = bytes.Cut(rest, []byte(","))
+		part, rest, more = cut(rest, ',')
 		if c := a.parameter(trimBlanks(part), value, s); c != kmsapi.OK {
 			return c
 		}
@@ -47,7 +47,7 @@ func (a *authorization) parse(value []byte, hasDate bool, s *Scratch) kmsapi.Cod
 }
 
 func (a *authorization) parameter(part, header []byte, s *Scratch) kmsapi.Code {
-	name, value, ok := bytes.Cut(part, []byte("="))
+	name, value, ok := cut(part, '=')
 	if !ok {
 		return s.refuseNotPair(part, header)
 	}
@@ -110,7 +110,7 @@ func (a *authorization) parseCredential(s *Scratch) kmsapi.Code {
 	rest, more := a.credential, true
 	n := 0
 	for ; more && n < len(to); n++ {
-		*to[n], rest, more = bytes.Cut(rest, []byte("/"))
+		*to[n], rest, more = cut(rest, '/')
 	}
 	if more || n < len(to) {
 		return s.refuseName(kmsapi.IncompleteSignature,
@@ -128,20 +128,24 @@ func (s *Scratch) matchSigned(r *Request) (int, kmsapi.Code) {
 	var last []byte
 	for rest, more := s.auth.signedHeaders, true; more; {
 		var name []byte
-		name, rest, more = bytes.Cut(rest, []byte(";"))
-		if !validName(name) || bytes.Compare(last, name) >= 0 {
+		name, rest, more = cut(rest, ';')
+		if bytes.Compare(last, name) >= 0 {
 			return 0, s.refuseText(kmsapi.InvalidSignature, textSignedOrder)
 		}
 		last = name
 		found := -1
 		for i := range r.Headers {
-			if !bytes.Equal(r.Headers[i].Name, name) {
+			h := &r.Headers[i]
+			if len(h.Name) != len(name) || !bytes.Equal(h.Name, name) {
 				continue
 			}
 			if found >= 0 {
 				return 0, s.refuseDuplicate(name)
 			}
 			found = i
+		}
+		if found < 0 && !validName(name) { // the names that were found are valid, checkShape saw to it
+			return 0, s.refuseText(kmsapi.InvalidSignature, textSignedOrder)
 		}
 		if found < 0 {
 			return 0, s.refuseName(kmsapi.InvalidSignature, "The request has no header '", name, "', which is a 'SignedHeader' in the AWS Authorization.")
@@ -161,6 +165,14 @@ func (s *Scratch) matchSigned(r *Request) (int, kmsapi.Code) {
 		}
 	}
 	return n, kmsapi.OK
+}
+
+// cut is bytes.Cut for a separator of one byte.
+func cut(b []byte, separator byte) (before, after []byte, found bool) {
+	if i := bytes.IndexByte(b, separator); i >= 0 {
+		return b[:i], b[i+1:], true
+	}
+	return b, nil, false
 }
 
 const _ = uint(64 - kmsapi.HeaderCountMax) // the bits of signed

@@ -55,6 +55,9 @@ func appendPath(dst, path []byte) []byte {
 // appendValue trims blanks at both ends and keeps one space of each run of spaces.
 func appendValue(dst, value []byte) []byte {
 	value = trimBlanks(value)
+	if bytes.IndexByte(value, ' ') < 0 { // most values
+		return append(dst, value...)
+	}
 	for {
 		i := bytes.Index(value, []byte("  "))
 		if i < 0 {
