@@ -108,4 +108,3 @@ func TestRunMixedRound(t *testing.T) {
 		}
 	}
 }
-

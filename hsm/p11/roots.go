@@ -1,0 +1,371 @@
+package p11
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"unsafe"
+
+	"github.com/keyplane/keyplane/hsm"
+	"github.com/miekg/pkcs11"
+)
+
+// root is one of the two keys that a token of keyplane holds.
+type root struct {
+	name   string // for messages
+	label  string // CKA_LABEL
+	id     string // CKA_ID, 16 bytes
+	usages []uint // the only usages that are true
+}
+
+var (
+	derivationRoot = root{"derivation root", "keyplane derivation root", "keyplane/root/R1", []uint{pkcs11.CKA_ENCRYPT}}
+	wrappingRoot   = root{"wrapping root", "keyplane wrapping root", "keyplane/root/W1", []uint{pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP}}
+)
+
+const rootBytes = 32 // AES-256
+
+var usageNames = []struct {
+	attr uint
+	name string
+}{
+	{pkcs11.CKA_ENCRYPT, "CKA_ENCRYPT"}, {pkcs11.CKA_DECRYPT, "CKA_DECRYPT"}, {pkcs11.CKA_WRAP, "CKA_WRAP"},
+	{pkcs11.CKA_UNWRAP, "CKA_UNWRAP"}, {pkcs11.CKA_SIGN, "CKA_SIGN"}, {pkcs11.CKA_VERIFY, "CKA_VERIFY"}, {pkcs11.CKA_DERIVE, "CKA_DERIVE"},
+}
+
+func (r root) uses(attr uint) bool {
+	for _, u := range r.usages {
+		if u == attr {
+			return true
+		}
+	}
+	return false
+}
+
+// template is what the root is generated with.
+func (r root) template(modifiable bool) []*pkcs11.Attribute {
+	t := []*pkcs11.Attribute{
+		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
+		pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
+		pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, rootBytes),
+		pkcs11.NewAttribute(pkcs11.CKA_LABEL, r.label),
+		pkcs11.NewAttribute(pkcs11.CKA_ID, []byte(r.id)),
+		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true),
+		pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, true),
+		pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, true),
+		pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, false),
+	}
+	for _, u := range usageNames {
+		t = append(t, pkcs11.NewAttribute(u.attr, r.uses(u.attr)))
+	}
+	if !modifiable {
+		t = append(t, pkcs11.NewAttribute(pkcs11.CKA_MODIFIABLE, false))
+	}
+	return t
+}
+
+// attributes are what a token says of an object; a type that is missing is one the token would not tell.
+type attributes map[uint][]byte
+
+func (a attributes) is(attr uint, want bool) bool {
+	v, ok := a[attr]
+	return ok && len(v) == 1 && (v[0] != 0) == want
+}
+
+func (a attributes) ulong(attr uint) (uint, bool) {
+	v := a[attr]
+	switch {
+	case unsafe.Sizeof(uint(0)) == 8 && len(v) == 8:
+		return uint(binary.NativeEndian.Uint64(v)), true
+	case len(v) == 4:
+		return uint(binary.NativeEndian.Uint32(v)), true
+	}
+	return 0, false
+}
+
+// check holds a root's attributes, as read back from the token, to what keyplane's promise rests on. All faults are in the one error.
+// local says whether CKA_LOCAL means anything on this token (localMatters). Where it does not, as on NSS, CKA_ALWAYS_SENSITIVE and
+// CKA_NEVER_EXTRACTABLE carry the proof: a module sets both to false on a key that was made outside and brought in (PKCS#11 2.40 §4.9).
+func (r root) check(a attributes, local bool) error {
+	var faults []string
+	for _, w := range []struct {
+		attr uint
+		name string
+		want bool
+	}{
+		{pkcs11.CKA_TOKEN, "CKA_TOKEN", true},
+		{pkcs11.CKA_PRIVATE, "CKA_PRIVATE", true},
+		{pkcs11.CKA_SENSITIVE, "CKA_SENSITIVE", true},
+		{pkcs11.CKA_ALWAYS_SENSITIVE, "CKA_ALWAYS_SENSITIVE", true},
+		{pkcs11.CKA_EXTRACTABLE, "CKA_EXTRACTABLE", false},
+		{pkcs11.CKA_NEVER_EXTRACTABLE, "CKA_NEVER_EXTRACTABLE", true},
+		{pkcs11.CKA_LOCAL, "CKA_LOCAL", true},
+	} {
+		if !a.is(w.attr, w.want) && (local || w.attr != pkcs11.CKA_LOCAL) {
+			faults = append(faults, fmt.Sprintf("%s is not %v", w.name, w.want))
+		}
+	}
+	for _, u := range usageNames {
+		if want := r.uses(u.attr); !a.is(u.attr, want) {
+			faults = append(faults, fmt.Sprintf("%s is not %v", u.name, want))
+		}
+	}
+	if v, ok := a.ulong(pkcs11.CKA_CLASS); !ok || v != pkcs11.CKO_SECRET_KEY {
+		faults = append(faults, "CKA_CLASS is not CKO_SECRET_KEY")
+	}
+	if v, ok := a.ulong(pkcs11.CKA_KEY_TYPE); !ok || v != pkcs11.CKK_AES {
+		faults = append(faults, "CKA_KEY_TYPE is not CKK_AES")
+	}
+	if v, ok := a.ulong(pkcs11.CKA_VALUE_LEN); !ok || v != rootBytes {
+		faults = append(faults, "CKA_VALUE_LEN is not 32")
+	}
+	if !bytes.Equal(a[pkcs11.CKA_ID], []byte(r.id)) {
+		faults = append(faults, "CKA_ID is not "+r.id)
+	}
+	if _, ok := a[pkcs11.CKA_VALUE]; ok {
+		faults = append(faults, "CKA_VALUE can be read")
+	}
+	if len(faults) > 0 {
+		return fmt.Errorf("%s refused: %s", r.name, strings.Join(faults, ", "))
+	}
+	return nil
+}
+
+// read asks for the attributes one by one, because one that the token does not know spoils a whole list. The value, should the token give
+// it away, is wiped and leaves an empty entry.
+func (t *Token) read(session pkcs11.SessionHandle, object pkcs11.ObjectHandle) (attributes, error) {
+	wanted := []uint{pkcs11.CKA_CLASS, pkcs11.CKA_KEY_TYPE, pkcs11.CKA_VALUE_LEN, pkcs11.CKA_ID, pkcs11.CKA_TOKEN, pkcs11.CKA_PRIVATE,
+		pkcs11.CKA_SENSITIVE, pkcs11.CKA_ALWAYS_SENSITIVE, pkcs11.CKA_EXTRACTABLE, pkcs11.CKA_NEVER_EXTRACTABLE, pkcs11.CKA_LOCAL,
+		pkcs11.CKA_MODIFIABLE, pkcs11.CKA_VALUE}
+	for _, u := range usageNames {
+		wanted = append(wanted, u.attr)
+	}
+	a := attributes{}
+	for _, attr := range wanted {
+		got, err := t.mod.ctx.GetAttributeValue(session, object, []*pkcs11.Attribute{{Type: attr}})
+		if code, ok := err.(pkcs11.Error); ok && (code == pkcs11.CKR_ATTRIBUTE_TYPE_INVALID || code == pkcs11.CKR_ATTRIBUTE_SENSITIVE) {
+			continue
+		}
+		if err != nil {
+			return nil, failed("C_GetAttributeValue", err)
+		}
+		if len(got) == 1 {
+			a[attr] = got[0].Value
+			if attr == pkcs11.CKA_VALUE {
+				clear(got[0].Value)
+				if len(got[0].Value) == 0 {
+					delete(a, attr)
+				} else {
+					a[attr] = []byte{}
+				}
+			}
+		}
+	}
+	return a, nil
+}
+
+// findRoot finds the one object with the root's CKA_ID; hsm.ErrNoRoots if there is none.
+func (t *Token) findRoot(session pkcs11.SessionHandle, r root) (pkcs11.ObjectHandle, error) {
+	ctx := t.mod.ctx
+	err := ctx.FindObjectsInit(session, []*pkcs11.Attribute{
+		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
+		pkcs11.NewAttribute(pkcs11.CKA_ID, []byte(r.id)),
+	})
+	if err != nil {
+		return 0, failed("C_FindObjectsInit", err)
+	}
+	found, _, err := ctx.FindObjects(session, 2)
+	if ferr := ctx.FindObjectsFinal(session); err == nil && ferr != nil {
+		return 0, failed("C_FindObjectsFinal", ferr)
+	}
+	switch {
+	case err != nil:
+		return 0, failed("C_FindObjects", err)
+	case len(found) == 0:
+		return 0, hsm.ErrNoRoots
+	case len(found) > 1:
+		return 0, fmt.Errorf("p11: more than one object has the CKA_ID of the %s: remove the wrong one first", r.name)
+	}
+	return found[0], nil
+}
+
+// Roots reads both roots' attributes back, refuses them unless they are as InitRoots makes them, and names the derivation root.
+func (t *Token) Roots() (hsm.Roots, error) {
+	s, err := t.OpenSession()
+	if err != nil {
+		return hsm.Roots{}, err
+	}
+	defer s.Close()
+	handle := s.(*session).handle
+	for _, r := range []root{derivationRoot, wrappingRoot} {
+		t.mod.mu.RLock()
+		err := t.verify(handle, r)
+		t.mod.mu.RUnlock()
+		if err != nil {
+			return hsm.Roots{}, err
+		}
+	}
+	var image [16]byte
+	if err := s.Round([]byte(hsm.RootIDBlock), image[:], nil); err != nil {
+		return hsm.Roots{}, err
+	}
+	return hsm.Roots{ID: hsm.RootID(image[:8])}, nil
+}
+
+func (t *Token) verify(session pkcs11.SessionHandle, r root) error {
+	object, err := t.findRoot(session, r)
+	if err != nil {
+		return err
+	}
+	if _, err := t.readChecked(session, object, r); err != nil {
+		return fmt.Errorf("p11: %w", err)
+	}
+	return nil
+}
+
+func (t *Token) readChecked(session pkcs11.SessionHandle, object pkcs11.ObjectHandle, r root) (attributes, error) {
+	a, err := t.read(session, object)
+	if err != nil {
+		return nil, err
+	}
+	local := true
+	if !a.is(pkcs11.CKA_LOCAL, true) {
+		if local, err = t.localMatters(session); err != nil {
+			return nil, err
+		}
+	}
+	return a, r.check(a, local)
+}
+
+// localMatters generates a session key and reports whether the module says CKA_LOCAL=true of it, as it must.
+func (t *Token) localMatters(session pkcs11.SessionHandle) (bool, error) {
+	object, err := t.mod.ctx.GenerateKey(session, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_GEN, nil)}, []*pkcs11.Attribute{
+		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
+		pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
+		pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, rootBytes),
+		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false),
+		pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, true),
+		pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, false),
+	})
+	if err != nil {
+		return false, failed("C_GenerateKey", err)
+	}
+	got, err := t.mod.ctx.GetAttributeValue(session, object, []*pkcs11.Attribute{{Type: pkcs11.CKA_LOCAL}})
+	if derr := t.mod.ctx.DestroyObject(session, object); derr != nil {
+		return false, failed("C_DestroyObject", derr)
+	}
+	if err != nil {
+		return false, nil // it will not even tell
+	}
+	return attributes{pkcs11.CKA_LOCAL: got[0].Value}.is(pkcs11.CKA_LOCAL, true), nil
+}
+
+// InitReport says what InitRoots found and made.
+type InitReport struct {
+	Token      hsm.TokenInfo
+	Root       hsm.RootID
+	Made       []string // labels of the keys made now
+	Modifiable []string // labels of the keys whose attributes the token does not freeze
+	NotLocal   bool     // the module says CKA_LOCAL=false of keys it has generated
+}
+
+// WriteTo prints the report as lines of text.
+func (r InitReport) WriteTo(w io.Writer) (int64, error) {
+	var b strings.Builder
+	fmt.Fprintf(&b, "token         %s, serial %s (%s, %s)\n", r.Token.Label, r.Token.Serial, r.Token.Manufacturer, r.Token.Model)
+	for _, root := range []root{derivationRoot, wrappingRoot} {
+		state := "was there"
+		for _, m := range r.Made {
+			if m == root.label {
+				state = "made"
+			}
+		}
+		fmt.Fprintf(&b, "%-13s %s: AES-256, sensitive, never extractable\n", root.name[:strings.IndexByte(root.name, ' ')]+" key", state)
+	}
+	for _, m := range r.Modifiable {
+		fmt.Fprintf(&b, "note          the token does not take CKA_MODIFIABLE=false for %q\n", m)
+	}
+	fmt.Fprintf(&b, "root ID       %x\n", r.Root)
+	if r.NotLocal {
+		b.WriteString("note          the module says CKA_LOCAL=false of keys it has generated itself\n")
+	}
+	n, err := io.WriteString(w, b.String())
+	return int64(n), err
+}
+
+// InitRoots makes the roots that the token lacks and refuses a token that lets them be extracted: a root whose attributes come back other
+// than asked for is destroyed again. A second run makes nothing.
+func InitRoots(uri string) (InitReport, error) {
+	t, err := open(uri)
+	if err != nil {
+		return InitReport{}, err
+	}
+	defer t.Close()
+	report := InitReport{Token: t.info}
+	for _, r := range []root{derivationRoot, wrappingRoot} {
+		if err := t.initRoot(r, &report); err != nil {
+			return report, err
+		}
+	}
+	roots, err := t.Roots()
+	report.Root = roots.ID
+	return report, err
+}
+
+func (t *Token) initRoot(r root, report *InitReport) error {
+	ctx := t.mod.ctx
+	t.mod.mu.RLock()
+	defer t.mod.mu.RUnlock()
+	session, err := ctx.OpenSession(t.slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+	if err != nil {
+		return failed("C_OpenSession", err)
+	}
+	defer ctx.CloseSession(session)
+	object, err := t.findRoot(session, r)
+	made := errors.Is(err, hsm.ErrNoRoots)
+	if made {
+		object, err = t.generate(session, r)
+	}
+	if err != nil {
+		return err
+	}
+	a, err := t.readChecked(session, object, r)
+	if err != nil {
+		if made {
+			if derr := ctx.DestroyObject(session, object); derr != nil {
+				err = errors.Join(err, failed("C_DestroyObject", derr))
+			}
+		}
+		return fmt.Errorf("p11: %w", err)
+	}
+	if made {
+		report.Made = append(report.Made, r.label)
+	}
+	if !a.is(pkcs11.CKA_LOCAL, true) {
+		report.NotLocal = true
+	}
+	if !a.is(pkcs11.CKA_MODIFIABLE, false) {
+		report.Modifiable = append(report.Modifiable, r.label)
+	}
+	return nil
+}
+
+// generate makes the root, frozen where the token can do that.
+func (t *Token) generate(session pkcs11.SessionHandle, r root) (pkcs11.ObjectHandle, error) {
+	mechanism := []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_GEN, nil)}
+	object, err := t.mod.ctx.GenerateKey(session, mechanism, r.template(false))
+	if code, ok := err.(pkcs11.Error); ok {
+		switch code {
+		case pkcs11.CKR_ATTRIBUTE_READ_ONLY, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID,
+			pkcs11.CKR_TEMPLATE_INCONSISTENT:
+			object, err = t.mod.ctx.GenerateKey(session, mechanism, r.template(true))
+		}
+	}
+	if err != nil {
+		return 0, failed("C_GenerateKey", err)
+	}
+	return object, nil
+}

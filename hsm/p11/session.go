@@ -1,0 +1,89 @@
+package p11
+
+import (
+	"github.com/keyplane/keyplane/hsm"
+	"github.com/miekg/pkcs11"
+)
+
+// session is one PKCS#11 session and the derivation root's handle in it.
+type session struct {
+	token      *Token
+	handle     pkcs11.SessionHandle
+	root       pkcs11.ObjectHandle
+	generation uint64
+	closed     bool
+}
+
+// OpenSession opens a read-only session and finds the derivation root by its CKA_ID.
+func (t *Token) OpenSession() (hsm.Session, error) {
+	t.mu.Lock()
+	slot, login, closed, generation := t.slot, t.login, t.closed, t.generation.Load()
+	t.mu.Unlock()
+	if closed {
+		return nil, hsm.ErrSessionClosed
+	}
+	t.mod.mu.RLock()
+	defer t.mod.mu.RUnlock()
+	handle, err := t.mod.ctx.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION)
+	if err != nil {
+		return nil, failed("C_OpenSession", err)
+	}
+	s := &session{token: t, handle: handle, generation: generation}
+	if s.root, err = t.usable(handle, login); err != nil {
+		_ = t.mod.ctx.CloseSession(handle) // the first error is the one to report
+		return nil, err
+	}
+	return s, nil
+}
+
+// usable checks that the session is logged in and finds the derivation root. Without the login, private objects are not found at all,
+// which must not look like a token without roots.
+func (t *Token) usable(handle pkcs11.SessionHandle, login bool) (pkcs11.ObjectHandle, error) {
+	info, err := t.mod.ctx.GetSessionInfo(handle)
+	if err != nil {
+		return 0, failed("C_GetSessionInfo", err)
+	}
+	if login && !loggedIn(info.State) {
+		return 0, &hsm.Error{CKR: hsm.CKR_USER_NOT_LOGGED_IN, Function: "C_GetSessionInfo"}
+	}
+	return t.findRoot(handle, derivationRoot)
+}
+
+// Round makes the crossing. It allocates nothing unless the module fails.
+func (s *session) Round(in, out, random []byte) error {
+	if len(in)%16 != 0 || len(out) != len(in) {
+		panic("p11: in is not whole blocks or out is not as long")
+	}
+	if s.closed {
+		clear(out)
+		clear(random)
+		return hsm.ErrSessionClosed
+	}
+	if s.generation != s.token.generation.Load() {
+		clear(out)
+		clear(random)
+		return &hsm.Error{CKR: hsm.CKR_SESSION_HANDLE_INVALID, Function: "C_EncryptInit"}
+	}
+	m := s.token.mod
+	m.mu.RLock()
+	err := m.fns.round(uint(s.handle), uint(s.root), in, out, random)
+	m.mu.RUnlock()
+	return err
+}
+
+// Close closes the session, if it is still the module's: after a Reset its handle may be somebody else's.
+func (s *session) Close() error {
+	if s.closed {
+		return nil
+	}
+	s.closed = true
+	if s.generation != s.token.generation.Load() {
+		return nil
+	}
+	s.token.mod.mu.RLock()
+	defer s.token.mod.mu.RUnlock()
+	if err := s.token.mod.ctx.CloseSession(s.handle); err != nil {
+		return failed("C_CloseSession", err)
+	}
+	return nil
+}

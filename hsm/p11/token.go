@@ -1,0 +1,215 @@
+package p11
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/keyplane/keyplane/hsm"
+	"github.com/miekg/pkcs11"
+)
+
+// Token is a token of a PKCS#11 module: logged in, its anchor session open. The anchor is never used for work and never closed before
+// the token is: on several modules closing the last session logs out and makes every handle invalid.
+type Token struct {
+	cfg        config
+	mod        *module
+	info       hsm.TokenInfo
+	generation atomic.Uint64
+
+	mu     sync.Mutex // single flight of Reset; guards the rest
+	slot   uint
+	login  bool // the token wants a login
+	anchor pkcs11.SessionHandle
+	closed bool
+}
+
+// Open opens the token that the URI names and logs in where the token wants that. A token that refuses the PIN is hsm.ErrPIN, and no
+// later Open or Reset in this process tries again. Roots need not exist yet: Roots and OpenSession say so.
+func Open(uri string) (hsm.Token, error) { return open(uri) }
+
+func open(uri string) (*Token, error) {
+	cfg, err := parseConfig(uri)
+	if err != nil {
+		return nil, err
+	}
+	mod, err := acquire(cfg.modulePath, cfg.initArgs)
+	if err != nil {
+		return nil, err
+	}
+	t := &Token{cfg: cfg, mod: mod}
+	if err := t.connect(); err != nil {
+		mod.release()
+		return nil, fmt.Errorf("p11: module %s: %w", mod.path, err)
+	}
+	return t, nil
+}
+
+// connect finds the token and establishes anchor and login. It needs t.mu, or t not yet shared.
+func (t *Token) connect() error {
+	t.mod.mu.RLock()
+	defer t.mod.mu.RUnlock()
+	slot, ti, err := t.find()
+	if err != nil {
+		return err
+	}
+	if t.info.Serial == "" {
+		t.info = hsm.TokenInfo{
+			Label: ti.Label, Serial: ti.SerialNumber, Manufacturer: ti.ManufacturerID, Model: ti.Model, Module: t.mod.path,
+			Firmware: fmt.Sprintf("%d.%d", ti.FirmwareVersion.Major, ti.FirmwareVersion.Minor),
+			Software: strings.Contains(ti.Model, "SoftHSM") || strings.Contains(ti.Model, "NSS"),
+		}
+		// From now on this very token is meant, whatever else appears under its label.
+		t.cfg.token, t.cfg.serial = ti.Label, ti.SerialNumber
+	}
+	t.slot, t.login = slot, ti.Flags&pkcs11.CKF_LOGIN_REQUIRED != 0
+	if t.anchor != 0 {
+		if _, err := t.mod.ctx.GetSessionInfo(t.anchor); err != nil {
+			t.anchor = 0
+		}
+	}
+	if t.anchor == 0 {
+		if t.anchor, err = t.mod.ctx.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION); err != nil {
+			t.anchor = 0
+			return failed("C_OpenSession", err)
+		}
+	}
+	err = t.logIn(ti.Flags)
+	if err != nil {
+		_ = t.mod.ctx.CloseSession(t.anchor) // the login's error is the one to report
+		t.anchor = 0
+	}
+	return err
+}
+
+// find looks through the slots for the one token that the configuration means.
+func (t *Token) find() (uint, pkcs11.TokenInfo, error) {
+	slots, err := t.mod.ctx.GetSlotList(true)
+	if err != nil {
+		return 0, pkcs11.TokenInfo{}, failed("C_GetSlotList", err)
+	}
+	var slot uint
+	var match []pkcs11.TokenInfo
+	var present []string
+	for _, id := range slots {
+		ti, err := t.mod.ctx.GetTokenInfo(id)
+		// A slot may empty itself meanwhile, and an uninitialised token is listed as present.
+		if err != nil || ti.Flags&pkcs11.CKF_TOKEN_INITIALIZED == 0 {
+			continue
+		}
+		present = append(present, fmt.Sprintf("%q serial %q", ti.Label, ti.SerialNumber))
+		if t.cfg.matches(ti) {
+			slot, match = id, append(match, ti)
+		}
+	}
+	switch len(match) {
+	case 1:
+		return slot, match[0], nil
+	case 0:
+		return 0, pkcs11.TokenInfo{}, fmt.Errorf("no token %q serial %q (present: %s): %w", t.cfg.token, t.cfg.serial,
+			strings.Join(present, ", "), &hsm.Error{CKR: hsm.CKR_TOKEN_NOT_PRESENT, Function: "C_GetSlotList"})
+	}
+	var serials []string
+	for _, ti := range match {
+		serials = append(serials, ti.SerialNumber)
+	}
+	return 0, pkcs11.TokenInfo{}, fmt.Errorf("%d tokens match; add serial= to the URI, one of: %s", len(match), strings.Join(serials, ", "))
+}
+
+func (c config) matches(ti pkcs11.TokenInfo) bool {
+	is := func(want, have string) bool { return want == "" || want == have }
+	return is(c.token, ti.Label) && is(c.serial, ti.SerialNumber) && is(c.manufacturer, ti.ManufacturerID) && is(c.model, ti.Model)
+}
+
+// logIn logs the user in on the anchor. flags are the token's.
+func (t *Token) logIn(flags uint) error {
+	if !t.login {
+		return nil
+	}
+	name := t.cfg.serial + " " + t.cfg.token
+	if t.mod.refuses(name) {
+		return hsm.ErrPIN
+	}
+	if si, err := t.mod.ctx.GetSessionInfo(t.anchor); err == nil && loggedIn(si.State) {
+		return nil
+	}
+	if t.cfg.pinFile == "" {
+		return errors.New("the token wants a login; add pin-source=file:/path to the URI")
+	}
+	if flags&(pkcs11.CKF_USER_PIN_LOCKED|pkcs11.CKF_USER_PIN_FINAL_TRY) != 0 {
+		t.mod.refuse(name)
+		return fmt.Errorf("%w: the token says that its PIN is locked or has one try left", hsm.ErrPIN)
+	}
+	pin, err := hsm.ReadPIN(t.cfg.pinFile)
+	if err != nil {
+		return err
+	}
+	defer pin.Wipe()
+	err = t.mod.fns.login(uint(t.anchor), pin.Expose())
+	e, ok := errors.AsType[*hsm.Error](err)
+	if !ok {
+		return err
+	}
+	switch e.CKR {
+	case hsm.CKR_USER_ALREADY_LOGGED_IN:
+		return nil
+	case hsm.CKR_PIN_INCORRECT, hsm.CKR_PIN_LOCKED, hsm.CKR_PIN_EXPIRED, hsm.CKR_PIN_INVALID, hsm.CKR_PIN_LEN_RANGE,
+		hsm.CKR_USER_PIN_NOT_INITIALIZED:
+		t.mod.refuse(name)
+		return fmt.Errorf("%w: %w", hsm.ErrPIN, e)
+	}
+	return e
+}
+
+func loggedIn(state uint) bool {
+	return state == pkcs11.CKS_RO_USER_FUNCTIONS || state == pkcs11.CKS_RW_USER_FUNCTIONS
+}
+
+// Info says which token this is.
+func (t *Token) Info() hsm.TokenInfo { return t.info }
+
+// Generation counts Resets.
+func (t *Token) Generation() uint64 { return t.generation.Load() }
+
+// Reset finds the token again by its serial, whatever slot it is in now, and re-establishes module, anchor session and login. Callers that
+// waited for somebody else's Reset share its success.
+func (t *Token) Reset() error {
+	before := t.generation.Load()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return hsm.ErrSessionClosed
+	}
+	if t.generation.Load() != before {
+		return nil
+	}
+	if err := t.mod.revive(); err != nil {
+		return err
+	}
+	if err := t.connect(); err != nil {
+		return err
+	}
+	t.generation.Add(1)
+	return nil
+}
+
+// Close closes the anchor. Sessions must be closed before.
+func (t *Token) Close() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return nil
+	}
+	t.closed = true
+	t.generation.Add(1)
+	t.mod.mu.RLock()
+	err := t.mod.ctx.CloseSession(t.anchor)
+	t.mod.mu.RUnlock()
+	t.mod.release()
+	if err != nil {
+		return failed("C_CloseSession", err)
+	}
+	return nil
+}
