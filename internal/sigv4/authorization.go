@@ -91,17 +91,9 @@ func (a *authorization) complete(hasDate bool, s *Scratch) kmsapi.Code {
 }
 
 func (s *Scratch) refuseNotPair(part, header []byte) kmsapi.Code {
-	s.msg = append(s.msg[:0], '\'')
-	s.msg = append(s.msg, part...)
-	return s.refuseMore(kmsapi.IncompleteSignature, "' not a valid key=value pair (missing equal-sign) in Authorization header: '", header, "'.")
-}
-
-// refuseMore appends before + name + after to the text already there.
-func (s *Scratch) refuseMore(c kmsapi.Code, before string, name []byte, after string) kmsapi.Code {
-	s.msg = append(s.msg, before...)
-	s.msg = append(s.msg, name...)
-	s.msg = append(s.msg, after...)
-	return c
+	s.say("'", part, "' not a valid key=value pair (missing equal-sign) in Authorization header: '")
+	s.say("", header, "'.")
+	return kmsapi.IncompleteSignature
 }
 
 // parseCredential splits the credential into the access key ID and the four elements of its scope.

@@ -67,13 +67,19 @@ func (s *Scratch) refuseText(c kmsapi.Code, text string) kmsapi.Code {
 	return c
 }
 
-// refuseName records before + name + after as the text of c. name passed checkShape or came from SignedHeaders: at most AuthorizationMax
-// bytes.
-func (s *Scratch) refuseName(c kmsapi.Code, before string, name []byte, after string) kmsapi.Code {
-	s.msg = append(s.msg[:0], before...)
-	s.msg = append(s.msg, name...)
-	s.msg = append(s.msg, after...)
+// refuseName records before + part + after as the text of c. part is from the Authorization header or the name of a header, within the
+// limits of both.
+func (s *Scratch) refuseName(c kmsapi.Code, before string, part []byte, after string) kmsapi.Code {
+	s.msg = s.msg[:0]
+	s.say(before, part, after)
 	return c
+}
+
+// say appends before + part + after to the text.
+func (s *Scratch) say(before string, part []byte, after string) {
+	s.msg = append(s.msg, before...)
+	s.msg = append(s.msg, part...)
+	s.msg = append(s.msg, after...)
 }
 
 // checkShape bounds the request and finds the headers Verify reads itself. What it refuses never gets as far as a signature.

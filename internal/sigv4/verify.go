@@ -154,14 +154,13 @@ func (v *Verifier) checkScope(s *Scratch, date []byte) (int, kmsapi.Code) {
 			region = i
 		}
 	}
-	const c = kmsapi.InvalidSignature
 	separator := func() {
 		if len(s.msg) > 0 {
 			s.msg = append(s.msg, ' ')
 		}
 	}
 	if region < 0 {
-		s.refuseMore(c, "Credential should be scoped to a valid region, not '", s.auth.region, "'.")
+		s.say("Credential should be scoped to a valid region, not '", s.auth.region, "'.")
 	}
 	if string(s.auth.service) != v.service {
 		separator()
@@ -171,16 +170,16 @@ func (v *Verifier) checkScope(s *Scratch, date []byte) (int, kmsapi.Code) {
 	}
 	if string(s.auth.terminator) != terminator {
 		separator()
-		s.refuseMore(c, "Credential should be scoped with a valid terminator: 'aws4_request', not '", s.auth.terminator, "'.")
+		s.say("Credential should be scoped with a valid terminator: 'aws4_request', not '", s.auth.terminator, "'.")
 	}
 	if string(s.auth.date) != string(date[:8]) {
 		separator()
-		s.refuseMore(c, "Date in Credential scope does not match YYYYMMDD from ISO-8601 version of date from HTTP: '", s.auth.date, "' != '")
-		s.refuseMore(c, "", date[:8], "', from '")
-		s.refuseMore(c, "", date, "'.")
+		s.say("Date in Credential scope does not match YYYYMMDD from ISO-8601 version of date from HTTP: '", s.auth.date, "' != '")
+		s.say("", date[:8], "', from '")
+		s.say("", date, "'.")
 	}
 	if len(s.msg) > 0 {
-		return 0, c
+		return 0, kmsapi.InvalidSignature
 	}
 	return region, kmsapi.OK
 }

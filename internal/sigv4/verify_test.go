@@ -189,6 +189,7 @@ var refusalTests = []refusal{
 	{"host changed", nil, put("host", "kms.us-east-1.amazonaws.com"), kmsapi.InvalidSignature, ""},
 	{"date changed", nil, put("x-amz-date", "20261123T120001Z"), kmsapi.InvalidSignature, ""},
 	{"header dropped from the list", nil, replace("amz-sdk-request;", ""), kmsapi.InvalidSignature, ""},
+	{"authorization in the list", nil, replace("amz-sdk-request;", "amz-sdk-request;authorization;"), kmsapi.InvalidSignature, ""},
 	{"other served region", nil, replace("eu-central-1/kms", "us-east-1/kms"), kmsapi.InvalidSignature, ""},
 	{"short signature", nil, func(_ *testing.T, r *Request) { a := get(r, "authorization"); set(r, "authorization", a[:len(a)-1]) }, kmsapi.InvalidSignature, ""},
 	{"long signature", nil, func(_ *testing.T, r *Request) { set(r, "authorization", get(r, "authorization")+"0") }, kmsapi.InvalidSignature, ""},
