@@ -47,9 +47,6 @@ const (
 	formMultiRegion = 0x01
 )
 
-// accountLimit bounds a 12-digit account ID.
-const accountLimit = 1_000_000_000_000
-
 // Header is the clear part of a blob: whose key, which backing key, and what made the message key.
 type Header struct {
 	Suite      byte // SuiteDerived or SuiteResident
@@ -62,7 +59,7 @@ type Header struct {
 
 // valid says whether the header has an encoding.
 func (h *Header) valid() bool {
-	return (h.Suite == SuiteDerived || h.Suite == SuiteResident) && h.Account < accountLimit && h.KeyVersion != 0
+	return (h.Suite == SuiteDerived || h.Suite == SuiteResident) && h.Account <= keyid.AccountMax && h.KeyVersion != 0
 }
 
 // Append appends the 69 bytes of the header to dst. It panics when a field has no encoding: a suite that is not defined, an account of more than 12

