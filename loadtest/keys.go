@@ -77,6 +77,7 @@ func (k *keyring) findOrCreate(ctx context.Context, alias string) (key, error) {
 	if !errors.As(err, &missing) {
 		return found, err
 	}
+	ctx = context.WithoutCancel(ctx) // a creation cut off half way would leave a key that clean-up does not know
 	out, err := k.api.CreateKey(ctx, &kms.CreateKeyInput{Description: aws.String("keyplane loadtest")})
 	if err != nil {
 		return key{}, fmt.Errorf("CreateKey: %w", err)
@@ -88,18 +89,29 @@ func (k *keyring) findOrCreate(ctx context.Context, alias string) (key, error) {
 	at := k.remember(createdKey{arn: arn})
 	_, err = k.api.CreateAlias(ctx, &kms.CreateAliasInput{AliasName: &alias, TargetKeyId: &arn})
 	var exists *types.AlreadyExistsException
-	if errors.As(err, &exists) { // another load test was faster: its key serves both, ours is not needed
-		k.forget(at)
-		if err := k.schedule(ctx, arn); err != nil {
-			return key{}, err
-		}
-		return k.describe(ctx, alias)
+	if errors.As(err, &exists) {
+		return k.yield(ctx, at, alias, arn)
 	}
 	if err != nil {
 		return key{}, fmt.Errorf("CreateAlias %s: %w", alias, err)
 	}
 	k.nameCreated(at, alias)
 	return key{id: arn, arn: arn}, nil
+}
+
+// yield uses the key that alias has already. Where another load test was faster that one serves both, and ours is not needed; it may
+// also be ours, when the SDK repeated a call whose answer was lost.
+func (k *keyring) yield(ctx context.Context, at int, alias, arn string) (key, error) {
+	found, err := k.describe(ctx, alias)
+	if err != nil {
+		return key{}, err
+	}
+	if found.arn == arn {
+		k.nameCreated(at, alias)
+		return found, nil
+	}
+	k.forget(at)
+	return found, k.schedule(ctx, arn)
 }
 
 func (k *keyring) remember(c createdKey) (at int) {

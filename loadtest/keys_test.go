@@ -119,6 +119,48 @@ func TestCreateAliasRace(t *testing.T) {
 	}
 }
 
+// A CreateAlias whose answer was lost succeeded all the same: the key is this run's own, and clean-up removes it.
+func TestCreateAliasRepeated(t *testing.T) {
+	k := newFakeKMS(t, nil)
+	setup := testConfig(k.url)
+	site, err := connectSite(t.Context(), &setup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer site.close()
+	ring := &keyring{api: site.api}
+	const alias = AliasPrefix + "0"
+	k.onCreateAlias = func(keyID string) { k.aliases[alias] = keyID }
+	got, err := ring.findOrCreate(t.Context(), alias)
+	if err != nil || len(k.keys) != 1 || got.arn != k.keys[k.aliases[alias]].arn {
+		t.Fatalf("key %+v, %v; keys %v, aliases %v", got, err, k.keys, k.aliases)
+	}
+	if removed, err := ring.clean(t.Context()); removed != 1 || err != nil || len(k.aliases) != 0 {
+		t.Errorf("clean-up removed %d, %v; aliases %v", removed, err, k.aliases)
+	}
+}
+
+// An interrupt during set-up ends it, and leaves no key behind where clean-up was asked for.
+func TestInterruptDuringSetup(t *testing.T) {
+	k := newFakeKMS(t, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	k.onCreateKey = cancel
+	cfg := testConfig(k.url)
+	cfg.Keys, cfg.Cleanup = 500, true
+	if p, err := Run(ctx, cfg); err == nil || p != nil {
+		t.Fatalf("report %+v, error %v", p, err)
+	}
+	for id, key := range k.keys {
+		if key.state != "PendingDeletion" {
+			t.Errorf("key %s is %s", id, key.state)
+		}
+	}
+	if len(k.aliases) != 0 || len(k.keys) == 0 || len(k.keys) > 2*setupParallel {
+		t.Errorf("%d keys, aliases %v", len(k.keys), k.aliases)
+	}
+}
+
 // A server without credentials for us is reported as what it says, before any load.
 func TestSetupRefused(t *testing.T) {
 	k := newFakeKMS(t, nil)

@@ -40,6 +40,10 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second interrupt ends the process
 	report, err := Run(ctx, cfg)
+	if err != nil && ctx.Err() != nil {
+		fmt.Fprintln(stderr, "keyplane loadtest: interrupted before anything was measured")
+		return exitFailed
+	}
 	if err != nil {
 		fmt.Fprintln(stderr, "keyplane loadtest:", err)
 		return exitFailed

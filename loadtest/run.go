@@ -125,33 +125,25 @@ func (r *run) measure(ctx context.Context, ring *keyring) (*Report, error) {
 	return r.report(startedAt, workers, len(keys)), nil
 }
 
-// connectAll opens every worker's connection before the clock starts. Some may fail: those try again, and are counted, during the run.
+// connectAll opens every worker's connection before the clock starts. It fails only if the first cannot be opened; other workers that
+// fail, or are not connected within the time for one connection, try again during the run, where it is counted.
 func connectAll(ctx context.Context, workers []*worker) error {
-	var connected atomic.Int64
-	var mu sync.Mutex
-	var first error // guarded by mu
-	err := parallel(ctx, len(workers), func(ctx context.Context, i int) error {
-		err := workers[i].client.connect(ctx)
-		if err == nil {
-			connected.Add(1)
-			return nil
-		}
-		mu.Lock()
-		defer mu.Unlock()
-		if first == nil {
-			first = err
-		}
-		return ctx.Err()
+	if err := workers[0].client.connect(ctx); err != nil {
+		return err
+	}
+	connecting, cancel := context.WithTimeout(ctx, workers[0].client.dialer.timeout)
+	defer cancel()
+	_ = parallel(connecting, len(workers), func(ctx context.Context, i int) error {
+		_ = workers[i].client.connect(ctx) // the worker's first request tries again and has the error
+		return nil
 	})
-	if connected.Load() == 0 {
-		err = errors.Join(err, first)
+	if ctx.Err() == nil {
+		return nil
 	}
-	if err != nil {
-		for _, w := range workers {
-			w.client.close()
-		}
+	for _, w := range workers {
+		w.client.close()
 	}
-	return err
+	return ctx.Err()
 }
 
 // send runs the workers and their helpers until the window is over or ctx ends, and waits for all of them.

@@ -43,13 +43,14 @@ type fakeKMS struct {
 	calls    atomic.Int64 // data-plane requests that verified, set-up's Encrypt not among them
 	unsigned atomic.Int64 // requests that did not verify
 
-	mu          sync.Mutex // guards all below
-	onCreateKey func()     // if set, called before a key is created
-	keys        map[string]*fakeKey
-	aliases     map[string]string // name -> key ID
-	tokens      map[string]int    // session tokens seen
-	byKey       map[string]int    // data-plane requests by key ID
-	targets     map[string]int    // all requests by operation
+	mu            sync.Mutex         // guards all below
+	onCreateAlias func(keyID string) // if set, called before an alias is created
+	onCreateKey   func()             // if set, called before a key is created
+	keys          map[string]*fakeKey
+	aliases       map[string]string // name -> key ID
+	tokens        map[string]int    // session tokens seen
+	byKey         map[string]int    // data-plane requests by key ID
+	targets       map[string]int    // all requests by operation
 }
 
 type fakeKey struct {
@@ -221,6 +222,10 @@ func (k *fakeKMS) answer(op string, in map[string]any, generator bool) (any, kms
 		id := k.addKey("Enabled")
 		return map[string]any{"KeyMetadata": k.metadata(id)}, kmsapi.OK
 	case "CreateAlias":
+		if k.onCreateAlias != nil {
+			id, _ := k.resolve(text("TargetKeyId"))
+			k.onCreateAlias(id)
+		}
 		if _, taken := k.aliases[text("AliasName")]; taken {
 			return nil, kmsapi.AlreadyExists
 		}
