@@ -1,0 +1,338 @@
+package controlplane
+
+import (
+	"bytes"
+	"context"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/keyplane/keyplane/controlplane/store"
+	"github.com/keyplane/keyplane/internal/keyid"
+	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/sigv4"
+)
+
+// shared is one embedded etcd for the whole package; tests keep apart by account or Region.
+var shared *store.Store
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "keyplane-controlplane-")
+	if err != nil {
+		log.Fatal(err)
+	}
+	shared, err = store.OpenEmbedded(context.Background(), store.EmbeddedConfig{Dir: dir, Logger: quiet, Sealer: newSealer()})
+	if err != nil {
+		log.Fatal(err)
+	}
+	code := m.Run()
+	if err := errors.Join(shared.Close(), os.RemoveAll(dir)); err != nil {
+		log.Print(err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
+
+// gcmSealer seals with AES-256-GCM under a key of this process.
+type gcmSealer struct{ aead cipher.AEAD }
+
+func newSealer() gcmSealer {
+	key := make([]byte, 32)
+	rand.Read(key)
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		panic(err)
+	}
+	aead, err := cipher.NewGCM(block)
+	if err != nil {
+		panic(err)
+	}
+	return gcmSealer{aead}
+}
+
+func (s gcmSealer) Seal(plaintext, aad []byte) ([]byte, error) {
+	nonce := make([]byte, s.aead.NonceSize())
+	rand.Read(nonce)
+	return s.aead.Seal(nonce, nonce, plaintext, aad), nil
+}
+
+func (s gcmSealer) Open(sealed, aad []byte) ([]byte, error) {
+	if len(sealed) < s.aead.NonceSize() {
+		return nil, errors.New("short")
+	}
+	return s.aead.Open(nil, sealed[:s.aead.NonceSize()], sealed[s.aead.NonceSize():], aad)
+}
+
+// recorder is a Publisher that keeps what it was told.
+type recorder struct {
+	mu      sync.Mutex
+	keys    []keyid.ID
+	aliases []string
+	ids     []string
+}
+
+func (r *recorder) KeyChanged(_ keyid.Account, id keyid.ID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.keys = append(r.keys, id)
+}
+
+func (r *recorder) AliasChanged(_ keyid.Account, alias string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.aliases = append(r.aliases, alias)
+}
+
+func (r *recorder) AccessKeyChanged(id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ids = append(r.ids, id)
+}
+
+// take returns what was published since the last take, as text.
+func (r *recorder) take() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var b strings.Builder
+	for _, id := range r.keys {
+		fmt.Fprintf(&b, "key %s\n", id)
+	}
+	for _, a := range r.aliases {
+		fmt.Fprintf(&b, "alias %s\n", a)
+	}
+	for _, id := range r.ids {
+		fmt.Fprintf(&b, "access key %s\n", id)
+	}
+	r.keys, r.aliases, r.ids = nil, nil, nil
+	return b.String()
+}
+
+// clock is a settable time.
+type clock struct {
+	mu sync.Mutex
+	t  time.Time
+}
+
+func (c *clock) now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.t
+}
+
+func (c *clock) set(t time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.t = t
+}
+
+func (c *clock) add(d time.Duration) { c.set(c.now().Add(d)) }
+
+// env is a server of its own with an account and a Region that no other test uses.
+type env struct {
+	testing.TB
+	*Server
+	account   keyid.Account
+	creds     *Credentials
+	published *recorder
+	clock     *clock
+	keyID     string // access key of the account's administrator
+	secret    string
+}
+
+var (
+	envMu sync.Mutex
+	envs  uint64
+)
+
+func newEnv(t testing.TB) *env { return newEnvIn(t, shared, "us-east-1") }
+
+func newEnvIn(t testing.TB, st *store.Store, region string) *env {
+	t.Helper()
+	envMu.Lock()
+	envs++
+	account := keyid.Account(500_000_000_000 + envs)
+	envMu.Unlock()
+	e := &env{
+		TB: t, account: account, published: &recorder{}, clock: &clock{t: time.Date(2026, 11, 23, 12, 0, 0, 123_000_000, time.UTC)},
+		keyID: "AKIA" + account.String(), secret: "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+	}
+	var err error
+	e.creds, err = NewCredentials(CredentialsConfig{Store: st, Region: region, Changed: e.published.AccessKeyChanged})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.creds.EnsureAdmin(t.Context(), account, e.keyID, []byte(e.secret)); err != nil {
+		t.Fatal(err)
+	}
+	verifier, err := sigv4.New(sigv4.Config{Regions: []string{region}, Keys: e.creds})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.Server, err = New(Config{
+		Region: region, Store: st, Verifier: verifier, Publisher: e.published, Now: e.clock.now, Logger: quiet,
+		Random: func(b []byte) error { _, err := rand.Read(b); return err },
+		Root:   func() [8]byte { return [8]byte{'t', 'e', 's', 't', 'r', 'o', 'o', 't'} },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.published.take()
+	return e
+}
+
+// sign makes a signed request.
+func (e *env) sign(operation string, body []byte) *sigv4.Request {
+	e.Helper()
+	date := sigv4.AppendDate(nil, e.clock.now())
+	r := &sigv4.Request{
+		Method: []byte("POST"), Path: []byte("/"), Body: body,
+		Headers: []sigv4.Header{
+			{Name: []byte("content-type"), Value: []byte(kmsapi.ContentType)},
+			{Name: []byte("host"), Value: []byte("localhost:4599")},
+			{Name: []byte("x-amz-date"), Value: date},
+			{Name: []byte("x-amz-target"), Value: []byte(kmsapi.TargetPrefix + operation)},
+		},
+	}
+	key, err := sigv4.NewAccessKey(e.keyID, []byte(e.secret), sigv4.Principal{})
+	if err != nil {
+		e.Fatal(err)
+	}
+	var scratch sigv4.Scratch
+	authorization, err := sigv4.AppendAuthorization(nil, key, e.region, kmsapi.SigningName, r, &scratch)
+	if err != nil {
+		e.Fatal(err)
+	}
+	r.Headers = append(r.Headers, sigv4.Header{Name: []byte("authorization"), Value: authorization})
+	return r
+}
+
+// call runs an operation on a JSON body and returns the response.
+func (e *env) call(operation, body string) Response {
+	e.Helper()
+	return e.Serve(context.Background(), &Request{Signed: e.sign(operation, []byte(body)), RequestID: "test", SourceIP: "127.0.0.1"})
+}
+
+// ok runs an operation that must succeed and decodes its reply into out, which may be nil where the reply has no body.
+func (e *env) ok(operation, body string, out any) {
+	e.Helper()
+	resp := e.call(operation, body)
+	if resp.Code != kmsapi.OK || resp.Status != 200 {
+		e.Fatalf("%s %s: %s", operation, short(body), resp.Body)
+	}
+	if out == nil {
+		if len(resp.Body) != 0 {
+			e.Fatalf("%s: unexpected body %s", operation, resp.Body)
+		}
+		return
+	}
+	if err := json.Unmarshal(resp.Body, out, json.RejectUnknownMembers(true)); err != nil {
+		e.Fatalf("%s: %v in %s", operation, err, resp.Body)
+	}
+}
+
+// fails runs an operation that must be refused with code, and with exactly that message unless it is "*".
+func (e *env) fails(operation, body string, code kmsapi.Code, message string) {
+	e.Helper()
+	resp := e.call(operation, body)
+	if resp.Code != code || resp.Status != code.Status() {
+		e.Errorf("%s %s: got %s %s, want %s", operation, short(body), resp.Code, resp.Body, code)
+		return
+	}
+	if message == "*" {
+		return
+	}
+	if want := kmsapi.AppendErrorBody(nil, code, []byte(message)); !bytes.Equal(resp.Body, want) {
+		e.Errorf("%s %s:\n got %s\nwant %s", operation, short(body), resp.Body, want)
+	}
+}
+
+func short(s string) string {
+	if len(s) > 200 {
+		return s[:200] + "…"
+	}
+	return s
+}
+
+// wire is KeyMetadata as a client reads it.
+type wire struct {
+	AWSAccountId, KeyId, Arn, Description, KeyUsage, KeyState, Origin, KeyManager, CustomerMasterKeySpec, KeySpec, CurrentKeyMaterialId string
+
+	CreationDate, DeletionDate float64
+	Enabled, MultiRegion       bool
+	EncryptionAlgorithms       []string
+}
+
+type metadataReply struct{ KeyMetadata wire }
+
+func (e *env) create(body string) wire {
+	e.Helper()
+	var out metadataReply
+	e.ok("CreateKey", body, &out)
+	return out.KeyMetadata
+}
+
+func (e *env) describe(key string) wire {
+	e.Helper()
+	var out metadataReply
+	e.ok("DescribeKey", obj("KeyId", key), &out)
+	return out.KeyMetadata
+}
+
+// name is the store's name of a key of this environment.
+func (e *env) name(keyID string) store.KeyName {
+	e.Helper()
+	id, ok := keyid.ParseID([]byte(keyID))
+	if !ok {
+		e.Fatalf("not a key ID: %s", keyID)
+	}
+	return store.KeyName{Region: e.region, Account: e.account, ID: id}
+}
+
+// obj is a JSON object of the pairs name, value. Values of type raw are JSON already.
+func obj(pairs ...any) string {
+	var b bytes.Buffer
+	b.WriteByte('{')
+	for i := 0; i < len(pairs); i += 2 {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		fmt.Fprintf(&b, "%q:", pairs[i])
+		if r, ok := pairs[i+1].(raw); ok {
+			b.WriteString(string(r))
+			continue
+		}
+		v, err := json.Marshal(pairs[i+1])
+		if err != nil {
+			panic(err)
+		}
+		b.Write(v)
+	}
+	b.WriteByte('}')
+	return b.String()
+}
+
+type raw string
+
+type tag struct{ TagKey, TagValue string }
+
+func tags(pairs ...string) []tag {
+	list := []tag{}
+	for i := 0; i < len(pairs); i += 2 {
+		list = append(list, tag{pairs[i], pairs[i+1]})
+	}
+	return list
+}

@@ -1,0 +1,152 @@
+package controlplane
+
+import (
+	_ "embed"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/keyplane/keyplane/controlplane/store"
+	"github.com/keyplane/keyplane/internal/kmsapi"
+)
+
+//go:embed testdata/keystate.tsv
+var keyStateTSV string
+
+// TestKeyStateMatrix runs every cell of testdata/keystate.tsv through Serve, on a key that is put into the column's state in the store.
+func TestKeyStateMatrix(t *testing.T) {
+	e := newEnv(t)
+	other := e.create("{}")
+	var columns []string
+	cells, rows := 0, map[string]bool{}
+	for line := range strings.Lines(keyStateTSV) {
+		fields := strings.Split(strings.TrimSpace(line), "\t")
+		switch {
+		case strings.HasPrefix(line, "#"):
+		case columns == nil:
+			columns = fields[1:]
+		default:
+			rows[fields[0]] = true
+			for i, cell := range fields[1:] {
+				states := []kmsapi.KeyState{kmsapi.KeyStateOf(columns[i])}
+				if states[0] == kmsapi.StatePendingDeletion { // one column for both
+					states = append(states, kmsapi.StatePendingReplicaDeletion)
+				}
+				for _, state := range states {
+					cells++
+					e.cell(fields[0], state, cell, other)
+				}
+			}
+		}
+	}
+	if cells != 16*8 {
+		t.Errorf("%d cells were run", cells)
+	}
+	for op := range matrix {
+		if !rows[op] {
+			t.Errorf("%s has no row in the test data", op)
+		}
+	}
+	if len(rows) != len(matrix) {
+		t.Errorf("%d rows for %d operations", len(rows), len(matrix))
+	}
+}
+
+func (e *env) cell(op string, state kmsapi.KeyState, cell string, other wire) {
+	e.Helper()
+	m := e.create("{}")
+	alias := "alias/of-" + m.KeyId
+	if op == "UpdateAlias" {
+		e.ok("CreateAlias", aliasBody(alias, other.KeyId), nil) // the key in the state is the target
+	} else if op == "DeleteAlias" {
+		e.ok("CreateAlias", aliasBody(alias, m.KeyId), nil)
+	}
+	e.force(m.KeyId, state)
+	body := map[string]string{
+		"CreateAlias": aliasBody(alias, m.KeyId), "UpdateAlias": aliasBody(alias, m.KeyId), "DeleteAlias": obj("AliasName", alias),
+		"TagResource":          obj("KeyId", m.KeyId, "Tags", tags("a", "b")),
+		"UntagResource":        obj("KeyId", m.KeyId, "TagKeys", []string{"a"}),
+		"UpdateKeyDescription": obj("KeyId", m.KeyId, "Description", "d"),
+		"PutKeyPolicy":         obj("KeyId", m.KeyId, "Policy", "{}"),
+	}[op]
+	if body == "" {
+		body = obj("KeyId", m.KeyId)
+	}
+	texts := map[string]string{
+		"3": " is pending deletion.", "4": " is not pending deletion.", "5": " is pending import.", "4,13": " is not pending deletion.",
+		"10": " is pending deletion.", "14": " is creating.", "15": " is updating.",
+	}
+	if state == kmsapi.StatePendingReplicaDeletion {
+		texts["3"], texts["10"] = " is pending replica deletion.", " is pending replica deletion."
+	}
+	next := state
+	if text, refused := texts[cell]; refused {
+		e.fails(op, body, kmsapi.KMSInvalidState, m.Arn+text)
+	} else {
+		if cell != "ok" && cell != "12" {
+			e.Fatalf("%s %s: what is %q?", op, state, cell)
+		}
+		if resp := e.call(op, body); resp.Code != kmsapi.OK {
+			e.Errorf("%s in state %s: %s", op, state, resp.Body)
+		}
+		switch {
+		case cell == "12":
+		case op == "EnableKey":
+			next = kmsapi.StateEnabled
+		case op == "DisableKey", op == "CancelKeyDeletion":
+			next = kmsapi.StateDisabled
+		case op == "ScheduleKeyDeletion":
+			next = kmsapi.StatePendingDeletion
+		}
+	}
+	k, err := shared.Key(e.Context(), e.name(m.KeyId))
+	if err != nil {
+		e.Fatal(err)
+	}
+	var resume kmsapi.KeyState
+	if cell == "12" {
+		resume = map[string]kmsapi.KeyState{"EnableKey": kmsapi.StateEnabled, "DisableKey": kmsapi.StateDisabled}[op]
+	}
+	if k.State != next || k.Resume != resume {
+		e.Errorf("%s in state %s: the key is %s, resumes %q; want %s, %q", op, state, k.State, k.Resume, next, resume)
+	}
+	if d := e.describe(m.KeyId); d.KeyState != next.String() || d.Enabled != (next == kmsapi.StateEnabled) ||
+		(d.DeletionDate != 0) != (next == kmsapi.StatePendingDeletion) {
+		e.Errorf("%s in state %s: described as %+v", op, state, d)
+	}
+}
+
+// force puts a key into a state that no operation of this version leads to.
+func (e *env) force(keyID string, state kmsapi.KeyState) {
+	e.Helper()
+	if _, err := shared.UpdateKey(e.Context(), e.name(keyID), func(k *store.Key) error {
+		k.State, k.DeletionDate = state, time.Time{}
+		if state == kmsapi.StatePendingDeletion {
+			k.DeletionDate = e.clock.now().Add(7 * 24 * time.Hour)
+		}
+		return nil
+	}); err != nil {
+		e.Fatal(err)
+	}
+}
+
+// A state that the matrix does not know, or an operation without a row, allows nothing.
+func TestStateErrorUnknown(t *testing.T) {
+	for _, state := range []kmsapi.KeyState{0, 99} {
+		if err := stateError("DescribeKey", state, ""); err == nil {
+			t.Errorf("state %d is allowed", state)
+		}
+	}
+	for _, state := range kmsapi.KeyStates {
+		if err := stateError("NoSuchOperation", state, ""); err == nil {
+			t.Error("an operation without a row is allowed")
+		}
+		if stateTexts[state] == "" {
+			t.Errorf("no text for %s", state)
+		}
+	}
+	if fmt.Sprint(after("DescribeKey", kmsapi.StateCreating)) != fmt.Sprint(kmsapi.StateCreating, kmsapi.KeyState(0)) {
+		t.Error("an operation that switches nothing switched the state")
+	}
+}
