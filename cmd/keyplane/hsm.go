@@ -1,0 +1,84 @@
+//go:build cgo
+
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+
+	"github.com/keyplane/keyplane/hsm/p11"
+	"github.com/keyplane/keyplane/internal/aesgcm"
+)
+
+const hsmUsage = `usage: keyplane hsm init  --hsm URI [--hsm URI ...]
+       keyplane hsm probe --hsm URI [--hsm URI ...]
+`
+
+// hsmCommand is `keyplane hsm`.
+func hsmCommand(args []string, stdout, stderr io.Writer) int {
+	if len(args) == 0 {
+		fmt.Fprint(stderr, hsmUsage)
+		return 2
+	}
+	var action func(uri string, w io.Writer) error
+	switch args[0] {
+	case "init":
+		action = hsmInit
+	case "probe":
+		action = hsmProbe
+	default:
+		fmt.Fprintf(stderr, "keyplane hsm: there is no command %q\n%s", args[0], hsmUsage)
+		return 2
+	}
+	var uris list
+	fs := flag.NewFlagSet("keyplane hsm "+args[0], flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	fs.Var(&uris, "hsm", "PKCS#11 `URI` of a token (RFC 7512), may be repeated")
+	portable := fs.Bool("portable-crypto", false, "as for keyplane serve")
+	if err := fs.Parse(args[1:]); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return 0
+		}
+		return 2
+	}
+	if len(uris) == 0 || fs.NArg() > 0 {
+		fmt.Fprint(stderr, hsmUsage)
+		return 2
+	}
+	if err := aesgcm.Configure(aesgcm.Options{Portable: *portable}); err != nil {
+		fmt.Fprintln(stderr, "keyplane hsm:", err)
+		return 1
+	}
+	status := 0
+	for _, uri := range uris {
+		if err := action(uri, stdout); err != nil {
+			fmt.Fprintln(stderr, "keyplane hsm "+args[0]+":", err)
+			status = 1
+		}
+	}
+	return status
+}
+
+// hsmInit makes what is missing of the two roots and checks both.
+func hsmInit(uri string, w io.Writer) error {
+	report, err := p11.InitRoots(uri)
+	if err != nil {
+		return err
+	}
+	_, err = report.WriteTo(w)
+	return err
+}
+
+func hsmProbe(uri string, w io.Writer) error {
+	report, err := p11.Probe(uri)
+	if err != nil {
+		return err
+	}
+	if _, err := report.WriteTo(w); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(w, "AES-GCM of envelope data on this host: %s\n", aesgcm.Path())
+	return err
+}

@@ -1,0 +1,63 @@
+// Command keyplane is a key management service that speaks the AWS KMS wire protocol and keeps its keys in a PKCS#11 HSM.
+//
+// main.go chooses the subcommand; each has a file of its own and reads top-down.
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+
+	"github.com/keyplane/keyplane/loadtest"
+)
+
+// version is set by the Makefile; a plain `go build` leaves what the module knows of itself.
+var version = ""
+
+const usage = `keyplane is a key management service that speaks AWS KMS and keeps its keys in an HSM.
+
+  keyplane serve                 serve AWS KMS; needs no configuration
+  keyplane hsm init --hsm URI    make keyplane's two root keys in a PKCS#11 token
+  keyplane hsm probe --hsm URI   what a token can do, and what of KMS it therefore offers
+  keyplane loadtest              drive load against any KMS endpoint and report latencies
+  keyplane version               print the version
+
+Each takes --help.
+`
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+// run returns the exit status: 0 success, 1 failure, 2 usage.
+func run(args []string, stdout, stderr io.Writer) int {
+	if len(args) == 0 {
+		fmt.Fprint(stderr, usage)
+		return 2
+	}
+	switch args[0] {
+	case "serve":
+		return serve(args[1:], stdout, stderr)
+	case "hsm":
+		return hsmCommand(args[1:], stdout, stderr)
+	case "loadtest":
+		return loadtest.Main(args[1:], stdout, stderr)
+	case "version", "--version", "-version":
+		fmt.Fprintln(stdout, "keyplane", versionText())
+		return 0
+	case "help", "--help", "-h":
+		fmt.Fprint(stdout, usage)
+		return 0
+	}
+	fmt.Fprintf(stderr, "keyplane: there is no command %q\n\n%s", args[0], usage)
+	return 2
+}
+
+func versionText() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}

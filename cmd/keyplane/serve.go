@@ -1,0 +1,126 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/keyplane/keyplane/internal/aesgcm"
+	"github.com/keyplane/keyplane/internal/node"
+)
+
+// list is a flag that may be given several times.
+type list []string
+
+func (l *list) String() string     { return strings.Join(*l, " ") }
+func (l *list) Set(s string) error { *l = append(*l, s); return nil }
+
+// serve is `keyplane serve`: both planes in one process until SIGTERM or SIGINT.
+func serve(args []string, stdout, stderr io.Writer) int {
+	cfg, done, err := serveConfig(args, stdout, stderr)
+	if done {
+		return 0
+	}
+	if err != nil {
+		fmt.Fprintln(stderr, "keyplane serve:", err)
+		return 2
+	}
+	log := node.NewLogger(cfg.LogLevel)
+	if err := harden(); err != nil {
+		log.Warn("the process could not be protected against core dumps", "error", err)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	n, err := node.Start(ctx, cfg, log)
+	if err != nil {
+		fmt.Fprintln(stderr, "keyplane serve:", err)
+		return 1
+	}
+	announce(stdout, cfg, n)
+	context.AfterFunc(ctx, func() {
+		stop() // a second signal ends the process at once
+		log.Info("draining: no new connections, requests in flight are answered")
+		n.Close()
+	})
+	err = n.Wait()
+	n.Close()
+	if err != nil {
+		fmt.Fprintln(stderr, "keyplane serve:", err)
+		return 1
+	}
+	log.Info("stopped")
+	return 0
+}
+
+// serveConfig reads the flags and the file. Flags win. done says that the command is over (--help, --version).
+func serveConfig(args []string, stdout, stderr io.Writer) (cfg node.Config, done bool, err error) {
+	var flags node.Config
+	var hsms list
+	fs := flag.NewFlagSet("keyplane serve", flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	file := fs.String("config", "", "YAML `FILE`; flags win over it")
+	fs.StringVar(&flags.Listen, "listen", "", "`HOST:PORT` of the client endpoint (default 127.0.0.1:4599)")
+	fs.StringVar(&flags.DataDir, "data-dir", "", "`DIR` of all state (default ./keyplane-data)")
+	fs.StringVar(&flags.Region, "region", "", "AWS `REGION` (default AWS_REGION, else us-east-1)")
+	fs.StringVar(&flags.Account, "account", "", "12-digit `ACCOUNT` (default 111122223333)")
+	fs.Var(&hsms, "hsm", "PKCS#11 `URI` of a token (RFC 7512), may be repeated: pkcs11:token=LABEL;serial=S?module-path=/P&pin-source=file:/F\n(default: the soft token, whose keys are protected by this host only)")
+	fs.StringVar(&flags.SoftTokenPINFile, "soft-token-pin-file", "", "`FILE` that unseals the soft token (default DATA-DIR/softtoken/pin)")
+	fs.BoolVar(&flags.PortableCrypto, "portable-crypto", false, "constant-time software AES-GCM even where the CPU has AES instructions")
+	fs.StringVar(&flags.LogLevel, "log-level", "", "debug, info, warn or error (default info)")
+	showVersion := fs.Bool("version", false, "print the version and exit")
+	if err := fs.Parse(args); err != nil {
+		return cfg, errors.Is(err, flag.ErrHelp), err
+	}
+	if *showVersion {
+		fmt.Fprintln(stdout, "keyplane", versionText())
+		return cfg, true, nil
+	}
+	if fs.NArg() > 0 {
+		return cfg, false, fmt.Errorf("unexpected argument %q", fs.Arg(0))
+	}
+	if *file != "" {
+		if cfg, err = node.ReadConfig(*file); err != nil {
+			return cfg, false, fmt.Errorf("%s: %w", *file, err)
+		}
+	}
+	over(&cfg.Listen, flags.Listen)
+	over(&cfg.DataDir, flags.DataDir)
+	over(&cfg.Region, flags.Region)
+	over(&cfg.Account, flags.Account)
+	over(&cfg.SoftTokenPINFile, flags.SoftTokenPINFile)
+	over(&cfg.PortableCrypto, flags.PortableCrypto)
+	over(&cfg.LogLevel, flags.LogLevel)
+	if hsms != nil {
+		cfg.HSM = hsms
+	}
+	cfg.Defaults()
+	return cfg, false, cfg.Validate()
+}
+
+// over sets v to a flag's value if the flag was given one.
+func over[T comparable](v *T, flag T) {
+	var zero T
+	if flag != zero {
+		*v = flag
+	}
+}
+
+// announce says what serves, and what to type next. It names the credentials file, never what is in it.
+func announce(w io.Writer, cfg node.Config, n *node.Node) {
+	fmt.Fprintf(w, "keyplane %s serves AWS KMS for account %s in %s at http://%s\n", versionText(), cfg.Account, cfg.Region, n.Addr())
+	for _, t := range n.Tokens() {
+		if t.Software {
+			fmt.Fprintf(w, "keys: the soft token, serial %s. This is the embedded default: keys are protected by this host only. Use --hsm for an HSM.\n", t.Serial)
+		} else {
+			fmt.Fprintf(w, "keys: token %q, serial %s, %s %s, through %s\n", t.Label, t.Serial, t.Manufacturer, t.Model, t.Module)
+		}
+	}
+	fmt.Fprintf(w, "AES-GCM of envelope data: %s\n", aesgcm.Path())
+	fmt.Fprintf(w, "administrator's credentials: %s\n\nTry:\n", n.CredentialsPath())
+	fmt.Fprintf(w, "  AWS_SHARED_CREDENTIALS_FILE=%s aws --endpoint-url http://%s --region %s kms create-key\n", n.CredentialsPath(), n.Addr(), cfg.Region)
+}

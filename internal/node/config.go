@@ -1,0 +1,152 @@
+package node
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/keyplane/keyplane/internal/keyid"
+)
+
+// Config is the configuration of `keyplane serve`: the file given with --config, over which flags win. Every field has a default.
+type Config struct {
+	// Listen is the address of the one client endpoint, host:port. Default 127.0.0.1:4599. There is no TLS yet: keep it on a network you trust.
+	Listen string `yaml:"listen"`
+	// DataDir holds all state: etcd, the soft token, the administrator's credentials. Default ./keyplane-data, made with mode 0700.
+	DataDir string `yaml:"data_dir"`
+	// Region is the AWS Region this process is, in ARNs and in signatures. Default AWS_REGION, else us-east-1.
+	Region string `yaml:"region"`
+	// Account is the 12-digit account that the first start makes. Default 111122223333. It cannot change afterwards.
+	Account string `yaml:"account"`
+	// HSM are RFC 7512 URIs of PKCS#11 tokens. New keys are made under the first one's derivation root; tokens with the same root share its
+	// load. Default none: the soft token, whose keys are protected by this host only.
+	HSM []string `yaml:"hsm"`
+	// SoftTokenPINFile is the file that unseals the soft token. Default <data_dir>/softtoken/pin, made at the first start; put it elsewhere
+	// to keep the seal apart from what it seals. Without effect where HSM is set.
+	SoftTokenPINFile string `yaml:"soft_token_pin_file"`
+	// SessionsPerToken is the number of PKCS#11 sessions that work at the same time on one token, 1 to 64. Default 4 (soft token: 2).
+	SessionsPerToken int `yaml:"sessions_per_token"`
+	// RoundMax bounds the requests that share one call into the HSM, 1 to 1024. Default 256. 1 switches rounds off.
+	RoundMax int `yaml:"round_max"`
+	// QueueMax bounds the requests that wait for one session; more are throttled. Default 4 × RoundMax.
+	QueueMax int `yaml:"queue_max"`
+	// QueueTimeMax is how long a request may wait for its round before it is throttled. Default 50ms.
+	QueueTimeMax time.Duration `yaml:"queue_time_max"`
+	// RoundTimeout is how long one call into the HSM may take before its session counts as lost. Default 2s.
+	RoundTimeout time.Duration `yaml:"round_timeout"`
+	// KeyCacheBytes bounds the cache of key snapshots; 100 000 keys need about 50 MB. Default 268435456.
+	KeyCacheBytes int64 `yaml:"key_cache_bytes"`
+	// ConnsMax and ConnsPerIPMax bound open connections, in all and of one client address. Defaults 20000 and 1000.
+	ConnsMax      int `yaml:"conns_max"`
+	ConnsPerIPMax int `yaml:"conns_per_ip_max"`
+	// PortableCrypto takes the constant-time software path for AES-GCM even where the CPU has AES instructions. Default false.
+	PortableCrypto bool `yaml:"portable_crypto"`
+	// LogLevel is debug, info, warn or error. Default info.
+	LogLevel string `yaml:"log_level"`
+}
+
+// Defaults fills in what is not set.
+func (c *Config) Defaults() {
+	dflt(&c.Listen, "127.0.0.1:4599")
+	dflt(&c.DataDir, "./keyplane-data")
+	dflt(&c.Region, os.Getenv("AWS_REGION"))
+	dflt(&c.Region, "us-east-1")
+	dflt(&c.Account, "111122223333")
+	if len(c.HSM) == 0 {
+		dflt(&c.SessionsPerToken, 2)
+	}
+	dflt(&c.SessionsPerToken, 4)
+	dflt(&c.RoundMax, 256)
+	dflt(&c.QueueMax, 4*c.RoundMax)
+	dflt(&c.QueueTimeMax, 50*time.Millisecond)
+	dflt(&c.RoundTimeout, 2*time.Second)
+	dflt(&c.KeyCacheBytes, 256<<20)
+	dflt(&c.ConnsMax, 20_000)
+	dflt(&c.ConnsPerIPMax, 1_000)
+	dflt(&c.LogLevel, "info")
+}
+
+func dflt[T comparable](v *T, d T) {
+	var zero T
+	if *v == zero {
+		*v = d
+	}
+}
+
+// Validate reports everything that is wrong at once. Call it after Defaults.
+func (c *Config) Validate() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+		bad("listen: %q is not host:port", c.Listen)
+	}
+	if _, ok := keyid.ParseAccount([]byte(c.Account)); !ok {
+		bad("account: %q does not have 12 digits", c.Account)
+	}
+	if !validRegion(c.Region) {
+		bad("region: %q is not a Region name like us-east-1", c.Region)
+	}
+	if c.SessionsPerToken < 1 || c.SessionsPerToken > 64 {
+		bad("sessions_per_token: %d is not 1 to 64", c.SessionsPerToken)
+	}
+	if c.RoundMax < 1 || c.RoundMax > 1024 {
+		bad("round_max: %d is not 1 to 1024", c.RoundMax)
+	}
+	if c.QueueMax < 1 || c.QueueMax > 1<<20 {
+		bad("queue_max: %d is not 1 to 1048576", c.QueueMax)
+	}
+	if c.QueueTimeMax < time.Millisecond || c.QueueTimeMax > time.Minute {
+		bad("queue_time_max: %v is not 1ms to 1m", c.QueueTimeMax)
+	}
+	if c.RoundTimeout < 10*time.Millisecond || c.RoundTimeout > time.Minute {
+		bad("round_timeout: %v is not 10ms to 1m", c.RoundTimeout)
+	}
+	if c.KeyCacheBytes < 1<<20 {
+		bad("key_cache_bytes: %d is less than 1048576", c.KeyCacheBytes)
+	}
+	if c.ConnsMax < 1 || c.ConnsPerIPMax < 1 {
+		bad("conns_max and conns_per_ip_max: at least 1")
+	}
+	if _, err := logLevel(c.LogLevel); err != nil {
+		bad("log_level: %q is not debug, info, warn or error", c.LogLevel)
+	}
+	return errors.Join(errs...)
+}
+
+func validRegion(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' {
+			return false
+		}
+	}
+	return len(s) > 0 && len(s) <= 32
+}
+
+// ReadConfig reads a YAML file. Unknown fields are an error.
+func ReadConfig(path string) (Config, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return Config{}, err
+	}
+	return ParseConfig(b)
+}
+
+// ParseConfig reads the text of a configuration file.
+func ParseConfig(b []byte) (Config, error) {
+	var c Config
+	d := yaml.NewDecoder(bytes.NewReader(b))
+	d.KnownFields(true)
+	if err := d.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
+		return Config{}, err
+	}
+	if err := d.Decode(new(Config)); !errors.Is(err, io.EOF) {
+		return Config{}, errors.New("more than one YAML document")
+	}
+	return c, nil
+}

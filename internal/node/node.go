@@ -1,0 +1,265 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/keyplane/keyplane/batch"
+	"github.com/keyplane/keyplane/controlplane"
+	"github.com/keyplane/keyplane/controlplane/store"
+	"github.com/keyplane/keyplane/dataplane"
+	"github.com/keyplane/keyplane/hsm"
+	"github.com/keyplane/keyplane/internal/aesgcm"
+	"github.com/keyplane/keyplane/internal/keyid"
+	"github.com/keyplane/keyplane/internal/sigv4"
+)
+
+// drainTimeout is how long Close waits for requests in flight.
+const drainTimeout = 10 * time.Second
+
+// Node is one running keyplane process.
+type Node struct {
+	cfg   Config
+	log   *slog.Logger
+	ln    net.Listener
+	data  *dataplane.Server
+	undo  []func() // reverse order of Start
+	state atomic.Pointer[string]
+
+	store   *store.Store
+	tokens  []hsm.Token
+	shards  *hsm.Shards
+	batcher *batch.Batcher[hsm.Job]
+
+	served chan error // the data plane's end
+	once   sync.Once
+}
+
+// Start brings a node up and returns when it serves. The configuration has its defaults and is valid.
+func Start(ctx context.Context, cfg Config, log *slog.Logger) (*Node, error) {
+	n := &Node{cfg: cfg, log: log, served: make(chan error, 1)}
+	n.phase("starting")
+	if err := n.start(ctx); err != nil {
+		n.Close()
+		return nil, err
+	}
+	return n, nil
+}
+
+// phase says why /readyz is not 200 yet.
+func (n *Node) phase(text string) { n.state.Store(&text) }
+
+// ready is the answer of /readyz.
+func (n *Node) ready() error {
+	if p := n.state.Load(); p != nil {
+		return errors.New(*p)
+	}
+	if err := n.shards.Healthy(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	return n.store.Ready(ctx)
+}
+
+func (n *Node) onClose(f func()) { n.undo = append(n.undo, f) }
+
+func (n *Node) start(ctx context.Context) error {
+	cfg := &n.cfg
+	account, _ := keyid.ParseAccount([]byte(cfg.Account))
+	if err := aesgcm.Configure(aesgcm.Options{Portable: cfg.PortableCrypto}); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
+		return err
+	}
+	var err error
+	if n.ln, err = net.Listen("tcp", cfg.Listen); err != nil {
+		return err
+	}
+	if n.data, err = dataplane.New(dataplane.Config{
+		Region: cfg.Region, Ready: n.ready, Logger: n.log,
+		KeyCacheBytes: cfg.KeyCacheBytes, ConnsMax: cfg.ConnsMax, ConnsPerIPMax: cfg.ConnsPerIPMax,
+	}); err != nil {
+		return errors.Join(err, n.ln.Close())
+	}
+	go func() { n.served <- n.data.Serve(n.ln) }()
+	n.onClose(n.drain)
+
+	n.phase("starting: the store is not open")
+	seal := &sealer{}
+	if n.store, err = store.OpenEmbedded(ctx, store.EmbeddedConfig{Dir: cfg.DataDir, Logger: n.log, Sealer: seal}); err != nil {
+		return err
+	}
+	n.onClose(func() { n.logIf("closing the store", n.store.Close()) })
+
+	n.phase("starting: the HSM is not open")
+	if n.tokens, err = openTokens(cfg); err != nil {
+		return err
+	}
+	n.onClose(func() { n.logIf("closing the tokens", closeTokens(n.tokens)) })
+	if n.shards, err = hsm.NewShards(hsm.ShardsConfig{
+		Tokens: n.tokens, SessionsPerToken: cfg.SessionsPerToken, RoundMax: cfg.RoundMax, RoundTimeout: cfg.RoundTimeout, Logger: n.log,
+	}); err != nil {
+		return err
+	}
+	n.onClose(n.shards.Close)
+	if n.batcher, err = batch.New(batch.Config{Shards: n.shards.Len(), RoundMax: cfg.RoundMax, QueueMax: cfg.QueueMax}, n.shards.Run); err != nil {
+		return err
+	}
+	n.onClose(n.batcher.Close)
+	dispatch := &hsm.Dispatch{Shards: n.shards, Do: n.batcher.Do, QueueTimeMax: cfg.QueueTimeMax}
+	seal.ready(dispatch.Run, n.shards.Primary())
+
+	n.phase("starting: credentials are not loaded")
+	creds, err := controlplane.NewCredentials(controlplane.CredentialsConfig{Store: n.store, Region: cfg.Region})
+	if err != nil {
+		return err
+	}
+	if err := creds.Load(ctx); err != nil {
+		return err
+	}
+	if err := ensureAdmin(ctx, creds, n.store, account, cfg.DataDir); err != nil {
+		return err
+	}
+	verifier, err := sigv4.New(sigv4.Config{Regions: []string{cfg.Region}, Keys: creds})
+	if err != nil {
+		return err
+	}
+	control, err := controlplane.New(controlplane.Config{
+		Region: cfg.Region, Store: n.store, Verifier: verifier, Publisher: publisher{n.data, creds}, Logger: n.log,
+		Random: func(b []byte) error {
+			j := hsm.Job{Random: b}
+			return dispatch.Run(&j, time.Now())
+		},
+		Root: func() [8]byte { return n.shards.Primary() },
+	})
+	if err != nil {
+		return err
+	}
+	n.background("deletion worker", control.Run)
+	if err := n.data.Start(dataplane.Parts{
+		Verifier: verifier, Records: n.store, Run: dispatch.Run,
+		Control: func(r *sigv4.Request, requestID, sourceIP string) (int, []byte) {
+			resp := control.Serve(context.Background(), &controlplane.Request{Signed: r, RequestID: requestID, SourceIP: sourceIP})
+			return resp.Status, resp.Body
+		},
+	}); err != nil {
+		return err
+	}
+	n.state.Store(nil)
+	return nil
+}
+
+// background runs a worker until Close.
+func (n *Node) background(name string, run func(context.Context) error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if err := run(ctx); err != nil && !errors.Is(err, context.Canceled) {
+			n.log.Error(name+" ended", "error", err)
+			n.phase(name + " has ended")
+		}
+	}()
+	n.onClose(func() { cancel(); <-ended })
+}
+
+// publisher tells the data plane of this process what the control plane changed.
+type publisher struct {
+	*dataplane.Server
+	creds *controlplane.Credentials
+}
+
+func (p publisher) AccessKeyChanged(string) {} // Credentials has its new table before it calls
+
+// Addr is the address that clients connect to.
+func (n *Node) Addr() string { return n.ln.Addr().String() }
+
+// Tokens describes the tokens in use.
+func (n *Node) Tokens() []hsm.TokenInfo {
+	var infos []hsm.TokenInfo
+	for _, t := range n.tokens {
+		infos = append(infos, t.Info())
+	}
+	return infos
+}
+
+// Stats are the counters of the node's parts.
+type Stats struct {
+	Batch  batch.Stats
+	HSM    hsm.Stats
+	Panics uint64
+}
+
+// Stats reads the counters.
+func (n *Node) Stats() Stats {
+	return Stats{Batch: n.batcher.Stats(), HSM: n.shards.Stats(), Panics: n.data.Panics()}
+}
+
+// CredentialsPath is where the administrator's credentials are.
+func (n *Node) CredentialsPath() string { return filepath.Join(n.cfg.DataDir, CredentialsFile) }
+
+// Wait returns when the listener has failed or the node was closed.
+func (n *Node) Wait() error {
+	err := <-n.served
+	n.served <- err
+	return err
+}
+
+func (n *Node) drain() {
+	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
+	defer cancel()
+	n.logIf("draining", n.data.Shutdown(ctx))
+	_ = n.ln.Close()
+	if err := n.Wait(); err != nil {
+		n.logIf("serving", err)
+	}
+	n.data.Close()
+}
+
+func (n *Node) logIf(what string, err error) {
+	if err != nil {
+		n.log.Error(what, "error", err)
+	}
+}
+
+// Close drains: it answers what is in flight, then ends every part. It may be called more than once.
+func (n *Node) Close() {
+	n.once.Do(func() {
+		n.phase("shutting down")
+		// The data plane goes first although it was started first: requests in flight need everything else.
+		for i := range n.undo {
+			if i == 0 {
+				n.undo[0]()
+			} else {
+				n.undo[len(n.undo)-i]()
+			}
+		}
+	})
+}
+
+// NewLogger makes the process's logger: text lines on stderr.
+func NewLogger(level string) *slog.Logger {
+	l, err := logLevel(level)
+	if err != nil {
+		l = slog.LevelInfo
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l}))
+}
+
+func logLevel(s string) (slog.Level, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(s)); err != nil {
+		return 0, fmt.Errorf("node: %w", err)
+	}
+	return l, nil
+}
