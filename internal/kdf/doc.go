@@ -1,6 +1,6 @@
 // Package kdf makes the inputs of the key derivation of docs/ciphertext.md §3: the SP 800-108r1 counter-mode KDF (§4.1) with AES-CMAC
-// (SP 800-38B, RFC 4493) as PRF, cut so that the block cipher can be a key inside an HSM. It also has XAES-256-GCM as published by C2SP,
-// which is the same derivation with the backing key itself as CMAC key.
+// (SP 800-38B, RFC 4493) as PRF, cut so that the block cipher can be a key inside an HSM. The package xaes below it adds AES-GCM to the
+// same derivation with the backing key itself as CMAC key, which is XAES-256-GCM.
 //
 //	once per key version     L  = E(0^128)            c1 = E(S[0:16])          one round, two blocks
 //	                         chain = E(ChainInput2(c1, S[16:32]))              one round, one block

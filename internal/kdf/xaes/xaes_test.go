@@ -1,4 +1,4 @@
-package kdf_test
+package xaes_test
 
 import (
 	"bytes"
@@ -11,15 +11,28 @@ import (
 	"testing"
 
 	"github.com/keyplane/keyplane/internal/kdf"
+	"github.com/keyplane/keyplane/internal/kdf/xaes"
 )
 
-func newXAES(t testing.TB, key []byte) *kdf.XAES {
+type hexBytes []byte
+
+func (h *hexBytes) UnmarshalJSON(b []byte) error {
+	var s string
+	if err := json.Unmarshal(b, &s); err != nil {
+		return err
+	}
+	raw, err := hex.DecodeString(s)
+	*h = raw
+	return err
+}
+
+func newXAES(t testing.TB, key []byte) *xaes.AEAD {
 	t.Helper()
 	block, err := aes.NewCipher(key)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return kdf.NewXAES(func(dst, src *[16]byte) { block.Encrypt(dst[:], src[:]) })
+	return xaes.New(func(dst, src *[16]byte) { block.Encrypt(dst[:], src[:]) })
 }
 
 type xaesVectors struct {
