@@ -2,15 +2,20 @@
 // `keyplane loadtest` and works against any KMS endpoint: keyplane's or AWS's.
 //
 //	main.go          flags -> Config, report -> exit status
+//	config.go        Config, its bounds, the endpoint's address
 //	run.go           Run: set up, connect, warm up, measure, stop
+//	  site.go        Region, endpoint and credentials from the AWS chain
 //	  keys.go        finds or creates the KMS keys, makes the ciphertexts for Decrypt (the only use of the AWS SDK's client)
+//	  operation.go   what can be sent
 //	  presign.go     one signed request per target, signed again before its five minutes are over
-//	  schedule.go    when a request is due: as soon as possible (closed loop) or at a constant rate (open loop)
-//	  worker.go      the hot loop: pick a target, exchange, check, record
-//	  client.go      one keep-alive connection per worker
-//	  reply.go       is the answer a good one, and if not, of which kind
-//	  recorder.go    counters and histograms
-//	report.go        text and JSON
+//	  worker.go      the hot loop: wait, pick a target, exchange, check, record
+//	    schedule.go      when a request is due: as soon as possible (closed loop) or at a constant rate (open loop)
+//	    sleeper.go       waiting for it, to some ten microseconds where the system allows
+//	    distribution.go  which key it names
+//	    client.go        one keep-alive connection per worker
+//	    reply.go         is the answer a good one, and if not, of which kind (kind.go)
+//	    recorder.go      counters and histograms
+//	report.go        Report and its JSON; text.go: the same for people, and the progress line
 //
 // What the figures mean. In an open loop (Config.Rate > 0) a request has an intended start, and its latency counts from there, whether
 // or not a connection was free: a server that stalls is charged for every request that was due meanwhile. In a closed loop each worker

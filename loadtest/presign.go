@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	// KMS refuses a signature that is more than five minutes old; four such periods leave room for a slow signing and a skewed clock.
+	// KMS refuses a signature that is more than five minutes old; a minute leaves room for a skewed clock and for failed renewals.
 	resignEvery = time.Minute
 	// Credentials that run out are replaced this long before.
 	credentialsLead = 30 * time.Second
