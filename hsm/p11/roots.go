@@ -145,26 +145,30 @@ func (t *Token) read(session pkcs11.SessionHandle, object pkcs11.ObjectHandle) (
 	}
 	a := attributes{}
 	for _, attr := range wanted {
-		got, err := t.mod.ctx.GetAttributeValue(session, object, []*pkcs11.Attribute{{Type: attr}})
+		value, err := t.attribute(session, object, attr)
 		if code, ok := err.(pkcs11.Error); ok && (code == pkcs11.CKR_ATTRIBUTE_TYPE_INVALID || code == pkcs11.CKR_ATTRIBUTE_SENSITIVE) {
 			continue
 		}
 		if err != nil {
 			return nil, failed("C_GetAttributeValue", err)
 		}
-		if len(got) == 1 {
-			a[attr] = got[0].Value
-			if attr == pkcs11.CKA_VALUE {
-				clear(got[0].Value)
-				if len(got[0].Value) == 0 {
-					delete(a, attr)
-				} else {
-					a[attr] = []byte{}
-				}
-			}
+		if attr != pkcs11.CKA_VALUE {
+			a[attr] = value
+		} else if len(value) > 0 {
+			clear(value)
+			a[attr] = nil
 		}
 	}
 	return a, nil
+}
+
+// getAttribute is Token.attribute outside tests.
+func (t *Token) getAttribute(session pkcs11.SessionHandle, object pkcs11.ObjectHandle, attr uint) ([]byte, error) {
+	got, err := t.mod.ctx.GetAttributeValue(session, object, []*pkcs11.Attribute{{Type: attr}})
+	if err != nil {
+		return nil, err
+	}
+	return got[0].Value, nil
 }
 
 // findRoot finds the one object with the root's CKA_ID; hsm.ErrNoRoots if there is none.
@@ -253,14 +257,14 @@ func (t *Token) localMatters(session pkcs11.SessionHandle) (bool, error) {
 	if err != nil {
 		return false, failed("C_GenerateKey", err)
 	}
-	got, err := t.mod.ctx.GetAttributeValue(session, object, []*pkcs11.Attribute{{Type: pkcs11.CKA_LOCAL}})
+	local, err := t.attribute(session, object, pkcs11.CKA_LOCAL)
 	if derr := t.mod.ctx.DestroyObject(session, object); derr != nil {
 		return false, failed("C_DestroyObject", derr)
 	}
 	if err != nil {
 		return false, nil // it will not even tell
 	}
-	return attributes{pkcs11.CKA_LOCAL: got[0].Value}.is(pkcs11.CKA_LOCAL, true), nil
+	return attributes{pkcs11.CKA_LOCAL: local}.is(pkcs11.CKA_LOCAL, true), nil
 }
 
 // InitReport says what InitRoots found and made.
@@ -304,6 +308,10 @@ func InitRoots(uri string) (InitReport, error) {
 		return InitReport{}, err
 	}
 	defer t.Close()
+	return t.initRoots()
+}
+
+func (t *Token) initRoots() (InitReport, error) {
 	report := InitReport{Token: t.info}
 	for _, r := range []root{derivationRoot, wrappingRoot} {
 		if err := t.initRoot(r, &report); err != nil {

@@ -19,6 +19,9 @@ type Token struct {
 	info       hsm.TokenInfo
 	generation atomic.Uint64
 
+	// attribute reads one attribute of an object; tests put a token that lies here.
+	attribute func(pkcs11.SessionHandle, pkcs11.ObjectHandle, uint) ([]byte, error)
+
 	mu     sync.Mutex // single flight of Reset; guards the rest
 	slot   uint
 	login  bool // the token wants a login
@@ -40,6 +43,7 @@ func open(uri string) (*Token, error) {
 		return nil, err
 	}
 	t := &Token{cfg: cfg, mod: mod}
+	t.attribute = t.getAttribute
 	if err := t.connect(); err != nil {
 		mod.release()
 		return nil, fmt.Errorf("p11: module %s: %w", mod.path, err)
