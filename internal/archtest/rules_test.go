@@ -1,0 +1,123 @@
+package archtest
+
+// rule says what one package, or all below one ("cmd/..."), may import besides the standard library. Paths below the module are written
+// without it. Where several rules match a package, the longest pattern is its rule.
+type rule struct {
+	pkg   string
+	ours  []string // packages of this module
+	third []string // modules or packages of others, with all below them; "*" is any
+	not   []string // packages, of whomever, that it must not import although the above or the standard library's freedom would allow it
+	reach []string // packages it must not depend on through others either, with all below them
+	why   string
+}
+
+// leaves are the internal packages that both planes share.
+var leaves = []string{
+	"internal/aesgcm", "internal/awsjson", "internal/blob", "internal/bytesconv", "internal/invariants", "internal/kdf", "internal/keyid",
+	"internal/kmsapi", "internal/pkcs11uri", "internal/policy", "internal/secret", "internal/sigv4", "internal/snapshot",
+}
+
+// aboveLeaves is what no leaf may reach: planes, HTTP, storage, tokens.
+var aboveLeaves = []string{
+	ours("dataplane"), ours("controlplane"), ours("batch"), ours("cache"), ours("ratelimit"), ours("hsm"), ours("cmd"), ours("loadtest"),
+	"net/http", "github.com/valyala/fasthttp", "go.etcd.io", "github.com/miekg/pkcs11",
+}
+
+var rules = []rule{
+	// Above the planes.
+	{pkg: "cmd/...", ours: []string{"*"}, third: []string{"*"}, why: "wires everything"},
+	{pkg: "internal/node", ours: []string{"*"}, third: []string{"*"}, not: []string{ours("loadtest"), ours("hsm/hsmtest")},
+		why: "wires one process; part of cmd in all but its folder, so that tests can start it"},
+	{pkg: "internal/apitest", ours: []string{"*"}, third: []string{"*"}, why: "tests both planes in one process"},
+	{pkg: "bench", ours: []string{"*"}, third: []string{"*"}, why: "measures what crosses packages"},
+	{pkg: "loadtest", ours: []string{"internal/kmsapi", "internal/secret", "internal/sigv4"},
+		third: []string{"github.com/valyala/fasthttp", "github.com/HdrHistogram/hdrhistogram-go", "github.com/aws/aws-sdk-go-v2", "github.com/aws/smithy-go", "golang.org/x/sys/unix", "golang.org/x/term"},
+		reach: []string{ours("dataplane"), ours("controlplane"), ours("hsm"), ours("batch")},
+		why:   "a client: it signs and measures, and knows the server by its wire protocol only"},
+
+	// The planes, never sideways.
+	{pkg: "dataplane", ours: append([]string{"batch", "cache", "ratelimit", "hsm"}, leaves...), third: []string{"github.com/valyala/fasthttp"},
+		not:   []string{"net/http", "database/sql", "os/exec"},
+		reach: []string{ours("controlplane"), "go.etcd.io", "google.golang.org/grpc", ours("hsm/p11"), ours("hsm/softtoken"), "github.com/miekg/pkcs11"},
+		why:   "serves from snapshots: hsm for its types, no storage, no tokens, no other plane"},
+	{pkg: "controlplane", ours: append([]string{"hsm", "controlplane/store"}, leaves...), third: []string{"github.com/go-json-experiment/json"},
+		reach: []string{ours("dataplane"), ours("batch"), ours("hsm/p11"), ours("hsm/softtoken"), "github.com/valyala/fasthttp", "github.com/miekg/pkcs11"},
+		why:   "writes keys to the store and publishes snapshots; it makes keys through the types of hsm"},
+	{pkg: "controlplane/store", ours: leaves,
+		third: []string{"go.etcd.io/etcd", "github.com/go-json-experiment/json", "go.uber.org/zap", "google.golang.org/grpc", "golang.org/x/sys/unix"},
+		not:   []string{"net/http"},
+		reach: []string{ours("hsm"), ours("dataplane"), ours("batch"), "github.com/valyala/fasthttp"},
+		why:   "the only package that knows etcd; no HTTP of ours, no HSM"},
+
+	// Machinery of the planes, which do not know each other.
+	{pkg: "batch", reach: []string{"net/http", "net"}, why: "standard library only: no keys, no HSM, no HTTP"},
+	{pkg: "cache", ours: []string{"internal/secret", "internal/invariants"},
+		third: []string{"github.com/dgraph-io/ristretto/v2", "github.com/cespare/xxhash/v2", "golang.org/x/sync"},
+		why:   "does not know what it stores"},
+	{pkg: "ratelimit", ours: []string{"internal/invariants"}, third: []string{"github.com/cespare/xxhash/v2"}, not: []string{"net/http"},
+		why: "arithmetic on time: no HTTP, no errors of the wire"},
+	{pkg: "hsm", ours: []string{"internal/secret", "internal/kdf", "internal/invariants"}, not: []string{"net/http"},
+		reach: []string{ours("internal/kmsapi"), ours("batch"), ours("dataplane"), ours("controlplane"), "net/http", "runtime/cgo", "github.com/valyala/fasthttp"},
+		why:   "pure Go; rounds of AES blocks, built by kdf; no KMS API, no HTTP, no batch: cmd joins them"},
+	{pkg: "hsm/p11", ours: []string{"hsm", "internal/secret", "internal/kdf", "internal/pkcs11uri", "internal/invariants"}, third: []string{"github.com/miekg/pkcs11"},
+		not: []string{"net/http"}, reach: []string{ours("batch"), ours("dataplane"), ours("controlplane")}, why: "the only cgo that calls PKCS#11 modules"},
+	{pkg: "hsm/softtoken", ours: []string{"hsm", "internal/secret", "internal/kdf", "internal/invariants"}, not: []string{"net/http"},
+		reach: []string{"runtime/cgo", ours("batch"), ours("dataplane"), ours("controlplane")}, why: "pure Go, for builds without cgo"},
+	{pkg: "hsm/hsmtest", ours: []string{"hsm", "internal/secret", "internal/kdf", "internal/pkcs11uri", "internal/invariants"},
+		why: "the conformance suite, which each implementation's tests call"},
+
+	// Leaves. What is not listed here may import the four that import nothing themselves.
+	{pkg: "internal/...", ours: []string{"internal/kmsapi", "internal/secret", "internal/bytesconv", "internal/invariants"}, reach: aboveLeaves,
+		why: "a leaf until a row of its own says otherwise"},
+	{pkg: "internal/aesgcm", ours: []string{"internal/invariants"}, third: []string{"github.com/klauspost/cpuid/v2"}, reach: aboveLeaves, why: "cpuid to choose the path"},
+	{pkg: "internal/archtest", why: "tests only"},
+	{pkg: "internal/awsjson", ours: []string{"internal/bytesconv", "internal/kmsapi", "internal/invariants"}, reach: aboveLeaves, why: "its limits are in kmsapi"},
+	{pkg: "internal/blob", ours: []string{"internal/keyid", "internal/kmsapi", "internal/invariants"}, reach: aboveLeaves, why: "headers name keys"},
+	{pkg: "internal/bytesconv", why: "the unsafe file"},
+	{pkg: "internal/invariants", why: "checks anything, knows nothing"},
+	{pkg: "internal/kdf", ours: []string{"internal/invariants"}, reach: append([]string{ours("internal/aesgcm"), "runtime/cgo"}, aboveLeaves...),
+		why: "inputs of a block cipher that is elsewhere; hsm imports it and stays pure Go"},
+	{pkg: "internal/kdf/xaes", ours: []string{"internal/kdf", "internal/aesgcm"}, reach: aboveLeaves, why: "the derivation and the cipher together"},
+	{pkg: "internal/keyid", ours: []string{"internal/kmsapi"}, reach: aboveLeaves, why: "faults of a name are exceptions"},
+	{pkg: "internal/kmsapi", not: []string{"net", "net/http"}, reach: aboveLeaves, why: "tables; imports nothing of ours"},
+	{pkg: "internal/pkcs11uri", reach: aboveLeaves, why: "RFC 7512 text; imports nothing of ours"},
+	{pkg: "internal/policy", ours: []string{"internal/keyid", "internal/kmsapi", "internal/invariants"}, reach: aboveLeaves, why: "pure function of principal, action, key and context"},
+	{pkg: "internal/secret", reach: aboveLeaves, why: "imports nothing of ours"},
+	{pkg: "internal/sigv4", ours: []string{"internal/bytesconv", "internal/keyid", "internal/kmsapi", "internal/secret", "internal/invariants"}, reach: aboveLeaves,
+		why: "pure: bytes of a request in, code out; signing keys are secrets, scopes name accounts"},
+	{pkg: "internal/snapshot", ours: []string{"internal/policy", "internal/keyid", "internal/kmsapi", "internal/secret", "internal/invariants"}, reach: aboveLeaves,
+		why: "where the planes meet"},
+}
+
+// topLevel are the folders of the repository's root that may hold packages.
+var topLevel = []string{"batch", "bench", "cache", "cmd", "controlplane", "dataplane", "hsm", "internal", "loadtest", "ratelimit"}
+
+// hotPath packages serve a request without allocating and without printing: no formatting, no reflection, no logging in their files.
+var hotPath = []string{
+	"batch", "dataplane", "internal/aesgcm", "internal/awsjson", "internal/blob", "internal/kdf", "internal/keyid", "internal/kmsapi",
+	"internal/sigv4", "internal/snapshot",
+}
+
+// notHot is what they must not import.
+var notHot = []string{"encoding/json", "encoding/json/v2", "expvar", "fmt", "log", "log/slog", "reflect"}
+
+// exception lets one file, or all of a folder ("hsm/p11/..."), import one package that is refused elsewhere.
+type exception struct{ file, imports, why string }
+
+// guarded packages are refused in every file but those of exceptions.
+var guarded = []string{"C", "math/rand", "math/rand/v2", "unsafe"}
+
+// exceptions holds the file, what it may import, and why. A line that matches nothing in the repository is an error too, unless its
+// folder does not exist.
+var exceptions = []exception{
+	{"internal/bytesconv/...", "unsafe", "string and []byte without a copy: the reason for the package"},
+	{"hsm/p11/...", "C", "calls PKCS#11 modules"},
+	{"hsm/p11/...", "unsafe", "pointers for the calls of cgo"},
+	{"internal/aesgcm/libcrypto_cgo.go", "C", "calls libcrypto: measured, no heap allocation per message"},
+	{"internal/aesgcm/libcrypto_cgo.go", "unsafe", "pointers for the calls of cgo"},
+	{"internal/aesgcm/bearssl_cgo.go", "C", "calls BearSSL: the only constant-time AES-GCM without AES instructions"},
+	{"internal/aesgcm/bearssl_cgo.go", "unsafe", "pointers for the calls of cgo"},
+	{"loadtest/...", "math/rand/v2", "which key and when a request is sent is no secret and has to be cheap; seeded runs repeat"},
+	{"batch/batcher.go", "fmt", "New words a refused Config; never per job"},
+	{"dataplane/server.go", "log/slog", "Config names the logger of recovered panics and of the life of the server"},
+}
