@@ -1,0 +1,75 @@
+# Two commands do everything on a fresh machine with Go, gcc and make: `make run` and `make test`.
+
+GO       ?= go
+BIN      := bin/keyplane
+VERSION  := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS  := -X main.version=$(VERSION)
+GOFLAGS  += -trimpath
+export GOFLAGS
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+FUZZTIME    ?= 5s
+
+# Debian packages: PKCS#11 modules and their tools, a real client, the load generator, the portable AES-GCM.
+PACKAGES := softhsm2 libnss3 libnss3-tools libbearssl0 awscli wrk
+
+.PHONY: build run demo test race invariants alloc golden fuzz lint bench hsm-test deps ci
+
+build:
+	$(GO) build -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/keyplane
+
+# The main job on the embedded default: no configuration, no packages.
+run: build
+	./$(BIN) serve
+
+# Creates a key on a fresh SoftHSM token, envelope-encrypts this repository, kill -9, restart, decrypt, compare, load test.
+demo: deps build
+	$(GO) run ./internal/demo -keyplane $(BIN)
+
+test: deps
+	$(GO) test -shuffle=on -timeout 15m ./...
+
+race: deps
+	$(GO) test -race -short -timeout 20m ./...
+
+invariants: deps
+	$(GO) test -short -tags invariants -timeout 10m ./batch/... ./cache/... ./dataplane/... ./hsm/... ./internal/...
+
+# Allocations on the hot path, counted as totals.
+alloc:
+	$(GO) test -count=1 -run Alloc -v ./batch ./dataplane ./internal/... | grep -E 'alloc|ok|FAIL|PASS|---'
+
+# Rewrites the golden files; read the diff.
+golden:
+	$(GO) test -count=1 -run Golden ./dataplane -update
+	git diff --stat -- dataplane/testdata
+
+# Every fuzz target for FUZZTIME. Crashers land in testdata/fuzz.
+fuzz: deps
+	GO='$(GO)' FUZZTIME='$(FUZZTIME)' .ci/fuzz
+
+lint:
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$unformatted" ]; then echo "gofmt: $$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+	$(GO) mod tidy -diff
+	CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/keyplane
+
+# Ratios to the floor, in one session. BENCHFLAGS='-rounds 1 -each 1s' for a quick look.
+bench: deps build
+	$(GO) build -o bin/bench ./bench
+	./bin/bench -keyplane $(BIN) $(BENCHFLAGS)
+
+# The conformance suite of hsm.Token on the soft token, SoftHSM and NSS softokn.
+hsm-test: deps
+	$(GO) test -count=1 -v -run 'Conformance|Token' ./hsm/... | grep -E '^(---|===|ok|FAIL|PASS|panic)' | grep -v '=== '
+
+deps:
+	@missing=; for p in $(PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then \
+	  sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	  $$sudo apt-get update -q && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -q -y --no-install-recommends $$missing; \
+	fi
+
+ci: deps lint build test race invariants alloc fuzz demo
+	$(MAKE) bench BENCHFLAGS='-rounds 1 -each 2s'
