@@ -52,20 +52,71 @@ func OpenEmbedded(ctx context.Context, cfg EmbeddedConfig) (*Store, error) {
 	if cfg.ReadyTimeout == 0 {
 		cfg.ReadyTimeout = readyTimeoutDefault
 	}
-	dir := filepath.Join(cfg.Dir, "etcd")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
 	unlock, err := lockDir(cfg.Dir)
 	if err != nil {
 		return nil, err
 	}
-	s, err := startEtcd(ctx, cfg, dir)
+	s, err := openLocked(ctx, cfg)
 	if err != nil {
 		return nil, errors.Join(err, unlock())
 	}
 	s.closers = append(s.closers, unlock)
 	return s, nil
+}
+
+// openLocked starts etcd in a directory that is ours alone.
+//
+// etcd does not come back from a first start that was cut short: its write-ahead log exists, so it does not found its cluster again, but
+// holds no member that could elect itself. Hence the marker, which is there from before etcd's first file until it has served once. A
+// directory with a marker holds nothing that anybody was told of, and is started over.
+func openLocked(ctx context.Context, cfg EmbeddedConfig) (*Store, error) {
+	dir, marker := filepath.Join(cfg.Dir, "etcd"), filepath.Join(cfg.Dir, "etcd.starting")
+	first, err := exists(marker)
+	if err == nil && first {
+		err = os.RemoveAll(dir)
+	}
+	if err == nil && !first {
+		var member bool
+		member, err = exists(filepath.Join(dir, "member"))
+		first = !member
+	}
+	if err == nil && first {
+		err = errors.Join(os.WriteFile(marker, nil, 0o600), syncDir(cfg.Dir), os.MkdirAll(dir, 0o700))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("store: %w", err)
+	}
+	s, err := startEtcd(ctx, cfg, dir)
+	if err != nil {
+		return nil, err
+	}
+	if first {
+		// On disk before anything is acknowledged, or a power failure would bring the marker back and cost what came after it.
+		if err := errors.Join(os.Remove(marker), syncDir(cfg.Dir)); err != nil {
+			return nil, errors.Join(fmt.Errorf("store: %w", err), s.Close())
+		}
+	}
+	return s, nil
+}
+
+func exists(path string) (bool, error) {
+	_, err := os.Lstat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// syncDir makes what was made or removed in a directory last.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 func startEtcd(ctx context.Context, cfg EmbeddedConfig, dir string) (*Store, error) {

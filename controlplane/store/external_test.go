@@ -1,0 +1,110 @@
+package store
+
+import (
+	"bytes"
+	"errors"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
+)
+
+func TestSupportedVersion(t *testing.T) {
+	for version, want := range map[string]bool{
+		"3.5.27": false, "3.5.28": true, "3.5.29": true, "3.5.100": true, "3.5.28-rc.1": false, "3.5.29-rc.1": true,
+		"3.6.0": false, "3.6.8": false, "3.6.9": true, "3.6.10": true, "3.6.9+git.abc": true, "3.6.9-": false,
+		"3.7.0-rc.0": false, "3.7.0-alpha.0": false, "3.7.0": true, "3.7.3": true, "3.8.0-alpha": false, "3.8.0": true, "3.10.0": true,
+		"3.4.40": false, "3.0.0": false, "2.3.8": false, "4.0.0": false, "0.0.0": false,
+		"": false, "3": false, "3.7": false, "3.7.0.0": false, "v3.7.0": false, "3.7.x": false, "3.07.0": false, "3.7.-1": false, "3.7.99999": false, " 3.7.0": false,
+	} {
+		if got := supportedVersion(version); got != want {
+			t.Errorf("supportedVersion(%q) = %v", version, got)
+		}
+	}
+}
+
+// An etcd that listens, here on a Unix socket, is used like any cluster.
+func TestOpenExternal(t *testing.T) {
+	dir, err := os.MkdirTemp("", "kp") // short: the path of a socket has 107 bytes at most
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	ec, err := etcdConfig(filepath.Join(dir, "etcd"), quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := url.URL{Scheme: "unix", Path: filepath.Join(dir, "sock")}
+	ec.ListenClientUrls, ec.AdvertiseClientUrls = []url.URL{socket}, []url.URL{socket}
+	etcd, err := embed.StartEtcd(ec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer etcd.Close()
+	<-etcd.Server.ReadyNotify()
+	cfg := ExternalConfig{Endpoints: []string{"unix://" + socket.Path}, Logger: quiet, Sealer: xorSealer{}}
+	a, err := OpenExternal(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := OpenExternal(t.Context(), cfg) // two processes may share a cluster
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := mustCreate(t, a, "external")
+	if got, err := b.Key(t.Context(), k.KeyName); err != nil || got.ID != k.ID {
+		t.Errorf("%v %v", got, err)
+	}
+	if err := b.CreateKey(t.Context(), k, nil); !errors.Is(err, ErrExists) {
+		t.Errorf("got %v", err)
+	}
+	if err := errors.Join(a.Close(), b.Close()); err != nil {
+		t.Error(err)
+	}
+	if _, err := OpenExternal(t.Context(), ExternalConfig{}); err == nil {
+		t.Error("no endpoints: accepted")
+	}
+}
+
+// etcd's log reaches slog at the levels that matter, and what we chose ourselves is not a warning.
+func TestZapToSlog(t *testing.T) {
+	var out bytes.Buffer
+	z := zapToSlog(slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelInfo}))).With(zap.String("with", "w"))
+	z.Info("info")
+	z.Warn("warning", zap.Int("n", 7), zap.Strings("list", []string{"a", "b"}))
+	z.Error("error", zap.Error(errors.New("cause")))
+	z.Warn("Running http and grpc server on single port. This is not recommended for production.")
+	if err := z.Sync(); err != nil {
+		t.Error(err)
+	}
+	log := out.String()
+	for _, want := range []string{"level=WARN msg=warning component=etcd with=w n=7", "level=ERROR msg=error", "error=cause"} {
+		if !strings.Contains(log, want) {
+			t.Errorf("no %q in %s", want, log)
+		}
+	}
+	if lines := strings.Count(log, "\n"); lines != 2 {
+		t.Errorf("%d lines: %s", lines, log)
+	}
+	// A first start, a later one and their ends say nothing at all.
+	out.Reset()
+	dir := t.TempDir()
+	for range 2 {
+		s, err := OpenEmbedded(t.Context(), EmbeddedConfig{Dir: dir, Logger: slog.New(slog.NewTextHandler(&out, nil))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustCreate(t, s, "r")
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out.Len() > 0 {
+		t.Errorf("etcd said: %s", out.String())
+	}
+}
