@@ -59,12 +59,12 @@ func (f *file) aad() []byte {
 	return b
 }
 
-// check refuses anything this version does not write.
-func (f *file) check() error {
+// check refuses anything this version does not write, and a key derivation cheaper than cost.
+func (f *file) check(cost int) error {
 	switch {
 	case f.Version != version:
 		return fmt.Errorf("version %d, this build reads %d", f.Version, version)
-	case f.KDF != kdfName, f.Iterations < iterations, f.Iterations > iterationsMax:
+	case f.KDF != kdfName, f.Iterations < cost, f.Iterations > iterationsMax:
 		return fmt.Errorf("key derivation %q with %d iterations is not accepted", f.KDF, f.Iterations)
 	case len(f.Salt) != saltLen, len(f.Nonce) != nonceLen, len(f.Sealed) != sealedLen,
 		len(f.Label) > labelMax, len(f.Serial) != serialLen:
@@ -101,8 +101,8 @@ func (f *file) open(pin secret.Bytes) ([]byte, error) {
 }
 
 // newFile makes a token with random roots.
-func newFile(label string, pin secret.Bytes) (*file, error) {
-	f := &file{Version: version, Label: label, KDF: kdfName, Iterations: iterations,
+func newFile(label string, pin secret.Bytes, cost int) (*file, error) {
+	f := &file{Version: version, Label: label, KDF: kdfName, Iterations: cost,
 		Salt: make([]byte, saltLen), Nonce: make([]byte, nonceLen)}
 	var serial [serialLen / 2]byte
 	roots := make([]byte, 2*rootLen)
@@ -122,7 +122,7 @@ func newFile(label string, pin secret.Bytes) (*file, error) {
 }
 
 // read parses <dir>/token.json; os.ErrNotExist if there is none.
-func read(dir string) (*file, error) {
+func read(dir string, cost int) (*file, error) {
 	d, err := os.Open(dir)
 	if err != nil {
 		return nil, err
@@ -146,26 +146,26 @@ func read(dir string) (*file, error) {
 	if len(b) > fileMax {
 		return nil, fmt.Errorf("%s: longer than %d bytes", r.Name(), fileMax)
 	}
-	f, err := parse(b)
+	f, err := parse(b, cost)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", r.Name(), err)
 	}
 	return f, nil
 }
 
-func parse(b []byte) (*file, error) {
+func parse(b []byte, cost int) (*file, error) {
 	f := new(file)
 	if err := json.Unmarshal(b, f); err != nil {
 		return nil, err
 	}
-	if err := f.check(); err != nil {
+	if err := f.check(cost); err != nil {
 		return nil, err
 	}
 	return f, nil
 }
 
 // create makes the directory, a PIN where pinFile is empty, and the token. What is there is never overwritten.
-func create(dir, pinFile, label string) error {
+func create(dir, pinFile, label string, cost int) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
@@ -195,7 +195,7 @@ func create(dir, pinFile, label string) error {
 		return err
 	}
 	defer pin.Wipe()
-	f, err := newFile(label, pin)
+	f, err := newFile(label, pin, cost)
 	if err != nil {
 		return err
 	}

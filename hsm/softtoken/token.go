@@ -33,8 +33,11 @@ type Token struct {
 }
 
 // Open opens the token, or makes it first. The error is hsm.ErrPIN where the PIN does not open the file.
-func Open(cfg Config) (*Token, error) {
-	f, err := read(cfg.Dir)
+func Open(cfg Config) (*Token, error) { return open(cfg, iterations) }
+
+// open with another cost than Open's is for tests: under the race detector the real one takes seconds.
+func open(cfg Config, cost int) (*Token, error) {
+	f, err := read(cfg.Dir, cost)
 	if errors.Is(err, os.ErrNotExist) && cfg.Create {
 		label := cfg.Label
 		if label == "" {
@@ -44,10 +47,10 @@ func Open(cfg Config) (*Token, error) {
 			return nil, fmt.Errorf("softtoken: label longer than %d bytes", labelMax)
 		}
 		// If another process was faster, its token is the one to open.
-		if err := create(cfg.Dir, cfg.PINFile, label); err != nil && !errors.Is(err, os.ErrExist) {
+		if err := create(cfg.Dir, cfg.PINFile, label, cost); err != nil && !errors.Is(err, os.ErrExist) {
 			return nil, fmt.Errorf("softtoken: %w", err)
 		}
-		f, err = read(cfg.Dir)
+		f, err = read(cfg.Dir, cost)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("softtoken: %w", err)
