@@ -114,10 +114,13 @@ func over[T comparable](v *T, flag T) {
 func announce(w io.Writer, cfg node.Config, n *node.Node) {
 	fmt.Fprintf(w, "keyplane %s serves AWS KMS for account %s in %s at http://%s\n", versionText(), cfg.Account, cfg.Region, n.Addr())
 	for _, t := range n.Tokens() {
-		if t.Software {
+		if len(cfg.HSM) == 0 {
 			fmt.Fprintf(w, "keys: the soft token, serial %s. This is the embedded default: keys are protected by this host only. Use --hsm for an HSM.\n", t.Serial)
-		} else {
-			fmt.Fprintf(w, "keys: token %q, serial %s, %s %s, through %s\n", t.Label, t.Serial, t.Manufacturer, t.Model, t.Module)
+			continue
+		}
+		fmt.Fprintf(w, "keys: token %q, serial %s, %s %s, through %s\n", t.Label, t.Serial, t.Manufacturer, t.Model, t.Module)
+		if t.Software {
+			fmt.Fprintln(w, "      The token says it has no hardware: its keys are protected by its host only.")
 		}
 	}
 	fmt.Fprintf(w, "AES-GCM of envelope data: %s\n", aesgcm.Path())
