@@ -95,6 +95,8 @@ func TestBreachesAreCaught(t *testing.T) {
 		{"cache with what it stores", "cache", "cache.go", []string{ours("internal/snapshot")}, nil, "imports " + ours("internal/snapshot")},
 		{"rate limit with HTTP", "ratelimit", "limiter.go", []string{"net/http"}, nil, "imports net/http"},
 		{"load test with the server", "loadtest", "run.go", nil, []string{ours("dataplane")}, "depends on " + ours("dataplane")},
+		{"demo with the SDK", "internal/demo", "main.go", []string{"github.com/aws/aws-sdk-go-v2/service/kms"}, []string{"net/http"}, ""},
+		{"demo with ours", "internal/demo", "main.go", []string{ours("internal/aesgcm")}, nil, "imports " + ours("internal/aesgcm")},
 		{"leaf with a plane", "internal/sigv4", "verify.go", nil, []string{ours("dataplane")}, "depends on " + ours("dataplane")},
 		{"leaf with HTTP", "internal/keyid", "id.go", nil, []string{"net/http"}, "depends on net/http"},
 		{"leaf with hsm", "internal/snapshot", "build.go", nil, []string{ours("hsm")}, "depends on " + ours("hsm")},
