@@ -16,6 +16,8 @@ import (
 	"github.com/keyplane/keyplane/internal/sigv4"
 )
 
+var _ sigv4.KeySource = (*Credentials)(nil)
+
 // accountsStore has a store of its own: these tests look at all access keys there are.
 func accountsStore(t *testing.T) *store.Store {
 	t.Helper()

@@ -15,10 +15,13 @@ import (
 	"github.com/keyplane/keyplane/internal/kmsapi"
 )
 
+// blanks are the insignificant white space of JSON (RFC 8259, section 2).
+const blanks = " \t\r\n"
+
 // decode reads a request body into the input that v points to. An empty body is {}. Unknown members are ignored, null is absent; a
 // duplicate member, invalid UTF-8, trailing data or a value of another type is a SerializationException, as is a body that is no object.
 func decode(body []byte, v any) error {
-	if len(bytes.TrimSpace(body)) == 0 {
+	if len(bytes.TrimLeft(body, blanks)) == 0 {
 		return nil
 	}
 	if err := bound(body); err != nil {
@@ -59,7 +62,7 @@ func bound(body []byte) error {
 		}
 		if d.StackDepth() == 0 {
 			// The value is complete: only blanks may follow.
-			if len(bytes.TrimLeft(body[d.InputOffset():], " \t\r\n")) > 0 {
+			if len(bytes.TrimLeft(body[d.InputOffset():], blanks)) > 0 {
 				return kmsapi.New(kmsapi.Serialization, "Unexpected token at position "+strconv.FormatInt(d.InputOffset(), 10))
 			}
 			return nil

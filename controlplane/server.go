@@ -138,6 +138,9 @@ func (s *Server) serve(ctx context.Context, c *call) ([]byte, error) {
 	if c.op == nil {
 		return nil, kmsapi.New(kmsapi.UnknownOperation, kmsapi.UnknownOperationText)
 	}
+	if len(signed.Body) > kmsapi.BodyMax {
+		return nil, kmsapi.E(kmsapi.RequestEntityTooLarge)
+	}
 	var scratch sigv4.Scratch
 	defer scratch.Reset()
 	identity, code := s.verifier.Verify(signed, &scratch, c.now)

@@ -224,7 +224,7 @@ func TestBodies(t *testing.T) {
 	for _, body := range []string{
 		"{" + id + "}", " {" + id + " } \r\n", "{" + id + `,"keyid":1,"KEYID":[],"Extra":{"KeyId":7}}`, "{" + id + `,"GrantTokens":null}`,
 		"{" + id + `,"x":` + nest(kmsapi.JSONDepthMax-1) + "}", "{" + id + members(kmsapi.JSONMembersMax-1) + "}",
-		`{"KeyId":"\u` + "0061lias/b" + `"}`,
+		`{"KeyId":"\u` + "0061lias/b" + `"}`, "{" + id + "}" + strings.Repeat(" ", kmsapi.BodyMax-len(id)-2),
 	} {
 		if strings.Contains(body, "lias/b") {
 			e.ok("CreateAlias", aliasBody("alias/b", m.KeyId), nil)
@@ -237,7 +237,7 @@ func TestBodies(t *testing.T) {
 		message  string
 	}{
 		{"DescribeKey", "{" + id + `,"x":` + nest(kmsapi.JSONDepthMax) + "}", kmsapi.Validation, "The request body is nested deeper than 32 levels"},
-		{"DescribeKey", strings.Repeat("[", 100_000), kmsapi.Validation, "The request body is nested deeper than 32 levels"},
+		{"DescribeKey", strings.Repeat("[", 60_000), kmsapi.Validation, "The request body is nested deeper than 32 levels"},
 		{"DescribeKey", "{" + id + members(kmsapi.JSONMembersMax) + "}", kmsapi.Validation, "An object in the request body has more than 256 members"},
 		{"DescribeKey", "{" + id + "," + id + "}", kmsapi.Serialization, "Duplicate field name"},
 		{"DescribeKey", "{" + id + `,"x":{"a":1,"a":1}}`, kmsapi.Serialization, "Duplicate field name"},
@@ -269,6 +269,8 @@ func TestBodies(t *testing.T) {
 		{"DescribeKey", "", kmsapi.Validation, "*"},
 		{"DescribeKey", "  ", kmsapi.Validation, "*"},
 		{"DescribeKey", "null", kmsapi.Validation, "*"},
+		{"DescribeKey", "\v", kmsapi.Serialization, "*"},
+		{"DescribeKey", "{" + id + "}" + strings.Repeat(" ", kmsapi.BodyMax-len(id)-1), kmsapi.RequestEntityTooLarge, kmsapi.RequestEntityTooLarge.Text()},
 	} {
 		e.fails(c.op, c.body, c.code, c.message)
 	}

@@ -30,12 +30,17 @@ func (s *Store) Alias(ctx context.Context, region string, a keyid.Account, name 
 // CreateAlias makes name an alias of the key n at the time now, if allow agrees to the key as it is. ErrNotFound: no such key.
 // ErrExists: the name is taken. ErrAliasLimit.
 func (s *Store) CreateAlias(ctx context.Context, n KeyName, name string, now time.Time, allow func(*Key) error) error {
-	unlock, err := s.lock(ctx, n)
+	at := aliasKey(n.Region, n.Account, name)
+	unlockAlias, err := s.aliases.lock(ctx, at)
+	if err != nil {
+		return err
+	}
+	defer unlockAlias()
+	unlock, err := s.keys.lock(ctx, n.key())
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	at := aliasKey(n.Region, n.Account, name)
 	value, err := encodeAlias(&Alias{Name: name, Target: n.ID, Created: now, Updated: now})
 	if err != nil {
 		return err
@@ -74,13 +79,18 @@ func (s *Store) CreateAlias(ctx context.Context, n KeyName, name string, now tim
 // key's record is gone, which only damage can bring about. ErrNotFound: no such alias; ErrNoTarget: no such key; ErrAliasLimit.
 func (s *Store) UpdateAlias(ctx context.Context, n KeyName, name string, now time.Time, allow func(old, target *Key) error) error {
 	at := aliasKey(n.Region, n.Account, name)
+	unlockAlias, err := s.aliases.lock(ctx, at)
+	if err != nil {
+		return err
+	}
+	defer unlockAlias()
 	return retry(ctx, func() (bool, error) {
 		alias, err := s.Alias(ctx, n.Region, n.Account, name)
 		if err != nil {
 			return false, err
 		}
 		from := KeyName{Region: n.Region, Account: n.Account, ID: alias.Target}
-		unlock, err := s.lock(ctx, n, from)
+		unlock, err := s.keys.lock(ctx, n.key(), from.key())
 		if err != nil {
 			return false, err
 		}
@@ -151,13 +161,18 @@ func (s *Store) moveAlias(name string, old, target *Key) ([]clientv3.Cmp, []clie
 // DeleteAlias removes the alias if allow agrees to the key that it points at, as it is. ErrNotFound: no such alias.
 func (s *Store) DeleteAlias(ctx context.Context, region string, a keyid.Account, name string, allow func(*Key) error) error {
 	at := aliasKey(region, a, name)
+	unlockAlias, err := s.aliases.lock(ctx, at)
+	if err != nil {
+		return err
+	}
+	defer unlockAlias()
 	return retry(ctx, func() (bool, error) {
 		alias, err := s.Alias(ctx, region, a, name)
 		if err != nil {
 			return false, err
 		}
 		n := KeyName{Region: region, Account: a, ID: alias.Target}
-		unlock, err := s.lock(ctx, n)
+		unlock, err := s.keys.lock(ctx, n.key())
 		if err != nil {
 			return false, err
 		}

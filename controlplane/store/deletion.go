@@ -52,7 +52,7 @@ func (s *Store) DueDeletions(ctx context.Context, region string, now time.Time, 
 // tombstone. It returns the aliases that went with it and the revision to compact. done is false, and nothing has happened to the key,
 // if it is not pending deletion any more or its date has moved; an index entry that no record backs is removed.
 func (s *Store) DeleteKey(ctx context.Context, d Due, now time.Time) (aliases []string, revision int64, done bool, err error) {
-	unlock, err := s.lock(ctx, d.KeyName)
+	unlock, err := s.keys.lock(ctx, d.key())
 	if err != nil {
 		return nil, 0, false, err
 	}

@@ -49,7 +49,7 @@ func (s *Store) Key(ctx context.Context, n KeyName) (*Key, error) {
 // copy, and must not touch name, versions' salts or aliases. Its error ends the update and comes back as it is. A change that changes
 // nothing is not written. The caller wipes the key returned.
 func (s *Store) UpdateKey(ctx context.Context, n KeyName, change func(*Key) error) (*Key, error) {
-	unlock, err := s.lock(ctx, n)
+	unlock, err := s.keys.lock(ctx, n.key())
 	if err != nil {
 		return nil, err
 	}
@@ -154,7 +154,7 @@ func (s *Store) Policy(ctx context.Context, n KeyName) ([]byte, error) {
 
 // PutPolicy replaces a key's policy if allow agrees to the key as it is.
 func (s *Store) PutPolicy(ctx context.Context, n KeyName, policy []byte, allow func(*Key) error) error {
-	unlock, err := s.lock(ctx, n)
+	unlock, err := s.keys.lock(ctx, n.key())
 	if err != nil {
 		return err
 	}

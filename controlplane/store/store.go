@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"slices"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -37,7 +38,7 @@ type Sealer interface {
 
 const (
 	// attemptsMax bounds how often one write is tried; conflictPause is the first pause between two attempts, doubled up to 32 times
-	// itself. Writers of this process wait for each other (lock), so conflicts come from other processes and aliases that move.
+	// itself. Writers of this process wait for each other (stripes), so conflicts come from other processes and deletions.
 	attemptsMax   = 32
 	conflictPause = time.Millisecond
 
@@ -50,17 +51,14 @@ const (
 type Store struct {
 	client *clientv3.Client
 	sealer Sealer
-	seed   maphash.Seed
-	// stripes are one-slot semaphores by key record. They only save conflicts; correctness is the transactions' revision compares.
-	stripes [lockStripes]chan struct{}
-	closers []func() error // run in order by Close
+	// Whoever writes an alias, and then whoever writes a key record, waits here for this process's others that do: aliases before keys,
+	// so that nobody waits in a circle. It only saves conflicts; correctness is the transactions' revision compares.
+	aliases, keys stripes
+	closers       []func() error // run in order by Close
 }
 
 func newStore(client *clientv3.Client, sealer Sealer) *Store {
-	s := &Store{client: client, sealer: sealer, seed: maphash.MakeSeed()}
-	for i := range s.stripes {
-		s.stripes[i] = make(chan struct{}, 1)
-	}
+	s := &Store{client: client, sealer: sealer, aliases: newStripes(), keys: newStripes()}
 	s.closers = []func() error{client.Close}
 	return s
 }
@@ -103,33 +101,38 @@ func (s *Store) Close() error {
 	return errors.Join(errs...)
 }
 
-// lock waits for this process's other writers of the key records named. The returned function releases them.
-func (s *Store) lock(ctx context.Context, names ...KeyName) (func(), error) {
-	var held []int
-	unlock := func() {
-		for _, i := range held {
-			<-s.stripes[i]
-		}
+// stripes are one-slot semaphores, chosen by the hash of a name.
+type stripes struct {
+	seed maphash.Seed
+	slot [lockStripes]chan struct{}
+}
+
+func newStripes() stripes {
+	s := stripes{seed: maphash.MakeSeed()}
+	for i := range s.slot {
+		s.slot[i] = make(chan struct{}, 1)
 	}
-	// Ascending and without repeats, so that two writers never wait for each other.
-	var want []int
-	for _, n := range names {
-		i := int(maphash.String(s.seed, n.key()) % lockStripes)
-		at := 0
-		for at < len(want) && want[at] < i {
-			at++
+	return s
+}
+
+// lock takes the stripes of the names, etcd keys, in ascending order. The returned function releases them.
+func (s *stripes) lock(ctx context.Context, names ...string) (func(), error) {
+	want := make([]int, len(names))
+	for i, n := range names {
+		want[i] = int(maphash.String(s.seed, n) % lockStripes)
+	}
+	slices.Sort(want)
+	want = slices.Compact(want)
+	held := 0
+	unlock := func() {
+		for _, i := range want[:held] {
+			<-s.slot[i]
 		}
-		if at < len(want) && want[at] == i {
-			continue
-		}
-		want = append(want, 0)
-		copy(want[at+1:], want[at:])
-		want[at] = i
 	}
 	for _, i := range want {
 		select {
-		case s.stripes[i] <- struct{}{}:
-			held = append(held, i)
+		case s.slot[i] <- struct{}{}:
+			held++
 		case <-ctx.Done():
 			unlock()
 			return nil, ctx.Err()

@@ -435,7 +435,7 @@ func TestUpdateKey(t *testing.T) {
 		t.Errorf("%v %v", got, err)
 	}
 	// The wait for another writer ends with the context, and the lock is whole afterwards.
-	unlock, err := shared.lock(t.Context(), k.KeyName)
+	unlock, err := shared.keys.lock(t.Context(), k.key())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -485,15 +485,15 @@ func TestUncertain(t *testing.T) {
 }
 
 func TestLockOrder(t *testing.T) {
-	var names []KeyName
-	for range 40 {
-		names = append(names, newKey("lock").KeyName)
+	var names []string
+	for i := range 40 {
+		names = append(names, fmt.Sprint("name ", i))
 	}
 	var wg sync.WaitGroup
-	for i := range 200 {
+	for i := range 2000 {
 		wg.Go(func() {
 			a, b := names[i%len(names)], names[(i*7+3)%len(names)]
-			unlock, err := shared.lock(t.Context(), a, b, a)
+			unlock, err := shared.keys.lock(t.Context(), a, b, a)
 			if err != nil {
 				t.Error(err)
 				return
@@ -502,8 +502,8 @@ func TestLockOrder(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	for i := range shared.stripes {
-		if len(shared.stripes[i]) != 0 {
+	for i := range shared.keys.slot {
+		if len(shared.keys.slot[i]) != 0 {
 			t.Errorf("stripe %d is still held", i)
 		}
 	}
