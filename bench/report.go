@@ -41,15 +41,16 @@ func table(w io.Writer, all []measurement) {
 		}
 	}
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(tw, "operation\ttarget\trequests/s\tof the floor\tserver CPU µs\tof the floor\tp50 µs\tp99 µs\tp99.9 µs\t")
+	fmt.Fprintln(tw, "operation\ttarget\trequests/s\tof the floor\tserver CPU µs\tof the floor\tp50 µs\tp99 µs\tp99.9 µs\terrors\t")
 	for _, op := range ops {
 		rate := func(t string) float64 { return median(all, op, t, func(m measurement) float64 { return m.PerSecond }) }
 		cpu := func(t string) float64 { return median(all, op, t, func(m measurement) float64 { return m.CPUMicros }) }
 		for _, t := range targets {
-			fmt.Fprintf(tw, "%s\t%s\t%.0f\t%.2f\t%.1f\t%.2f\t%.0f\t%.0f\t%.0f\t\n", op, t, rate(t), rate(t)/rate("echo"), cpu(t), cpu(t)/cpu("echo"),
+			fmt.Fprintf(tw, "%s\t%s\t%.0f\t%.2f\t%.1f\t%.2f\t%.0f\t%.0f\t%.0f\t%.0f\t\n", op, t, rate(t), rate(t)/rate("echo"), cpu(t), cpu(t)/cpu("echo"),
 				median(all, op, t, func(m measurement) float64 { return m.P50 }),
 				median(all, op, t, func(m measurement) float64 { return m.P99 }),
-				median(all, op, t, func(m measurement) float64 { return m.P999 }))
+				median(all, op, t, func(m measurement) float64 { return m.P999 }),
+				median(all, op, t, func(m measurement) float64 { return float64(m.Errors) }))
 		}
 	}
 	_ = tw.Flush()
