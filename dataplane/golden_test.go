@@ -1,0 +1,300 @@
+package dataplane
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/tools/txtar"
+
+	"github.com/keyplane/keyplane/batch"
+	"github.com/keyplane/keyplane/hsm"
+	"github.com/keyplane/keyplane/hsm/hsmtest"
+	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/snapshot"
+)
+
+var update = flag.Bool("update", false, "rewrite the responses in testdata")
+
+// TestGolden runs testdata/<operation>/*.txt: one behaviour per file, its sections in order.
+//
+//	state     key NAME STATE [spec=S] [usage=U] [versions=N] | alias NAME KEY
+//	as        how the requests below are signed: admin | other account | unsigned | wrong secret | unknown key | old | early | region R
+//	hsm       what befalls the HSM, or the store, from here on; see (*golden).fail
+//	request   OPERATION BODY
+//	http      a request as it is on the wire, lines ended by LF here; nothing of it is signed
+//	response  STATUS BODY ["close" where the server closes the connection]
+//
+// In requests {{…}} stands for a value and in responses for what was recognised: see expand and recognise.
+func TestGolden(t *testing.T) {
+	files, err := filepath.Glob("testdata/*/*.txt")
+	if err != nil || len(files) < 100 {
+		t.Fatalf("%d golden files, %v", len(files), err)
+	}
+	for _, f := range files {
+		t.Run(strings.TrimSuffix(strings.TrimPrefix(f, "testdata/"), ".txt"), func(t *testing.T) { runGolden(t, f) })
+	}
+}
+
+type golden struct {
+	*world
+	sig      signature
+	names    []string // of keys
+	contexts []map[string]string
+}
+
+func runGolden(t *testing.T, file string) {
+	ar, err := txtar.ParseFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := worldConfig{server: Config{ReadTimeout: 300 * time.Millisecond}}
+	if strings.Contains(string(txtar.Format(ar)), "\nhang\n") {
+		cfg.roundTimeout = 100 * time.Millisecond
+	}
+	g := &golden{world: newWorld(t, cfg)}
+	var out []txtar.File
+	got := ""
+	for _, f := range ar.Files {
+		text := string(f.Data)
+		if f.Name == "response" {
+			if *update {
+				continue
+			}
+			if got == "" {
+				t.Fatal("a response without a request")
+			}
+			if got != text {
+				t.Errorf("%s\n got %s\nwant %s", ar.Comment, got, text)
+			}
+			f.Data, got = []byte(got), ""
+			out = append(out, f)
+			continue
+		}
+		if got != "" {
+			t.Fatal("a request without a response")
+		}
+		switch f.Name {
+		case "state":
+			for line := range strings.Lines(text) {
+				g.state(strings.Fields(line))
+			}
+		case "as":
+			g.sig = signer(t, strings.TrimSpace(text))
+		case "hsm":
+			g.fail(strings.Fields(text))
+		case "request":
+			op, body, _ := strings.Cut(strings.TrimSuffix(text, "\n"), " ")
+			body = g.expand(body)
+			got = g.recognise(body, g.do(g.sign(g.sig, kmsapi.TargetPrefix+op, []byte(body))))
+		case "http":
+			got = g.recognise("", g.do([]byte(g.expand(strings.ReplaceAll(strings.TrimSuffix(text, "\n"), "\n", "\r\n")))))
+		default:
+			t.Fatalf("no such section: %s", f.Name)
+		}
+		out = append(out, f)
+		if *update && (f.Name == "request" || f.Name == "http") {
+			out, got = append(out, txtar.File{Name: "response", Data: []byte(got)}), ""
+		}
+	}
+	if got != "" {
+		t.Fatal("a request without a response")
+	}
+	if *update {
+		ar.Files = out
+		if err := os.WriteFile(file, txtar.Format(ar), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func (g *golden) state(f []string) {
+	switch {
+	case len(f) == 3 && f[0] == "alias":
+		g.records.aliases[f[1]] = keyID(f[2])
+	case len(f) >= 3 && f[0] == "key" && kmsapi.KeyStateOf(f[2]) != 0:
+		g.names = append(g.names, f[1])
+		versions, spec, usage := 1, kmsapi.SymmetricDefault, kmsapi.EncryptDecrypt
+		for _, option := range f[3:] {
+			name, value, _ := strings.Cut(option, "=")
+			switch name {
+			case "spec":
+				spec = value
+			case "usage":
+				usage = value
+			case "versions":
+				versions, _ = strconv.Atoi(value)
+			}
+		}
+		k := g.addKey(f[1], kmsapi.KeyStateOf(f[2]), versions)
+		k.Spec, k.Usage = spec, usage
+	default:
+		g.Fatalf("no such state: %q", f)
+	}
+}
+
+func signer(t *testing.T, text string) signature {
+	region, isRegion := strings.CutPrefix(text, "region ")
+	s, ok := map[string]signature{
+		"admin": {}, "other account": {key: otherKey}, "unsigned": {none: true}, "wrong secret": {secret: "not the secret"},
+		"unknown key": {key: "AKIANOBODY"}, "old": {at: time.Now().Add(-time.Hour)}, "early": {at: time.Now().Add(time.Hour)},
+	}[text]
+	if isRegion {
+		return signature{region: region}
+	}
+	if !ok {
+		t.Fatalf("no such signer: %q", text)
+	}
+	return s
+}
+
+// fail has calls into the HSM, or reads of the store, go wrong.
+func (g *golden) fail(f []string) {
+	g.token.Clear()
+	g.instead, g.records.err = nil, nil
+	instead := map[string]error{"full": batch.ErrFull, "late": batch.ErrDeadline, "closed": batch.ErrClosed, "panic": batch.ErrPanic,
+		"no-root": hsm.ErrNoRoot, "wrong": hsm.ErrWrong}
+	if err, ok := instead[f[0]]; ok {
+		g.instead = func() error { return err }
+		return
+	}
+	switch f[0] {
+	case "works":
+	case "hang":
+		hang := make(chan struct{})
+		g.Cleanup(func() { close(hang) })
+		g.token.Add(hsmtest.Fault{Op: hsmtest.Round, Times: hsmtest.Forever, Hang: hang})
+	case "ckr": // ckr CODE TIMES
+		code, err := strconv.ParseUint(f[1], 0, 32)
+		g.must(err)
+		times, err := strconv.Atoi(f[2])
+		g.must(err)
+		g.token.Add(hsmtest.Fault{Op: hsmtest.Round, Times: times, CKR: hsm.CKR(code)})
+	case "store": // store timeout | damaged
+		g.records.err = map[string]error{"timeout": os.ErrDeadlineExceeded, "damaged": snapshot.ErrDamaged}[f[1]]
+		if f[1] == "timeout" {
+			g.records.err = fmt.Errorf("reading: %w", contextDeadline)
+		}
+	default:
+		g.Fatalf("no such fault: %q", f)
+	}
+}
+
+var template = regexp.MustCompile(`\{\{([^{}]*)\}\}`)
+
+// expand fills in a request:
+//
+//	{{id K}} {{arn K}} {{material K}}   of the key K
+//	{{blob K[:VERSION] [name=value…]}}  a blob of "hello" under K
+//	{{x TEXT N}}                        TEXT, N times
+//	{{zeros N}}                         N zero bytes in base64
+//	{{pairs N}}                         N pairs of an encryption context
+func (g *golden) expand(text string) string {
+	return template.ReplaceAllStringFunc(text, func(s string) string {
+		f := strings.Fields(s[2 : len(s)-2])
+		number := func(i int) int { n, err := strconv.Atoi(f[i]); g.must(err); return n }
+		switch f[0] {
+		case "id":
+			return keyID(f[1]).String()
+		case "arn":
+			return keyARN(f[1])
+		case "blob":
+			context := map[string]string{}
+			for _, pair := range f[2:] {
+				k, v, _ := strings.Cut(pair, "=")
+				context[k] = v
+			}
+			name, version, _ := strings.Cut(f[1], ":")
+			n, _ := strconv.Atoi(version)
+			return base64.StdEncoding.EncodeToString(g.blob(name, max(1, n), context, []byte("hello")))
+		case "x":
+			return strings.Repeat(f[1], number(2))
+		case "zeros":
+			return base64.StdEncoding.EncodeToString(make([]byte, number(1)))
+		case "pairs":
+			var pairs []string
+			for i := range number(1) {
+				pairs = append(pairs, fmt.Sprintf(`"k%03d":"v"`, i))
+			}
+			return strings.Join(pairs, ",")
+		}
+		g.Fatalf("no such template: %s", s)
+		return ""
+	})
+}
+
+var date = regexp.MustCompile(`\d{8}T\d{6}Z`)
+
+// recognise is a reply as a response section has it, with templates for what differs from run to run. A ciphertext is opened, by other
+// code than the server's, with the encryption context of the request.
+func (g *golden) recognise(request string, r reply) string {
+	g.Helper()
+	if ct := r.header.Get("Content-Type"); ct != kmsapi.ContentType {
+		g.Errorf("Content-Type is %q", ct)
+	}
+	if id := r.header.Get("x-amzn-RequestId"); !requestIDForm.MatchString(id) {
+		g.Errorf("x-amzn-RequestId is %q", id)
+	}
+	if !json.Valid(r.body) {
+		g.Errorf("not JSON: %s", r.body)
+	}
+	text := string(r.body)
+	var in struct {
+		EncryptionContext, DestinationEncryptionContext map[string]string
+		Plaintext                                       string
+	}
+	var out struct{ CiphertextBlob, Plaintext []byte }
+	_ = json.Unmarshal([]byte(request), &in)
+	_ = json.Unmarshal(r.body, &out)
+	replace := func(old []byte, name string) {
+		text = strings.ReplaceAll(text, strconv.Quote(base64.StdEncoding.EncodeToString(old)), strconv.Quote("{{"+name+"}}"))
+	}
+	if out.CiphertextBlob != nil {
+		context := in.EncryptionContext
+		if in.DestinationEncryptionContext != nil {
+			context = in.DestinationEncryptionContext
+		}
+		id, version, plaintext, ok := g.open(out.CiphertextBlob, context)
+		what := fmt.Sprintf("%d bytes", len(plaintext))
+		switch {
+		case !ok:
+			what = "garbage"
+		case string(plaintext) == "hello" || in.Plaintext != "" && base64.StdEncoding.EncodeToString(plaintext) == in.Plaintext:
+			what = "the plaintext"
+		case out.Plaintext != nil && string(out.Plaintext) == string(plaintext):
+			replace(out.Plaintext, fmt.Sprintf("%d bytes", len(plaintext)))
+			what = "these"
+		}
+		name := id.String()
+		for _, n := range g.names {
+			if keyID(n) == id {
+				name = n
+			}
+		}
+		replace(out.CiphertextBlob, fmt.Sprintf("blob %s:%d %s of %v", name, version, what, slices.Sorted(maps.Keys(context))))
+	} else if string(out.Plaintext) != "hello" && out.Plaintext != nil {
+		replace(out.Plaintext, fmt.Sprintf("%d bytes", len(out.Plaintext)))
+	}
+	for _, n := range g.names {
+		text = strings.ReplaceAll(text, keyARN(n), "{{arn "+n+"}}")
+		text = strings.ReplaceAll(text, keyID(n).String(), "{{id "+n+"}}")
+		for _, v := range g.records.keys[keyID(n)].Versions {
+			text = strings.ReplaceAll(text, string(v.MaterialID[:]), fmt.Sprintf("{{material %s:%d}}", n, v.Number))
+		}
+	}
+	text = date.ReplaceAllString(text, "{{date}}")
+	if r.close {
+		text += " close"
+	}
+	return fmt.Sprintf("%d %s\n", r.status, text)
+}

@@ -1,0 +1,335 @@
+package dataplane
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/valyala/fasthttp/fasthttputil"
+
+	"github.com/keyplane/keyplane/batch"
+	"github.com/keyplane/keyplane/hsm"
+	"github.com/keyplane/keyplane/hsm/hsmtest"
+	"github.com/keyplane/keyplane/hsm/softtoken"
+	"github.com/keyplane/keyplane/internal/keyid"
+	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/sigv4"
+	"github.com/keyplane/keyplane/internal/snapshot"
+)
+
+const (
+	testRegion  = "us-east-1"
+	ours        = keyid.Account(111122223333)
+	others      = keyid.Account(444455556666)
+	adminKey    = "AKIAIOSFODNN7EXAMPLE"
+	otherKey    = "AKIAI44QH8DHBEXAMPLE"
+	adminSecret = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+)
+
+// softToken is one soft token for all tests: unsealing it is dear on purpose.
+var softToken *softtoken.Token
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "keyplane-dataplane-")
+	if err != nil {
+		log.Fatal(err)
+	}
+	if softToken, err = softtoken.Open(softtoken.Config{Dir: dir + "/token", Create: true}); err != nil {
+		log.Fatal(err)
+	}
+	code := m.Run()
+	if err := errors.Join(softToken.Close(), os.RemoveAll(dir)); err != nil {
+		log.Print(err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// world is a data plane with all its real parts but the store, whose place a table takes.
+type world struct {
+	testing.TB
+	*Server
+	token   *hsmtest.Faulty // nil in a plain world
+	records *records
+	instead func() error // what a job gets instead of a round, unless nil; set before requests are sent
+	ln      net.Listener
+	dial    func() (net.Conn, error)
+	signer  map[string]*sigv4.AccessKey
+}
+
+type worldConfig struct {
+	plain        bool // the soft token itself, with its rounds in the caller's goroutine; else a Faulty around it
+	tcp          bool // a loopback listener; else one in memory
+	roundTimeout time.Duration
+	server       Config
+	control      func(r *sigv4.Request, requestID, sourceIP string) (int, []byte)
+}
+
+var quiet = slog.New(slog.DiscardHandler)
+
+// keySource is a fixed table of access keys.
+type keySource map[string]*sigv4.AccessKey
+
+func (k keySource) AccessKey(id []byte) *sigv4.AccessKey { return k[string(id)] }
+
+func newWorld(t testing.TB, cfg worldConfig) *world {
+	t.Helper()
+	w := &world{TB: t, records: &records{keys: map[keyid.ID]*snapshot.Record{}, aliases: map[string]keyid.ID{}}}
+	var token hsm.Token = softToken
+	if !cfg.plain {
+		w.token = hsmtest.NewFaulty(softToken)
+		token = w.token
+	}
+	shards, err := hsm.NewShards(hsm.ShardsConfig{Tokens: []hsm.Token{token}, SessionsPerToken: 2, RoundMax: 64, RoundTimeout: cfg.roundTimeout})
+	w.must(err)
+	t.Cleanup(shards.Close)
+	batcher, err := batch.New(batch.Config{Shards: shards.Len(), RoundMax: 64, QueueMax: 256}, shards.Run)
+	w.must(err)
+	t.Cleanup(batcher.Close)
+	dispatch := &hsm.Dispatch{Shards: shards, Do: batcher.Do, QueueTimeMax: 5 * time.Second}
+
+	w.signer = map[string]*sigv4.AccessKey{}
+	for id, account := range map[string]keyid.Account{adminKey: ours, otherKey: others} {
+		w.signer[id], err = sigv4.NewAccessKey(id, []byte(adminSecret), sigv4.Principal{
+			Account: account, ARN: "arn:aws:iam::" + account.String() + ":user/administrator", UserName: "administrator"})
+		w.must(err)
+	}
+	verifier, err := sigv4.New(sigv4.Config{Regions: []string{testRegion}, Keys: keySource(w.signer)})
+	w.must(err)
+
+	c := cfg.server
+	c.Region, c.Logger = testRegion, quiet
+	if c.Ready == nil {
+		c.Ready = func() error { return nil }
+	}
+	if c.KeyCacheBytes == 0 {
+		c.KeyCacheBytes, c.AliasCacheBytes = 1<<20, 1<<20
+	}
+	w.Server, err = New(c)
+	w.must(err)
+	if cfg.control == nil {
+		cfg.control = func(*sigv4.Request, string, string) (int, []byte) { return 200, []byte(`{"Control":true}`) }
+	}
+	w.must(w.Start(Parts{Verifier: verifier, Records: w.records, Control: cfg.control,
+		Run: func(j *hsm.Job, now time.Time) error {
+			if w.instead != nil {
+				return w.instead()
+			}
+			return dispatch.Run(j, now)
+		}}))
+	if cfg.tcp {
+		w.ln, err = net.Listen("tcp", "127.0.0.1:0")
+		w.must(err)
+		w.dial = func() (net.Conn, error) { return net.Dial("tcp", w.ln.Addr().String()) }
+	} else {
+		ln := fasthttputil.NewInmemoryListener()
+		w.ln, w.dial = ln, ln.Dial
+	}
+	served := make(chan error, 1)
+	go func() { served <- w.Serve(w.ln) }()
+	t.Cleanup(func() {
+		_ = w.ln.Close() // every reply was read, so nothing is in flight; Shutdown would poll for 100 ms
+		<-served
+		w.Close()
+		if n := w.Panics(); n != 0 {
+			t.Errorf("%d requests ended in a panic", n)
+		}
+	})
+	return w
+}
+
+func (w *world) must(err error) {
+	w.Helper()
+	if err != nil {
+		w.Fatal(err)
+	}
+}
+
+// records is the store's place: KMS keys by ID, aliases by name.
+type records struct {
+	mu      sync.Mutex
+	keys    map[keyid.ID]*snapshot.Record
+	aliases map[string]keyid.ID
+	err     error // of every read, unless nil
+}
+
+func (r *records) KeyRecord(_ context.Context, region string, a keyid.Account, id keyid.ID) (*snapshot.Record, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.err != nil {
+		return nil, r.err
+	}
+	k, ok := r.keys[id]
+	if !ok || k.Region != region || k.Account != a {
+		return nil, snapshot.ErrNotFound
+	}
+	c := *k
+	c.Versions = append([]snapshot.VersionRecord(nil), k.Versions...)
+	return &c, nil
+}
+
+func (r *records) AliasTarget(_ context.Context, region string, a keyid.Account, alias string) (keyid.ID, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.err != nil {
+		return keyid.ID{}, r.err
+	}
+	id, ok := r.aliases[alias]
+	if !ok || region != testRegion || a != ours {
+		return keyid.ID{}, snapshot.ErrNotFound
+	}
+	return id, nil
+}
+
+// keyID is the ID of the key that tests call name; names that begin with mrk are multi-Region keys.
+func keyID(name string) keyid.ID {
+	sum := sha256.Sum256([]byte("key " + name))
+	return keyid.NewID([16]byte(sum[:16]), strings.HasPrefix(name, "mrk"))
+}
+
+func keyARN(name string) string {
+	account := ours
+	if strings.HasPrefix(name, "foreign") {
+		account = others
+	}
+	return string(keyid.AppendKeyARN(nil, "aws", testRegion, account, keyID(name)))
+}
+
+// addKey puts a symmetric key into the table; tests change the record it returns before they use the key.
+func (w *world) addKey(name string, state kmsapi.KeyState, versions int) *snapshot.Record {
+	w.Helper()
+	roots, err := softToken.Roots()
+	w.must(err)
+	k := &snapshot.Record{ID: keyID(name), Account: ours, Region: testRegion, State: state, Spec: kmsapi.SymmetricDefault,
+		Usage: kmsapi.EncryptDecrypt, Origin: "AWS_KMS", Revision: 1, Current: versions - 1}
+	if strings.HasPrefix(name, "foreign") {
+		k.Account = others
+	}
+	for n := uint32(1); n <= uint32(versions); n++ {
+		v := snapshot.VersionRecord{Number: n, Root: roots.ID, Salt: sha256.Sum256(fmt.Append(nil, name, n))}
+		v.MaterialID = snapshot.MaterialID(k.Account, k.ID, n, &v.Salt)
+		k.Versions = append(k.Versions, v)
+	}
+	w.must(k.Check())
+	w.records.mu.Lock()
+	defer w.records.mu.Unlock()
+	w.records.keys[k.ID] = k
+	return k
+}
+
+// signature says how a request is signed; the zero value signs as our account's administrator, now.
+type signature struct {
+	key    string // access key ID
+	secret string
+	at     time.Time
+	region string
+	none   bool
+}
+
+// sign makes the bytes of a request. header is lines without their ends, signed all of them.
+func (w *world) sign(sig signature, target string, body []byte, header ...string) []byte {
+	w.Helper()
+	key := w.signer[adminKey]
+	if sig.key != "" || sig.secret != "" {
+		id, secret := adminKey, adminSecret
+		if sig.key != "" {
+			id = sig.key
+		}
+		if sig.secret != "" {
+			secret = sig.secret
+		}
+		var err error
+		key, err = sigv4.NewAccessKey(id, []byte(secret), sigv4.Principal{})
+		w.must(err)
+	}
+	at, region := time.Now(), testRegion
+	if !sig.at.IsZero() {
+		at = sig.at
+	}
+	if sig.region != "" {
+		region = sig.region
+	}
+	lines := append([]string{"host: kms.test", "content-type: application/x-amz-json-1.1", "x-amz-date: " + string(sigv4.AppendDate(nil, at))}, header...)
+	if target != "" {
+		lines = append(lines, "x-amz-target: "+target)
+	}
+	r := &sigv4.Request{Method: []byte("POST"), Path: []byte("/"), Body: body}
+	for _, l := range lines {
+		name, value, _ := strings.Cut(l, ":")
+		r.Headers = append(r.Headers, sigv4.Header{Name: []byte(name), Value: []byte(strings.TrimSpace(value))})
+	}
+	raw := []byte("POST / HTTP/1.1\r\n")
+	for _, l := range lines {
+		raw = append(append(raw, l...), "\r\n"...)
+	}
+	if !sig.none {
+		var scratch sigv4.Scratch
+		raw = append(raw, "authorization: "...)
+		var err error
+		raw, err = sigv4.AppendAuthorization(raw, key, region, kmsapi.SigningName, r, &scratch)
+		w.must(err)
+		raw = append(raw, "\r\n"...)
+	}
+	raw = fmt.Appendf(raw, "content-length: %d\r\n\r\n", len(body))
+	return append(raw, body...)
+}
+
+// call makes the bytes of a request of our administrator's.
+func (w *world) call(operation, body string) []byte {
+	w.Helper()
+	return w.sign(signature{}, kmsapi.TargetPrefix+operation, []byte(body))
+}
+
+// reply is an answer as it was read.
+type reply struct {
+	status int
+	header http.Header
+	close  bool
+	body   []byte
+}
+
+// do sends raw on a connection of its own and reads the answer.
+func (w *world) do(raw []byte) reply {
+	w.Helper()
+	c, err := w.dial()
+	w.must(err)
+	defer c.Close()
+	w.must(c.SetDeadline(time.Now().Add(20 * time.Second)))
+	go func() { _, _ = c.Write(raw) }() // the server may answer, and close, before it has read everything
+	r, err := readReply(bufio.NewReader(c))
+	w.must(err)
+	return r
+}
+
+func readReply(br *bufio.Reader) (reply, error) {
+	resp, err := http.ReadResponse(br, nil)
+	if err != nil {
+		return reply{}, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return reply{resp.StatusCode, resp.Header, resp.Close, body}, err
+}
+
+// exception is the error type in a reply's body, "" for none.
+func (r reply) exception() string {
+	_, rest, ok := bytes.Cut(r.body, []byte(`{"__type":"`))
+	if !ok {
+		return ""
+	}
+	name, _, _ := bytes.Cut(rest, []byte(`"`))
+	return string(name)
+}
