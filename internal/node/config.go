@@ -45,6 +45,8 @@ type Config struct {
 	// ConnsMax and ConnsPerIPMax bound open connections, in all and of one client address. Defaults 20000 and 1000.
 	ConnsMax      int `yaml:"conns_max"`
 	ConnsPerIPMax int `yaml:"conns_per_ip_max"`
+	// ReadTimeout is how long a client may take to send one request, header and body; slower ones are cut off. Default 5s.
+	ReadTimeout time.Duration `yaml:"read_timeout"`
 	// PortableCrypto takes the constant-time software path for AES-GCM even where the CPU has AES instructions. Default false.
 	PortableCrypto bool `yaml:"portable_crypto"`
 	// LogLevel is debug, info, warn or error. Default info.
@@ -69,6 +71,7 @@ func (c *Config) Defaults() {
 	dflt(&c.KeyCacheBytes, 256<<20)
 	dflt(&c.ConnsMax, 20_000)
 	dflt(&c.ConnsPerIPMax, 1_000)
+	dflt(&c.ReadTimeout, 5*time.Second)
 	dflt(&c.LogLevel, "info")
 }
 
@@ -112,6 +115,9 @@ func (c *Config) Validate() error {
 	}
 	if c.ConnsMax < 1 || c.ConnsPerIPMax < 1 {
 		bad("conns_max and conns_per_ip_max: at least 1")
+	}
+	if c.ReadTimeout < 10*time.Millisecond || c.ReadTimeout > time.Minute {
+		bad("read_timeout: %v is not 10ms to 1m", c.ReadTimeout)
 	}
 	if _, err := logLevel(c.LogLevel); err != nil {
 		bad("log_level: %q is not debug, info, warn or error", c.LogLevel)

@@ -87,7 +87,7 @@ func (n *Node) start(ctx context.Context) error {
 	}
 	if n.data, err = dataplane.New(dataplane.Config{
 		Region: cfg.Region, Ready: n.ready, Logger: n.log,
-		KeyCacheBytes: cfg.KeyCacheBytes, ConnsMax: cfg.ConnsMax, ConnsPerIPMax: cfg.ConnsPerIPMax,
+		KeyCacheBytes: cfg.KeyCacheBytes, ConnsMax: cfg.ConnsMax, ConnsPerIPMax: cfg.ConnsPerIPMax, ReadTimeout: cfg.ReadTimeout,
 	}); err != nil {
 		return errors.Join(err, n.ln.Close())
 	}

@@ -1,0 +1,122 @@
+package apitest
+
+import (
+	"bufio"
+	"net"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/aws-sdk-go-v2/service/kms"
+)
+
+// exchangeTimeout bounds one request, so that a server that hangs fails a test instead of stopping it. Longer than any limit of the server.
+const exchangeTimeout = 30 * time.Second
+
+// Endpoint is where a keyplane listens, and the account administrator's access key.
+type Endpoint struct {
+	Addr            string // host:port
+	AccessKeyID     string
+	SecretAccessKey string
+}
+
+func newEndpoint(t testing.TB, addr, credentialsFile string) Endpoint {
+	t.Helper()
+	e := Endpoint{Addr: addr}
+	e.AccessKeyID, e.SecretAccessKey = readCredentials(t, credentialsFile)
+	return e
+}
+
+// KMS is an SDK client as the administrator. It does not retry unless an option says so.
+func (e Endpoint) KMS(t testing.TB, opts ...func(*kms.Options)) *kms.Client {
+	t.Helper()
+	transport := &http.Transport{MaxIdleConnsPerHost: 64}
+	t.Cleanup(transport.CloseIdleConnections)
+	return kms.New(kms.Options{
+		Region:       Region,
+		BaseEndpoint: aws.String("http://" + e.Addr),
+		Credentials:  credentials.NewStaticCredentialsProvider(e.AccessKeyID, e.SecretAccessKey, ""),
+		Retryer:      aws.NopRetryer{},
+		HTTPClient:   &http.Client{Transport: transport, Timeout: exchangeTimeout},
+	}, opts...)
+}
+
+// Dial opens a connection that ends with the test and fails reads and writes after exchangeTimeout.
+func (e Endpoint) Dial(t testing.TB) net.Conn {
+	t.Helper()
+	c, err := net.Dial("tcp", e.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	if err := c.SetDeadline(time.Now().Add(exchangeTimeout)); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// Do sends one signed request on a connection of its own and returns the reply. edit changes the request before it is signed.
+func (e Endpoint) Do(t testing.TB, op, body string, edit ...func(*Request)) *Reply {
+	t.Helper()
+	return e.Exchange(t, e.Request(op, body, edit...).Bytes(t))
+}
+
+// Exchange sends bytes as they are on a connection of its own and reads one reply; it is nil if the server closed without one.
+func (e Endpoint) Exchange(t testing.TB, raw []byte) *Reply {
+	t.Helper()
+	c := e.Dial(t)
+	defer c.Close()
+	// The server may refuse and close before it has read everything, so that this write may fail; its reply is what counts.
+	_, _ = c.Write(raw)
+	return readReply(t, c, bufio.NewReader(c))
+}
+
+// Client is a connection that is kept open over many requests, and opened again when the server has closed it. One goroutine uses it.
+type Client struct {
+	e    Endpoint
+	conn net.Conn
+	read *bufio.Reader
+}
+
+// Client makes a Client that ends with the test.
+func (e Endpoint) Client(t testing.TB) *Client {
+	c := &Client{e: e}
+	t.Cleanup(c.close)
+	return c
+}
+
+func (c *Client) close() {
+	if c.conn != nil {
+		c.conn.Close()
+		c.conn = nil
+	}
+}
+
+// Do is Endpoint.Do on the open connection.
+func (c *Client) Do(t testing.TB, op, body string, edit ...func(*Request)) *Reply {
+	t.Helper()
+	return c.Exchange(t, c.e.Request(op, body, edit...).Bytes(t))
+}
+
+// Exchange is Endpoint.Exchange on the open connection.
+func (c *Client) Exchange(t testing.TB, raw []byte) *Reply {
+	t.Helper()
+	if c.conn == nil {
+		conn, err := net.Dial("tcp", c.e.Addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.conn, c.read = conn, bufio.NewReader(conn)
+	}
+	if err := c.conn.SetDeadline(time.Now().Add(exchangeTimeout)); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = c.conn.Write(raw)
+	r := readReply(t, c.conn, c.read)
+	if r == nil || r.Close {
+		c.close()
+	}
+	return r
+}
