@@ -39,7 +39,7 @@ func (r *request) wantBlobKey(v *snapshot.Version) {
 
 // round runs r.job: one round in the batcher.
 func (s *Server) round(r *request) kmsapi.Code {
-	if err := s.cfg.Run(&r.job, r.now); err != nil {
+	if err := s.parts.Run(&r.job, r.now); err != nil {
 		return s.fail(r, err)
 	}
 	return kmsapi.OK

@@ -36,7 +36,11 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 		r.refuse(code)
 		return
 	}
-	if r.who, code = s.cfg.Verifier.Verify(&r.signed, &r.auth, r.now); code != kmsapi.OK {
+	if !s.started.Load() {
+		code = r.refuse(kmsapi.ServiceUnavailable)
+		return
+	}
+	if r.who, code = s.parts.Verifier.Verify(&r.signed, &r.auth, r.now); code != kmsapi.OK {
 		r.msg = append(r.msg[:0], r.auth.Message()...)
 		return
 	}
@@ -97,7 +101,7 @@ func (s *Server) forward(ctx *fasthttp.RequestCtx, r *request) kmsapi.Code {
 	if a, ok := ctx.RemoteAddr().(*net.TCPAddr); ok {
 		ip = a.IP.String()
 	}
-	status, body := s.cfg.Control(&r.signed, string(r.id[:]), ip)
+	status, body := s.parts.Control(&r.signed, string(r.id[:]), ip)
 	ctx.SetStatusCode(status)
 	r.out = append(r.out[:0], body...)
 	return kmsapi.OK

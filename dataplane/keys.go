@@ -113,7 +113,7 @@ func (s *Server) aliasTarget(r *request, account keyid.Account, name []byte) (ke
 		defer cancel()
 		a := &alias{account: account, name: string(name)}
 		var err error
-		a.target, err = s.cfg.Records.AliasTarget(ctx, s.cfg.Region, account, a.name)
+		a.target, err = s.parts.Records.AliasTarget(ctx, s.cfg.Region, account, a.name)
 		return a, int64(64 + len(name)), err
 	})
 	switch {
@@ -141,7 +141,7 @@ func (s *Server) key(r *request, account keyid.Account, id keyid.ID) (*snapshot.
 func (s *Server) load(account keyid.Account, id keyid.ID) (*snapshot.Key, int64, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), loadTimeout)
 	defer cancel()
-	rec, err := s.cfg.Records.KeyRecord(ctx, s.cfg.Region, account, id)
+	rec, err := s.parts.Records.KeyRecord(ctx, s.cfg.Region, account, id)
 	if err != nil {
 		return nil, 0, err
 	}

@@ -26,15 +26,9 @@ type Records interface {
 	AliasTarget(ctx context.Context, region string, a keyid.Account, alias string) (keyid.ID, error)
 }
 
-// Config is what a Server is made of. All fields are required unless they say otherwise.
+// Config is what a Server listens by. Region, Ready and Logger are required.
 type Config struct {
-	Region   string
-	Verifier *sigv4.Verifier
-	Records  Records
-	// Run runs a job in a round on the HSM: hsm.Dispatch.Run.
-	Run func(j *hsm.Job, now time.Time) error
-	// Control serves the operations that are not ours. It verifies the signature of the original request again and keeps nothing of it.
-	Control func(r *sigv4.Request, requestID, sourceIP string) (status int, body []byte)
+	Region string
 	// Ready returns nil while every part of the process serves, else the reason for /readyz.
 	Ready  func() error
 	Logger *slog.Logger
@@ -44,6 +38,16 @@ type Config struct {
 	ConnsMax        int           // open connections; 0 is 20 000
 	ConnsPerIPMax   int           // open connections of one address; 0 is 1 000
 	ReadTimeout     time.Duration // for one request, header and body; 0 is 5 s
+}
+
+// Parts is what a Server serves with. All fields are required.
+type Parts struct {
+	Verifier *sigv4.Verifier
+	Records  Records
+	// Run runs a job in a round on the HSM: hsm.Dispatch.Run.
+	Run func(j *hsm.Job, now time.Time) error
+	// Control serves the operations that are not ours. It verifies the signature of the original request again and keeps nothing of it.
+	Control func(r *sigv4.Request, requestID, sourceIP string) (status int, body []byte)
 }
 
 func (c *Config) defaults() {
@@ -63,6 +67,8 @@ func set[T int | int64 | time.Duration](v *T, dflt T) {
 // Server is the data plane.
 type Server struct {
 	cfg       Config
+	parts     Parts       // set by Start, before started
+	started   atomic.Bool // until then only /healthz and /readyz answer
 	partition string
 	http      *fasthttp.Server
 	keys      *cache.Cache[snapshot.Key]
@@ -74,10 +80,10 @@ type Server struct {
 	draining  atomic.Bool
 }
 
-// New makes a server; Serve starts it.
+// New makes a server that answers /healthz and /readyz; Start has it serve.
 func New(cfg Config) (*Server, error) {
 	cfg.defaults()
-	if cfg.Region == "" || cfg.Verifier == nil || cfg.Records == nil || cfg.Run == nil || cfg.Control == nil || cfg.Ready == nil || cfg.Logger == nil {
+	if cfg.Region == "" || cfg.Ready == nil || cfg.Logger == nil {
 		return nil, errors.New("dataplane: a required field of Config is missing")
 	}
 	s := &Server{cfg: cfg, partition: keyid.Partition(cfg.Region)}
@@ -89,7 +95,6 @@ func New(cfg Config) (*Server, error) {
 		s.keys.Close()
 		return nil, err
 	}
-	s.offsets.Run = cfg.Run
 	s.ids.init()
 	s.http = &fasthttp.Server{
 		Handler:      s.handle,
@@ -115,6 +120,17 @@ func New(cfg Config) (*Server, error) {
 		Logger:                        silent{}, // its messages hold request bytes
 	}
 	return s, nil
+}
+
+// Start gives the server its parts, once. Requests that come before are answered with ServiceUnavailableException.
+func (s *Server) Start(p Parts) error {
+	if p.Verifier == nil || p.Records == nil || p.Run == nil || p.Control == nil {
+		return errors.New("dataplane: a part is missing")
+	}
+	s.parts = p
+	s.offsets.Run = p.Run
+	s.started.Store(true)
+	return nil
 }
 
 // silent drops fasthttp's own log lines: some of them print what a client sent. Faults are counted and logged by refuseHTTP and finish.
