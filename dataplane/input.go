@@ -1,6 +1,8 @@
 package dataplane
 
 import (
+	"strconv"
+
 	"github.com/keyplane/keyplane/internal/blob"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 )
@@ -74,15 +76,21 @@ func memberOf(name []byte) member {
 
 // input holds the members of one request. Slices alias the body, which scanning changes; nil is absent.
 type input struct {
+	members
+	context     blob.Context // EncryptionContext, or ReEncrypt's SourceEncryptionContext
+	destContext blob.Context
+}
+
+// members are what is cleared between requests in one go; the contexts, 3 KiB each, clear what they used.
+type members struct {
 	has              member
 	keyID            []byte // KeyId, or ReEncrypt's SourceKeyId
 	destKeyID        []byte
 	plaintext        []byte
 	ciphertextBlob   []byte
-	context          blob.Context // EncryptionContext, or ReEncrypt's SourceEncryptionContext
-	destContext      blob.Context
 	contextFault     blob.Fault // the first of either context
-	contextNull      bool       // a value of either context is null
+	contextFaultOf   member     // whose it is
+	contextNull      member     // contexts that have a value of null
 	algorithm        []byte     // EncryptionAlgorithm, or SourceEncryptionAlgorithm
 	destAlgorithm    []byte
 	keySpec          []byte
@@ -91,9 +99,11 @@ type input struct {
 	dryRun           bool
 	ignoreCiphertext bool
 	grantTokens      int
-	tokenLenMin      int // of the tokens sent
-	tokenLenMax      int
+	badToken         int  // position, from 1, of the first token of a length that is not allowed
+	badTokenEmpty    bool // it is too short, not too long
+	modifiers        int
 	badModifier      []byte // the first that is no modifier
+	badModifierAt    int    // its position, from 1
 	recipientAlg     []byte
 	recipientDoc     []byte
 }
@@ -101,7 +111,7 @@ type input struct {
 func (in *input) reset() {
 	in.context.Reset()
 	in.destContext.Reset()
-	*in = input{context: in.context, destContext: in.destContext}
+	in.members = members{}
 }
 
 // scan reads the body. It decodes strings and blobs over their own bytes.
@@ -137,20 +147,21 @@ func (in *input) value(r *request, m member) {
 	case mCiphertextBlob:
 		in.ciphertextBlob, ok = s.Base64()
 	case mContext, mSourceContext:
-		ok = in.scanContext(r, &in.context)
+		ok = in.scanContext(r, m, &in.context)
 	case mDestContext:
-		ok = in.scanContext(r, &in.destContext)
+		ok = in.scanContext(r, m, &in.destContext)
 	case mAlgorithm, mSourceAlgorithm:
 		in.algorithm, ok = s.String()
 	case mDestAlgorithm:
 		in.destAlgorithm, ok = s.String()
 	case mGrantTokens:
 		if ok = s.List(); ok {
-			in.tokenLenMin = kmsapi.GrantTokenMax
 			for s.More() {
 				token, _ := s.String()
 				in.grantTokens++
-				in.tokenLenMin, in.tokenLenMax = min(in.tokenLenMin, len(token)), max(in.tokenLenMax, len(token))
+				if in.badToken == 0 && (len(token) == 0 || len(token) > kmsapi.GrantTokenMax) {
+					in.badToken, in.badTokenEmpty = in.grantTokens, len(token) == 0
+				}
 			}
 		}
 	case mDryRun:
@@ -159,10 +170,11 @@ func (in *input) value(r *request, m member) {
 		if ok = s.List(); ok {
 			for s.More() {
 				v, _ := s.String()
+				in.modifiers++
 				if string(v) == "IGNORE_CIPHERTEXT" {
 					in.ignoreCiphertext = true
-				} else if in.badModifier == nil {
-					in.badModifier = v
+				} else if in.badModifierAt == 0 {
+					in.badModifier, in.badModifierAt = v, in.modifiers
 				}
 			}
 		}
@@ -189,7 +201,7 @@ func (in *input) value(r *request, m member) {
 	}
 }
 
-func (in *input) scanContext(r *request, c *blob.Context) bool {
+func (in *input) scanContext(r *request, m member, c *blob.Context) bool {
 	s := &r.scan
 	if !s.Object() {
 		return false
@@ -197,11 +209,11 @@ func (in *input) scanContext(r *request, c *blob.Context) bool {
 	for key, ok := s.Next(); ok; key, ok = s.Next() {
 		value, present := s.String()
 		if !present {
-			in.contextNull = true
+			in.contextNull |= m
 			continue
 		}
 		if f := c.Add(key, value); f != blob.FaultNone && in.contextFault == blob.FaultNone {
-			in.contextFault = f
+			in.contextFault, in.contextFaultOf = f, m
 		}
 	}
 	return true
@@ -240,10 +252,10 @@ func (in *input) check(r *request) kmsapi.Code {
 		switch {
 		case in.grantTokens > kmsapi.GrantTokensMax:
 			v.MaxLength("grantTokens", nil, kmsapi.GrantTokensMax)
-		case in.grantTokens > 0 && in.tokenLenMin < 1:
-			v.MinLength("grantTokens.member", nil, 1)
-		case in.tokenLenMax > kmsapi.GrantTokenMax:
-			v.MaxLength("grantTokens.member", nil, kmsapi.GrantTokenMax)
+		case in.badToken > 0 && in.badTokenEmpty:
+			v.MinLength(elementPath("grantTokens", in.badToken), nil, 1)
+		case in.badToken > 0:
+			v.MaxLength(elementPath("grantTokens", in.badToken), nil, kmsapi.GrantTokenMax)
 		}
 	}
 	if in.has&mKeySpec != 0 && string(in.keySpec) != "AES_256" && string(in.keySpec) != "AES_128" {
@@ -256,10 +268,8 @@ func (in *input) check(r *request) kmsapi.Code {
 			v.Max("numberOfBytes", in.numberOfBytes, kmsapi.RandomBytesMax)
 		}
 	}
-	if in.has&mDryRunModifiers != 0 {
-		if in.badModifier != nil {
-			v.Enum("dryRunModifiers", in.badModifier, modifierSet)
-		}
+	if in.badModifierAt > 0 {
+		v.Enum(elementPath("dryRunModifiers", in.badModifierAt), in.badModifier, modifierSet)
 	}
 	if in.has&mRecipient != 0 {
 		if in.recipientAlg != nil && string(in.recipientAlg) != "RSAES_OAEP_SHA_256" {
@@ -269,23 +279,43 @@ func (in *input) check(r *request) kmsapi.Code {
 			v.MinLength("recipient.attestationDocument", nil, 1)
 		}
 	}
-	if in.contextNull {
+	if in.contextNull&mContext != 0 {
 		v.Null("encryptionContext.member")
+	}
+	if in.contextNull&mSourceContext != 0 {
+		v.Null("sourceEncryptionContext.member")
+	}
+	if in.contextNull&mDestContext != 0 {
+		v.Null("destinationEncryptionContext.member")
 	}
 	if v.Any() {
 		r.msg = v.AppendMessage(r.msg[:0])
 		return kmsapi.Validation
 	}
-	switch in.contextFault {
-	case blob.FaultNone:
+	if in.contextFault == blob.FaultNone {
 		return kmsapi.OK
-	case blob.FaultPairs:
-		return r.refuseText(kmsapi.Validation, "EncryptionContext has more than 64 pairs.")
-	case blob.FaultLength:
-		return r.refuseText(kmsapi.Validation, "EncryptionContext is longer than 8192 bytes.")
 	}
-	return r.refuseText(kmsapi.Validation, "EncryptionContext is not valid.")
+	name := "EncryptionContext"
+	switch in.contextFaultOf {
+	case mSourceContext:
+		name = "SourceEncryptionContext"
+	case mDestContext:
+		name = "DestinationEncryptionContext"
+	}
+	r.msg = append(r.msg[:0], name...)
+	switch in.contextFault {
+	case blob.FaultPairs:
+		r.msg = append(r.msg, " has more than 64 pairs."...)
+	case blob.FaultLength:
+		r.msg = append(r.msg, " is longer than 8192 bytes."...)
+	default:
+		r.msg = append(r.msg, " is not valid."...)
+	}
+	return kmsapi.Validation
 }
+
+// elementPath names an element of a list in a message, counted from 1.
+func elementPath(list string, n int) string { return list + "." + strconv.Itoa(n) + ".member" }
 
 func (in *input) checkLength(v *kmsapi.Violations, m member, path string, value []byte, most int) {
 	switch {

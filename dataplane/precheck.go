@@ -14,10 +14,7 @@ type headerBlock struct {
 	lines [kmsapi.HeaderCountMax]sigv4.Header // names lower-cased in place; values without blanks at their ends
 	n     int
 
-	target      []byte // X-Amz-Target
-	contentType []byte
-	userAgent   []byte
-	host        []byte
+	target []byte // X-Amz-Target
 }
 
 // parse reads a raw header block: the lines after the request line, each ended by CRLF, with the empty line or without. The slices it
@@ -56,10 +53,8 @@ func (h *headerBlock) parse(raw []byte) kmsapi.Code {
 		h.n++
 		switch string(name) {
 		case "host":
-			h.host = value
 			hosts++
 		case "content-type":
-			h.contentType = value
 			types++
 		case "x-amz-target":
 			h.target = value
@@ -73,8 +68,6 @@ func (h *headerBlock) parse(raw []byte) kmsapi.Code {
 			dates++
 		case "content-length":
 			lengths++
-		case "user-agent":
-			h.userAgent = value
 		case "transfer-encoding":
 			framed = true
 		case "content-encoding":
@@ -89,7 +82,7 @@ func (h *headerBlock) parse(raw []byte) kmsapi.Code {
 
 func (h *headerBlock) reset() {
 	clear(h.lines[:h.n])
-	*h = headerBlock{lines: h.lines}
+	h.n, h.target = 0, nil
 }
 
 // lowerToken lower-cases an HTTP token (RFC 9110 §5.6.2) in place and reports whether it is one.
