@@ -52,11 +52,11 @@ func (s *Server) source(r *request) (*snapshot.Version, kmsapi.Code) {
 	} else {
 		switch {
 		case ignore:
-			return nil, r.refuseText(kmsapi.Validation, "KeyId is required when the ciphertext is ignored.")
+			return nil, r.keyIDRequired("when the ciphertext is ignored.")
 		case in.ciphertextBlob == nil:
 			return nil, s.noCiphertext(r)
 		case in.algorithm != nil && string(in.algorithm) != kmsapi.SymmetricDefault:
-			return nil, r.refuseText(kmsapi.Validation, "KeyId is required to decrypt with an asymmetric KMS key.")
+			return nil, r.keyIDRequired("to decrypt with an asymmetric KMS key.")
 		case !r.parseBlob():
 			return nil, r.refuse(kmsapi.InvalidCiphertext)
 		}
@@ -88,6 +88,15 @@ func (s *Server) source(r *request) (*snapshot.Version, kmsapi.Code) {
 		return nil, r.refuse(kmsapi.InvalidCiphertext)
 	}
 	return v, kmsapi.OK
+}
+
+func (r *request) keyIDRequired(why string) kmsapi.Code {
+	name := "KeyId"
+	if r.op.members&mSourceKeyID != 0 {
+		name = "SourceKeyId"
+	}
+	r.msg = append(append(append(r.msg[:0], name...), " is required "...), why...)
+	return kmsapi.Validation
 }
 
 // noCiphertext refuses a missing CiphertextBlob, which the model leaves optional since a dry run may go without.

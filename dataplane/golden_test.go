@@ -58,7 +58,7 @@ func runGolden(t *testing.T, file string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := worldConfig{server: Config{ReadTimeout: 300 * time.Millisecond}}
+	cfg := worldConfig{tcp: true, server: Config{ReadTimeout: 300 * time.Millisecond}}
 	if strings.Contains(string(txtar.Format(ar)), "\nhang\n") {
 		cfg.roundTimeout = 100 * time.Millisecond
 	}
