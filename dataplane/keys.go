@@ -85,6 +85,13 @@ func (s *Server) deny(r *request) kmsapi.Code {
 	r.msg = append(r.msg, r.who.Principal().ARN...)
 	r.msg = append(r.msg, " is not authorized to perform: kms:"...)
 	r.msg = append(r.msg, r.op.Name...)
+	if r.op.members&mSourceKeyID != 0 { // ReEncrypt is two actions
+		if r.key == nil {
+			r.msg = append(r.msg, "From"...)
+		} else {
+			r.msg = append(r.msg, "To"...)
+		}
+	}
 	r.msg = append(r.msg, " on this resource because the resource does not exist in this Region, no resource-based policies allow access, or a resource-based policy explicitly denies access"...)
 	return kmsapi.AccessDenied
 }
