@@ -176,7 +176,7 @@ func (k *keyring) targets(ctx context.Context, op *operation, keys []key, payloa
 			t.plaintext = data
 			out, err := k.api.Encrypt(ctx, &kms.EncryptInput{KeyId: &keys[i].id, Plaintext: data})
 			if err != nil {
-				return fmt.Errorf("Encrypt with %s: %w", keys[i].id, err)
+				return fmt.Errorf("encrypting with %s: %w", keys[i].id, err)
 			}
 			data = out.CiphertextBlob
 		}

@@ -36,7 +36,7 @@ func Parse(s string) (*URI, error) {
 	}
 	const scheme = "pkcs11:"
 	if len(s) < len(scheme) || !strings.EqualFold(s[:len(scheme)], scheme) {
-		return nil, errors.New("pkcs11 URI: does not begin with pkcs11:")
+		return nil, errors.New("pkcs11 URI: the scheme is not pkcs11")
 	}
 	path, query, hasQuery := strings.Cut(s[len(scheme):], "?")
 	u := new(URI)

@@ -35,7 +35,7 @@ func TestShowsFindsSecrets(t *testing.T) {
 	b := []byte(plain)
 	js, _ := json.Marshal(b)
 	for _, text := range []string{
-		fmt.Sprint(b), fmt.Sprintf("%s", b), fmt.Sprintf("%x", b), fmt.Sprintf("%X", b), fmt.Sprintf("% x", b), fmt.Sprintf("%#x", b), fmt.Sprintf("%q", b), fmt.Sprintf("%#v", b), string(js),
+		fmt.Sprint(b), string(b), fmt.Sprintf("%x", b), fmt.Sprintf("%X", b), fmt.Sprintf("% x", b), fmt.Sprintf("%#x", b), fmt.Sprintf("%q", b), fmt.Sprintf("%#v", b), string(js),
 	} {
 		if !shows(text) {
 			t.Errorf("%q passes for redacted", text)
