@@ -8,6 +8,12 @@
 //	                    Session.Round                    one crossing: C_GenerateRandom, C_EncryptInit + C_Encrypt
 //	                    outcome into every job           or classify the CKR, act (errors.go), retry once
 //
+// Read shards.go, run.go, lane.go (a session and its buffers), class.go (the table of what each return value leads to), slot.go (canaries,
+// quarantine, coming back).
+//
 // Each shard owns one session and its buffers; only the goroutine that leads the shard's round touches them. A token also holds an
 // anchor session that is never used and never closed, because closing the last one logs out and destroys session objects.
+//
+// Goroutines, all of the Shards and ended by Close: one supervisor per slot, and one per session of a module that might hang, on which its
+// calls run, so that the leader can give a hanging call up. A hanging call itself cannot be ended.
 package hsm

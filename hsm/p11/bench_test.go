@@ -38,20 +38,27 @@ func BenchmarkRun(b *testing.B) {
 	}
 }
 
-// BenchmarkRound is the crossing alone: one job's blocks and random.
+// BenchmarkRound is the crossing alone, one job's blocks and random: with a session's working copy of the root, and with the root.
 func BenchmarkRound(b *testing.B) {
-	token := opener(b, hsmtest.SoftHSM(b))(b)
-	defer token.Close()
-	s, err := token.OpenSession()
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer s.Close()
-	in, out, random := make([]byte, 48), make([]byte, 48), make([]byte, 48)
-	b.ReportAllocs()
-	for b.Loop() {
-		if err := s.Round(in, out, random); err != nil {
-			b.Fatal(err)
+	for name, uri := range map[string]func(testing.TB) string{"softhsm": hsmtest.SoftHSM, "nss": hsmtest.NSS} {
+		token := opener(b, uri(b))(b).(*Token)
+		for _, working := range []bool{true, false} {
+			b.Run(fmt.Sprintf("token=%s/copy=%v", name, working), func(b *testing.B) {
+				token.info.Software = working
+				s, err := token.OpenSession()
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer s.Close()
+				in, out, random := make([]byte, 48), make([]byte, 48), make([]byte, 48)
+				b.ReportAllocs()
+				for b.Loop() {
+					if err := s.Round(in, out, random); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
 		}
+		token.Close()
 	}
 }

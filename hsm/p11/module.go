@@ -22,8 +22,9 @@ type module struct {
 	// is in flight, and waiting for a call that hangs would stop every other one.
 	mu sync.RWMutex
 
-	args    string          // guarded by registry.mu: what the module was initialised with
-	tokens  int             // guarded by registry.mu: tokens open; 0 means not initialised
+	live    bool            // guarded by registry.mu: initialised by us and not finalised
+	args    string          // guarded by registry.mu: what it was initialised with
+	tokens  int             // guarded by registry.mu: tokens open
 	refused map[string]bool // guarded by registry.mu: tokens, by serial and label, that have refused the PIN
 }
 
@@ -56,35 +57,54 @@ func acquire(path, args string) (*module, error) {
 		m = &module{path: real, fns: fns, ctx: ctx, refused: map[string]bool{}}
 		registry.modules[real] = m
 	}
-	if m.tokens > 0 {
-		if args != m.args {
+	if m.live && args != m.args {
+		if m.tokens > 0 {
 			return nil, fmt.Errorf("p11: module %s is in use with other x-init-args", real)
 		}
-		m.tokens++
-		return m, nil
+		if m.end(); m.live {
+			return nil, errBusy
+		}
 	}
-	if !m.mu.TryLock() {
-		return nil, errBusy
+	if !m.live {
+		if err := m.begin(args); err != nil {
+			return nil, fmt.Errorf("p11: module %s: %w", real, err)
+		}
 	}
-	err = m.fns.initialize(args)
-	m.mu.Unlock()
-	// CKR_CRYPTOKI_ALREADY_INITIALIZED too: whoever else uses the module in this process would share, and break, our logins.
-	if err != nil {
-		return nil, fmt.Errorf("p11: module %s: %w", real, err)
-	}
-	m.args, m.tokens = args, 1
+	m.tokens++
 	return m, nil
+}
+
+// begin and end need registry.mu.
+func (m *module) begin(args string) error {
+	if !m.mu.TryLock() {
+		return errBusy
+	}
+	defer m.mu.Unlock()
+	// CKR_CRYPTOKI_ALREADY_INITIALIZED is an error too: whoever else uses the module in this process would share, and break, our logins.
+	if err := m.fns.initialize(args); err != nil {
+		return err
+	}
+	m.live, m.args = true, args
+	return nil
+}
+
+// end leaves the module as it is while a call is in flight: a session may still be closing, or hang.
+func (m *module) end() {
+	if !m.mu.TryLock() {
+		return
+	}
+	defer m.mu.Unlock()
+	// There is nothing to do about a module that does not want to end: the next begin reports what follows from it.
+	_ = m.fns.finalize()
+	m.live = false
 }
 
 func (m *module) release() {
 	registry.mu.Lock()
 	defer registry.mu.Unlock()
-	if m.tokens--; m.tokens > 0 || !m.mu.TryLock() {
-		return
+	if m.tokens--; m.tokens == 0 {
+		m.end()
 	}
-	defer m.mu.Unlock()
-	// There is nothing to do about a module that does not want to end: the next acquire reports what follows from it.
-	_ = m.fns.finalize()
 }
 
 // revive initialises the module again if it has been finalised behind our back, or lost its device link and says so that way.

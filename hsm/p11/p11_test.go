@@ -250,6 +250,23 @@ func TestCheckRefusesEveryLie(t *testing.T) {
 			}
 		}
 		a := sound(r)
+		if err := r.checkCopy(a); err == nil {
+			t.Errorf("%s: a token object passed for a working copy", r.name)
+		}
+		for _, attr := range []uint{pkcs11.CKA_TOKEN, pkcs11.CKA_LOCAL, pkcs11.CKA_ALWAYS_SENSITIVE, pkcs11.CKA_NEVER_EXTRACTABLE} {
+			a[attr] = []byte{0}
+		}
+		if err := r.checkCopy(a); err != nil {
+			t.Errorf("%s: working copy: %v", r.name, err)
+		}
+		for attr, want := range map[uint]byte{pkcs11.CKA_SENSITIVE: 0, pkcs11.CKA_EXTRACTABLE: 1, pkcs11.CKA_DECRYPT: 1, pkcs11.CKA_PRIVATE: 0} {
+			before := a[attr]
+			if a[attr] = []byte{want}; r.checkCopy(a) == nil {
+				t.Errorf("%s: a working copy with attribute %x = %d was accepted", r.name, attr, want)
+			}
+			a[attr] = before
+		}
+		a = sound(r)
 		a[pkcs11.CKA_VALUE] = nil
 		if err := r.check(a, true); err == nil {
 			t.Errorf("%s: a readable value was accepted", r.name)
@@ -263,6 +280,51 @@ func TestCheckRefusesEveryLie(t *testing.T) {
 		if err := r.check(a, false); err == nil {
 			t.Errorf("%s: without CKA_LOCAL, CKA_NEVER_EXTRACTABLE has to prove it", r.name)
 		}
+	}
+}
+
+// TestWorkingCopy: rounds on software tokens use a session object, rounds on a frozen root the root itself, with the same results.
+func TestWorkingCopy(t *testing.T) {
+	for name, uri := range map[string]string{"SoftHSM": hsmtest.SoftHSM(t), "NSS": hsmtest.NSS(t)} {
+		t.Run(name, func(t *testing.T) {
+			token := mustOpen(t, uri)
+			if _, err := token.initRoots(); err != nil {
+				t.Fatal(err)
+			}
+			var images [2][16]byte
+			for i, software := range []bool{true, false} {
+				token.info.Software = software
+				s, err := token.OpenSession()
+				if err != nil {
+					t.Fatal(err)
+				}
+				a, err := token.read(s.(*session).handle, s.(*session).root)
+				if err != nil || !a.is(pkcs11.CKA_TOKEN, !software) {
+					t.Errorf("software %v: the round's key is a token object: %x, %v", software, a[pkcs11.CKA_TOKEN], err)
+				}
+				if err := s.Round([]byte(hsm.RootIDBlock), images[i][:], nil); err != nil {
+					t.Fatal(err)
+				}
+				s.Close()
+			}
+			if images[0] != images[1] {
+				t.Error("the working copy is another key")
+			}
+		})
+	}
+	token := mustOpen(t, hsmtest.SoftHSM(t))
+	token.info.Software = false // makes frozen roots
+	if report, err := token.initRoots(); err != nil || len(report.Modifiable) != 0 {
+		t.Fatalf("%+v, %v", report, err)
+	}
+	token.info.Software = true
+	s, err := token.OpenSession()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.Round([]byte(hsm.RootIDBlock), make([]byte, 16), nil); err != nil {
+		t.Errorf("a root that cannot be copied: %v", err)
 	}
 }
 

@@ -134,6 +134,22 @@ func (r root) check(a attributes, local bool) error {
 	return nil
 }
 
+// checkCopy holds a session's working copy to its root's protection and usage. Where it came from is not asked: modules differ in what
+// C_CopyObject leaves of CKA_LOCAL, CKA_ALWAYS_SENSITIVE and CKA_NEVER_EXTRACTABLE, and the root itself has been checked.
+func (r root) checkCopy(a attributes) error {
+	if !a.is(pkcs11.CKA_TOKEN, false) {
+		return errors.New("the working copy is not a session object")
+	}
+	origin := attributes{}
+	for attr, value := range a {
+		origin[attr] = value
+	}
+	for _, attr := range []uint{pkcs11.CKA_TOKEN, pkcs11.CKA_LOCAL, pkcs11.CKA_ALWAYS_SENSITIVE, pkcs11.CKA_NEVER_EXTRACTABLE} {
+		origin[attr] = []byte{1}
+	}
+	return r.check(origin, true)
+}
+
 // read asks for the attributes one by one, because one that the token does not know spoils a whole list. The value, should the token give
 // it away, is wiped and leaves an empty entry.
 func (t *Token) read(session pkcs11.SessionHandle, object pkcs11.ObjectHandle) (attributes, error) {
@@ -176,6 +192,7 @@ func (t *Token) findRoot(session pkcs11.SessionHandle, r root) (pkcs11.ObjectHan
 	ctx := t.mod.ctx
 	err := ctx.FindObjectsInit(session, []*pkcs11.Attribute{
 		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
+		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), // sessions' working copies have the same CKA_ID
 		pkcs11.NewAttribute(pkcs11.CKA_ID, []byte(r.id)),
 	})
 	if err != nil {
@@ -272,7 +289,7 @@ type InitReport struct {
 	Token      hsm.TokenInfo
 	Root       hsm.RootID
 	Made       []string // labels of the keys made now
-	Modifiable []string // labels of the keys whose attributes the token does not freeze
+	Modifiable []string // labels of the keys whose attributes are not frozen
 	NotLocal   bool     // the module says CKA_LOCAL=false of keys it has generated
 }
 
@@ -290,7 +307,7 @@ func (r InitReport) WriteTo(w io.Writer) (int64, error) {
 		fmt.Fprintf(&b, "%-13s %s: AES-256, sensitive, never extractable\n", root.name[:strings.IndexByte(root.name, ' ')]+" key", state)
 	}
 	for _, m := range r.Modifiable {
-		fmt.Fprintf(&b, "note          the token does not take CKA_MODIFIABLE=false for %q\n", m)
+		fmt.Fprintf(&b, "note          %q is not CKA_MODIFIABLE=false: a software token, or one that does not take it\n", m)
 	}
 	fmt.Fprintf(&b, "root ID       %x\n", r.Root)
 	if r.NotLocal {
@@ -361,10 +378,11 @@ func (t *Token) initRoot(r root, report *InitReport) error {
 	return nil
 }
 
-// generate makes the root, frozen where the token can do that.
+// generate makes the root, frozen where the token can do that. A software token's derivation root is not: SoftHSM copies no frozen object
+// (workingCopy), and who could thaw a root there can read the token's files.
 func (t *Token) generate(session pkcs11.SessionHandle, r root) (pkcs11.ObjectHandle, error) {
 	mechanism := []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_GEN, nil)}
-	object, err := t.mod.ctx.GenerateKey(session, mechanism, r.template(false))
+	object, err := t.mod.ctx.GenerateKey(session, mechanism, r.template(t.info.Software && r.id == derivationRoot.id))
 	if code, ok := err.(pkcs11.Error); ok {
 		switch code {
 		case pkcs11.CKR_ATTRIBUTE_READ_ONLY, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID,
