@@ -26,6 +26,10 @@ const slots = 1 << 16
 // entryCost is what an entry costs besides its value, in bytes: ristretto's item, the entry struct and the hash tables' share.
 const entryCost = 160
 
+// hits is how many reads ristretto collects before it counts them: it allocates a buffer of that many words each time. Its own advice, 64,
+// is an allocation for every 64th read; the price of more is that its idea of what is popular lags by so many reads on each processor.
+const hits = 1024
+
 // Cache maps names to values of type *V. Methods are safe for concurrent use.
 type Cache[V any] struct {
 	store   *ristretto.Cache[[]byte, entry[V]]
@@ -49,7 +53,7 @@ func New[V any](bytesMax int64) (*Cache[V], error) {
 	store, err := ristretto.NewCache(&ristretto.Config[[]byte, entry[V]]{
 		NumCounters: counters,
 		MaxCost:     bytesMax,
-		BufferItems: 64,
+		BufferItems: hits,
 		// Our costs count the overhead already.
 		IgnoreInternalCost: true,
 	})
