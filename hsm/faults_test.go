@@ -37,7 +37,7 @@ type rig struct {
 func newRig(t testing.TB, tokens, sessions int) *rig {
 	t.Helper()
 	r := &rig{log: &alarms{}}
-	cfg := hsm.ShardsConfig{SessionsPerToken: sessions, RoundMax: 8, RoundTimeout: 100 * time.Millisecond, Logger: slog.New(r.log)}
+	cfg := hsm.ShardsConfig{SessionsPerToken: sessions, RoundMax: 8, RoundTimeout: 300 * time.Millisecond, Logger: slog.New(r.log)}
 	for range tokens {
 		f := hsmtest.NewFaulty(softToken(t))
 		r.tokens = append(r.tokens, f)
@@ -547,6 +547,34 @@ func TestRootGone(t *testing.T) {
 	}
 }
 
+// TestRetryBudget: a token that fails everything does not double the load for long. The budget is 1024 jobs and a tenth of the traffic.
+func TestRetryBudget(t *testing.T) {
+	r := newRig(t, 2, 1)
+	granted, jobs := 0, 0
+	for range 400 {
+		r.tokens[0].Clear()
+		r.tokens[0].Add(hsmtest.Fault{Op: hsmtest.Round, CKR: hsm.CKR_DEVICE_MEMORY})
+		round := make([]*hsm.Job, 8)
+		for i := range round {
+			round[i] = fixed(r.Primary())
+		}
+		r.Run(0, round)
+		for _, j := range round {
+			jobs++
+			switch hsm.Outcome(j.Err) {
+			case hsm.Retry:
+				granted++
+			case hsm.Throttled:
+			default:
+				t.Fatal(j.Err)
+			}
+		}
+	}
+	if most := 1024 + jobs/10; granted > most || granted < most-100 {
+		t.Errorf("%d retries granted for %d jobs, want about %d", granted, jobs, most)
+	}
+}
+
 // TestCanaryRate: however many rounds fail at once, canaries are shared and few.
 func TestCanaryRate(t *testing.T) {
 	r := newRig(t, 1, 8)
@@ -603,7 +631,7 @@ func TestStress(t *testing.T) {
 			f := hsmtest.Fault{Op: hsmtest.Op(g.IntN(2)), Skip: g.IntN(3), CKR: codes[g.IntN(len(codes))]}
 			switch g.IntN(8) {
 			case 0:
-				f.CKR, f.Delay = 0, 150*time.Millisecond
+				f.CKR, f.Delay = 0, 350*time.Millisecond
 			case 1:
 				f.CKR, f.LogOut = 0, true
 			case 2:
