@@ -74,7 +74,7 @@ func (r *request) seal(k *snapshot.Key, d *hsm.Derivation, context *blob.Context
 	h := blob.Header{Suite: blob.SuiteDerived, Account: k.Account, Key: k.ID, KeyVersion: current(k).Number, Nonce: d.Nonce}
 	copy(h.Commitment[:], commitment(d))
 	r.ctext = h.Append(r.ctext[:0])
-	r.aad = context.AppendTo(append(r.aad[:0], r.ctext...))
+	r.aad = context.AppendTo(append(emptied(r.aad), r.ctext...))
 	r.ctext = aesgcm.Seal(r.ctext, messageKey(d), gcmNonce(&d.Nonce), plaintext, r.aad)
 }
 

@@ -111,7 +111,7 @@ func (s *Server) blobKey(r *request) (*snapshot.Key, kmsapi.Code) {
 }
 
 func (s *Server) aliasTarget(r *request, account keyid.Account, name []byte) (keyid.ID, kmsapi.Code) {
-	r.name = appendAliasName(r.name[:0], account, name)
+	r.name = appendAliasName(emptied(r.name), account, name)
 	if a := s.aliases.Get(r.name); a != nil && a.account == account && a.name == string(name) {
 		return a.target, kmsapi.OK
 	}
@@ -137,7 +137,7 @@ func (s *Server) aliasTarget(r *request, account keyid.Account, name []byte) (ke
 
 // key returns the latest view of a key: nothing that a completed KeyChanged made old.
 func (s *Server) key(r *request, account keyid.Account, id keyid.ID) (*snapshot.Key, error) {
-	r.name = appendKeyName(r.name[:0], account, id)
+	r.name = appendKeyName(emptied(r.name), account, id)
 	if k := s.keys.Get(r.name); k != nil && k.ID == id && k.Account == account {
 		return k, nil
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/internal/awsjson"
 	"github.com/keyplane/keyplane/internal/blob"
+	"github.com/keyplane/keyplane/internal/invariants"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/sigv4"
 	"github.com/keyplane/keyplane/internal/snapshot"
@@ -40,7 +41,12 @@ type request struct {
 	ctext []byte // buffer: the blob that is made
 	out   []byte // buffer: the reply's body
 	msg   []byte // buffer: the message of a refusal
+
+	pooled bool // it is in the pool; kept by builds with invariants only
 }
+
+// reusable names the fields that keep memory while the request is in the pool, for builds with invariants.
+var reusable = []string{"name", "aad", "plain", "ctext", "out", "msg", "auth.canon", "auth.msg", "scan.names", "faults.buf"}
 
 // Capacities that hold the largest request, so that buffers are made once.
 const (
@@ -56,6 +62,10 @@ type requestPool struct{ pool sync.Pool }
 
 func (p *requestPool) acquire() *request {
 	if r, ok := p.pool.Get().(*request); ok {
+		if invariants.Enabled {
+			r.pooled = false
+			invariants.Zeroed(r, reusable...) // nobody used it after its release
+		}
 		return r
 	}
 	r := &request{
@@ -71,11 +81,16 @@ func (p *requestPool) acquire() *request {
 
 // release wipes r and returns it to the pool. The caller does not use it again.
 func (p *requestPool) release(r *request) {
+	invariants.Check(!r.pooled, "request released twice")
 	r.reset()
+	if invariants.Enabled {
+		invariants.Zeroed(r, reusable...)
+		r.pooled = true
+	}
 	p.pool.Put(r)
 }
 
-// reset leaves nothing of a request but empty buffers. Within a request buffers only grow, so clearing up to their lengths leaves their whole
+// reset leaves nothing of a request but empty buffers. Within a request buffers only grow, or are emptied first, so clearing up to their lengths leaves their whole
 // capacities zero; builds with invariants check that.
 func (r *request) reset() {
 	r.header.reset()
@@ -97,6 +112,12 @@ func wiped(b []byte, class int) []byte {
 	if cap(b) > 4*class {
 		return make([]byte, 0, class)
 	}
+	return b[:0]
+}
+
+// emptied is b without its bytes, for a buffer that is used a second time in one request: wiped would not reach beyond the second use.
+func emptied(b []byte) []byte {
+	clear(b)
 	return b[:0]
 }
 
