@@ -20,9 +20,13 @@ const (
 // PIN is the user PIN of the tokens made here.
 const PIN = "keyplane-test-pin"
 
-// softHSMBatch is how many tokens are made at once. A module that is initialised does not see tokens that another process makes, so they
-// are made ahead.
-const softHSMBatch = 12
+// A module that is initialised does not see the tokens that softhsm2-util makes until it is initialised again, which is when a test has
+// closed all its tokens. So they are made ahead, in batches, and the next batch while there is still a stock of older ones: a test may use
+// that many at once.
+const (
+	softHSMBatch = 12
+	softHSMStock = 6
+)
 
 // pool is the process's directory of SoftHSM tokens: its configuration is read once per C_Initialize and so is the process's.
 var pool struct {
@@ -79,7 +83,7 @@ func SoftHSM(t testing.TB) string {
 	if pool.dir == "" {
 		t.Fatal("hsmtest.Main was not called from TestMain")
 	}
-	for pool.taken == pool.made {
+	if pool.made-pool.taken < softHSMStock {
 		for range softHSMBatch {
 			label := fmt.Sprintf("test-%d", pool.made)
 			command(t, "softhsm2-util", "--init-token", "--free", "--label", label, "--pin", PIN, "--so-pin", PIN+"-so")
