@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/keyplane/keyplane/internal/node"
 )
@@ -38,7 +39,11 @@ type Server struct {
 func Start(t testing.TB, opts ...Option) *Server {
 	t.Helper()
 	s := &Server{
-		cfg: node.Config{Listen: "127.0.0.1:0", DataDir: filepath.Join(t.TempDir(), "data"), Region: Region, Account: Account, LogLevel: "warn"},
+		cfg: node.Config{
+			Listen: "127.0.0.1:0", DataDir: filepath.Join(t.TempDir(), "data"), Region: Region, Account: Account, LogLevel: "warn",
+			// Generous, so that a busy machine gives no ThrottlingException where a test expects something else.
+			QueueTimeMax: 10 * time.Second, RoundTimeout: 10 * time.Second,
+		},
 		log: &logTail{},
 	}
 	for _, o := range opts {

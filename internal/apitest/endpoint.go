@@ -60,17 +60,17 @@ func (e Endpoint) Dial(t testing.TB) net.Conn {
 // Do sends one signed request on a connection of its own and returns the reply. edit changes the request before it is signed.
 func (e Endpoint) Do(t testing.TB, op, body string, edit ...func(*Request)) *Reply {
 	t.Helper()
-	return e.Exchange(t, e.Request(op, body, edit...).Bytes(t))
+	c := &Client{e: e}
+	defer c.close()
+	return c.Do(t, op, body, edit...)
 }
 
 // Exchange sends bytes as they are on a connection of its own and reads one reply; it is nil if the server closed without one.
 func (e Endpoint) Exchange(t testing.TB, raw []byte) *Reply {
 	t.Helper()
-	c := e.Dial(t)
-	defer c.Close()
-	// The server may refuse and close before it has read everything, so that this write may fail; its reply is what counts.
-	_, _ = c.Write(raw)
-	return readReply(t, c, bufio.NewReader(c))
+	c := &Client{e: e}
+	defer c.close()
+	return c.Exchange(t, raw)
 }
 
 // Client is a connection that is kept open over many requests, and opened again when the server has closed it. One goroutine uses it.
@@ -97,26 +97,51 @@ func (c *Client) close() {
 // Do is Endpoint.Do on the open connection.
 func (c *Client) Do(t testing.TB, op, body string, edit ...func(*Request)) *Reply {
 	t.Helper()
-	return c.Exchange(t, c.e.Request(op, body, edit...).Bytes(t))
+	r, err := c.Try(op, body, edit...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r == nil {
+		t.Fatalf("%s: the connection was closed without a reply", op)
+	}
+	return r
 }
 
 // Exchange is Endpoint.Exchange on the open connection.
 func (c *Client) Exchange(t testing.TB, raw []byte) *Reply {
 	t.Helper()
+	r, err := c.exchange(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// Try is Do for goroutines that are not the test's.
+func (c *Client) Try(op, body string, edit ...func(*Request)) (*Reply, error) {
+	raw, err := c.e.Request(op, body, edit...).Bytes()
+	if err != nil {
+		return nil, err
+	}
+	return c.exchange(raw)
+}
+
+func (c *Client) exchange(raw []byte) (*Reply, error) {
 	if c.conn == nil {
 		conn, err := net.Dial("tcp", c.e.Addr)
 		if err != nil {
-			t.Fatal(err)
+			return nil, err
 		}
 		c.conn, c.read = conn, bufio.NewReader(conn)
 	}
 	if err := c.conn.SetDeadline(time.Now().Add(exchangeTimeout)); err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
+	// The server may refuse and close before it has read everything, so that this write may fail; its reply is what counts.
 	_, _ = c.conn.Write(raw)
-	r := readReply(t, c.conn, c.read)
-	if r == nil || r.Close {
+	r, err := readReply(c.read)
+	if err != nil || r == nil || r.Close {
 		c.close()
 	}
-	return r
+	return r, err
 }

@@ -5,8 +5,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -99,11 +99,14 @@ func AddHeader(name, value string) func(*Request) {
 }
 func DelHeader(name string) func(*Request) { return func(r *Request) { r.Del(name) } }
 
-// Bytes signs the request and returns what goes on the wire.
-func (r *Request) Bytes(t testing.TB) []byte {
-	t.Helper()
+// Bytes signs the request and returns what goes on the wire. The error says that the signer does not sign such a request.
+func (r *Request) Bytes() ([]byte, error) {
 	if !r.Unsigned {
-		r.Headers = append(r.Headers, Header{"Authorization", r.authorization(t)})
+		auth, err := r.authorization()
+		if err != nil {
+			return nil, err
+		}
+		r.Headers = append(r.Headers, Header{"Authorization", auth})
 	}
 	if !r.NoLength {
 		r.Headers = append(r.Headers, Header{"Content-Length", strconv.Itoa(len(r.Body))})
@@ -118,15 +121,14 @@ func (r *Request) Bytes(t testing.TB) []byte {
 	}
 	b.WriteString(r.EOL)
 	b.Write(r.Body)
-	return b.Bytes()
+	return b.Bytes(), nil
 }
 
 // authorization signs Host, Content-Type and every X-Amz-* header there is.
-func (r *Request) authorization(t testing.TB) string {
-	t.Helper()
+func (r *Request) authorization() (string, error) {
 	key, err := sigv4.NewAccessKey(r.AccessKeyID, []byte(r.SecretAccessKey), sigv4.Principal{})
 	if err != nil {
-		t.Fatal(err)
+		return "", err
 	}
 	method, rest, _ := strings.Cut(r.Line, " ")
 	path, _, _ := strings.Cut(rest, " ")
@@ -143,10 +145,7 @@ func (r *Request) authorization(t testing.TB) string {
 	}
 	var scratch sigv4.Scratch
 	auth, err := sigv4.AppendAuthorization(nil, key, r.Region, r.Service, &signed, &scratch)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(auth)
+	return string(auth), err
 }
 
 // Reply is what the server answered.
@@ -159,27 +158,22 @@ type Reply struct {
 	Close   bool   // the server announced that it closes the connection
 }
 
-// readReply reads one reply; nil if the server closed the connection before the first byte of one. Half a reply or none in time fails t.
-func readReply(t testing.TB, c net.Conn, br *bufio.Reader) *Reply {
-	t.Helper()
+// readReply reads one reply; nil if the server closed the connection before the first byte of one. Half a reply or none in time is an error.
+func readReply(br *bufio.Reader) (*Reply, error) {
 	if _, err := br.Peek(1); err != nil {
-		var timeout net.Error
-		if errors.As(err, &timeout) && timeout.Timeout() {
-			t.Fatalf("no reply within %v: %v", exchangeTimeout, err)
+		if err == io.EOF || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
+			return nil, nil
 		}
-		if err == io.EOF || errors.Is(err, syscall.ECONNRESET) {
-			return nil
-		}
-		t.Fatal(err)
+		return nil, fmt.Errorf("no reply: %w", err)
 	}
 	resp, err := http.ReadResponse(br, nil)
 	if err != nil {
-		t.Fatalf("the reply is not HTTP: %v", err)
+		return nil, fmt.Errorf("the reply is not HTTP: %w", err)
 	}
 	defer resp.Body.Close()
 	r := &Reply{Status: resp.StatusCode, Header: resp.Header, Close: resp.Close}
 	if r.Body, err = io.ReadAll(resp.Body); err != nil {
-		t.Fatalf("the reply's body: %v", err)
+		return nil, fmt.Errorf("the reply's body: %w", err)
 	}
 	var refusal struct {
 		Type    string `json:"__type"`
@@ -188,7 +182,7 @@ func readReply(t testing.TB, c net.Conn, br *bufio.Reader) *Reply {
 	if r.Status != http.StatusOK && json.Unmarshal(r.Body, &refusal) == nil {
 		r.Type, r.Message = refusal.Type, refusal.Message
 	}
-	return r
+	return r, nil
 }
 
 // Members decodes a successful reply.
