@@ -6,7 +6,7 @@
 //	                    group the jobs by root
 //	                    draw nonces, build the blocks    internal/kdf
 //	                    Session.Round                    one crossing: C_GenerateRandom, C_EncryptInit + C_Encrypt
-//	                    outcome into every job           or classify the CKR, act (errors.go), retry once
+//	                    outcome into every job           or classify the CKR (class.go), act, retry once
 //
 // Read shards.go, run.go, lane.go (a session and its buffers), class.go (the table of what each return value leads to), slot.go (canaries,
 // quarantine, coming back).
