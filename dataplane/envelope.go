@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/subtle"
 	"errors"
+	"time"
 
 	"github.com/keyplane/keyplane/batch"
 	"github.com/keyplane/keyplane/hsm"
@@ -11,6 +12,7 @@ import (
 	"github.com/keyplane/keyplane/internal/blob"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/snapshot"
+	"github.com/keyplane/keyplane/ratelimit"
 )
 
 // A Derivation's Out is K (32) || C (16): docs/ciphertext.md §3.
@@ -45,6 +47,9 @@ func (s *Server) round(r *request) kmsapi.Code {
 	return kmsapi.OK
 }
 
+// warningLimit keeps the log readable while every request fails: ten lines a second, a hundred at once.
+var warningLimit = ratelimit.Limit{Interval: 100 * time.Millisecond, Burst: 100}
+
 // fail turns an internal error into what the client may see of it.
 func (s *Server) fail(r *request, err error) kmsapi.Code {
 	code := kmsapi.KMSInternal
@@ -65,7 +70,11 @@ func (s *Server) fail(r *request, err error) kmsapi.Code {
 			code = kmsapi.Throttling
 		}
 	}
-	s.cfg.Logger.Warn("a request failed on our side", "request", string(r.id[:]), "code", code.Type(), "error", err)
+	if ok, _ := s.warnings.Take(warningLimit, r.now.UnixNano()); ok {
+		s.cfg.Logger.Warn("a request failed on our side", "request", string(r.id[:]), "code", code.Type(), "error", err, "not_logged", s.unlogged.Swap(0))
+	} else {
+		s.unlogged.Add(1)
+	}
 	return r.refuse(code)
 }
 

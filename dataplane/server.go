@@ -17,6 +17,7 @@ import (
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/sigv4"
 	"github.com/keyplane/keyplane/internal/snapshot"
+	"github.com/keyplane/keyplane/ratelimit"
 )
 
 // Records reads what the control plane has written, always its latest state. The errors are snapshot.ErrNotFound, snapshot.ErrDamaged or
@@ -77,6 +78,8 @@ type Server struct {
 	requests  requestPool
 	ids       requestIDs
 	panics    atomic.Uint64
+	warnings  ratelimit.GCRA
+	unlogged  atomic.Uint64 // warnings left out since the last one
 	draining  atomic.Bool
 }
 

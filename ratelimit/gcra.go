@@ -1,0 +1,40 @@
+// Package ratelimit decides whether something may happen now, by the generic cell rate algorithm (GCRA, virtual scheduling form, ITU-T
+// I.371 Annex A). It knows no HTTP, no accounts and no clock: the caller passes the instant. It starts no goroutine and allocates nothing.
+//
+// So far it keeps the log readable when every request fails; the request quotas of accounts come on top of it.
+package ratelimit
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+// Limit is a rate and how far one may run ahead of it.
+type Limit struct {
+	Interval time.Duration // of one event at the steady rate, > 0
+	Burst    int           // events that may come at once after a rest, ≥ 1
+}
+
+// GCRA holds one limit's state: the theoretical arrival time of the next event. The zero value is rested. Safe for concurrent use.
+type GCRA struct {
+	tat atomic.Int64 // nanoseconds of the caller's clock
+}
+
+// Take charges one event at now, in nanoseconds of any clock that does not go back. It reports whether the event fits and, if not, how long
+// until it would; an event that does not fit is not charged. l out of range is a programming error and panics.
+func (g *GCRA) Take(l Limit, now int64) (ok bool, wait time.Duration) {
+	if l.Interval <= 0 || l.Burst < 1 {
+		panic("ratelimit: limit out of range")
+	}
+	// An event fits while the theoretical arrival time is at most tolerance ahead.
+	tolerance := int64(l.Interval) * int64(l.Burst-1)
+	for {
+		tat := g.tat.Load()
+		if early := tat - now - tolerance; early > 0 {
+			return false, time.Duration(early)
+		}
+		if g.tat.CompareAndSwap(tat, max(tat, now)+int64(l.Interval)) {
+			return true, 0
+		}
+	}
+}
