@@ -5,12 +5,10 @@ package dataplane
 import (
 	"bytes"
 	"encoding/base64"
-	"fmt"
 	"io"
 	"net"
 	"runtime"
 	"runtime/debug"
-	"strings"
 	"testing"
 	"time"
 
@@ -101,33 +99,4 @@ func allocations(t *testing.T, w *world, raw []byte, status string, warm, runs i
 	send(runs)
 	runtime.ReadMemStats(&after)
 	return after.Mallocs - before.Mallocs
-}
-
-// firstReply sends raw and returns the length of the reply, which is the same for each of the same request: everything that differs
-// (date, request ID, random bytes) has a fixed length.
-func firstReply(t testing.TB, c net.Conn, raw, buf []byte) int {
-	t.Helper()
-	if _, err := c.Write(raw); err != nil {
-		t.Fatal(err)
-	}
-	n := 0
-	for {
-		m, err := c.Read(buf[n:])
-		if err != nil {
-			t.Fatal(err)
-		}
-		n += m
-		head, _, ok := strings.Cut(string(buf[:n]), "\r\n\r\n")
-		if !ok {
-			continue
-		}
-		_, length, _ := strings.Cut(head, "Content-Length: ")
-		var body int
-		if _, err := fmt.Sscan(length, &body); err != nil {
-			t.Fatal(err)
-		}
-		if n >= len(head)+4+body {
-			return len(head) + 4 + body
-		}
-	}
 }

@@ -64,6 +64,7 @@ type world struct {
 	*Server
 	token   *hsmtest.Faulty // nil in a plain world
 	records *records
+	batcher *batch.Batcher[hsm.Job]
 	instead func() error // what a job gets instead of a round, unless nil; set before requests are sent
 	ln      net.Listener
 	dial    func() (net.Conn, error)
@@ -99,6 +100,7 @@ func newWorld(t testing.TB, cfg worldConfig) *world {
 	batcher, err := batch.New(batch.Config{Shards: shards.Len(), RoundMax: 64, QueueMax: 256}, shards.Run)
 	w.must(err)
 	t.Cleanup(batcher.Close)
+	w.batcher = batcher
 	dispatch := &hsm.Dispatch{Shards: shards, Do: batcher.Do, QueueTimeMax: 5 * time.Second}
 
 	w.signer = map[string]*sigv4.AccessKey{}
