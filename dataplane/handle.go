@@ -80,10 +80,15 @@ func (s *Server) precheck(ctx *fasthttp.RequestCtx, r *request) kmsapi.Code {
 	if i := indexQuery(r.signed.Path); i >= 0 {
 		r.signed.Path, r.signed.Query = r.signed.Path[:i], r.signed.Path[i+1:]
 	}
-	if string(r.signed.Method) != "POST" || string(r.signed.Path) != "/" {
+	if string(r.signed.Method) != "POST" || string(r.signed.Path) != "/" || !isHTTP1(h.Protocol()) {
 		return kmsapi.BadRequest // absolute request targets too
 	}
 	return kmsapi.OK
+}
+
+// isHTTP1 is asked because fasthttp takes any version of HTTP for one it speaks.
+func isHTTP1(protocol []byte) bool {
+	return string(protocol) == "HTTP/1.1" || string(protocol) == "HTTP/1.0"
 }
 
 func indexQuery(uri []byte) int {
