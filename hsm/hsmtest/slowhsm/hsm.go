@@ -89,11 +89,16 @@ type HSM struct {
 // New builds the module into dir, which must exist and be this module's alone, in front of the token that uri names. Whoever opens URI needs
 // the environment Env.
 func New(dir, uri string, s Settings) (*HSM, error) {
-	path, err := BuildAt(dir)
+	path, err := filepath.Abs(filepath.Join(dir, moduleName))
 	if err != nil {
 		return nil, err
 	}
-	return at(path, uri, s)
+	h, err := at(path, uri, s)
+	if err != nil {
+		return nil, err
+	}
+	_, err = BuildAt(dir)
+	return h, err
 }
 
 // Over builds the module into a directory of the test, in front of the token that uri names, and sets the environment for this process.
@@ -120,6 +125,7 @@ func Over(t testing.TB, uri string, s Settings) *HSM {
 	return h
 }
 
+// at is an HSM for the module at path, which need not be there yet.
 func at(path, uri string, s Settings) (*HSM, error) {
 	u, err := pkcs11uri.Parse(uri)
 	if err != nil {
