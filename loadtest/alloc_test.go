@@ -8,6 +8,7 @@ import (
 	"net"
 	"runtime"
 	"runtime/debug"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -58,9 +59,9 @@ func benchWorker(t testing.TB, rate float64) *worker {
 	t.Cleanup(func() { listener.Close() })
 	cfg := DefaultConfig()
 	cfg.Rate = rate
-	one := &target{keyARN: "arn"}
+	one := &target{keyARN: "arn", signed: make([]atomic.Pointer[[]byte], 1)}
 	request := []byte("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n")
-	one.signed.Store(&request)
+	one.signed[0].Store(&request)
 	answer := fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nContent-Type: application/x-amz-json-1.1\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
 	go func() {
 		conn, err := listener.Accept()
@@ -83,9 +84,10 @@ func benchWorker(t testing.TB, rate float64) *worker {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &run{cfg: cfg, op: findOperation("GenerateDataKey"), dialer: &dialer{to: to, timeout: 10 * time.Second}, targets: []*target{one},
-		distribution: newDistribution(Uniform, 1), schedule: newSchedule(rate), recorder: newRecorder(false), stopped: make(chan struct{})}
-	r.cfg.Warmup, r.base = 0, time.Now()
+	cfg.Warmup = 0
+	r := newRun(&setup{op: findOperation("GenerateDataKey"), dialers: []*dialer{{to: to, timeout: 10 * time.Second}}, targets: []*target{one},
+		distribution: newDistribution(Uniform, 1)}, &cfg)
+	r.base = time.Now()
 	r.closes.Store(int64(time.Hour))
 	w := newWorker(r, 0)
 	t.Cleanup(func() { w.client.close(); w.sleep.close() })

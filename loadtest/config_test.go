@@ -47,7 +47,7 @@ func TestConfigLimits(t *testing.T) {
 		{"payload", false, func(c *Config) { c.Operation, c.Payload = "Encrypt", 4097 }},
 		{"payload", true, func(c *Config) { c.Operation, c.Payload = "Decrypt", 4096 }},
 		{"payload", false, func(c *Config) { c.Operation, c.Payload = "GenerateRandom", 1025 }},
-		{"endpoint", false, func(c *Config) { c.Endpoint = "localhost:4599" }},
+		{"endpoint", false, func(c *Config) { c.Endpoints = []string{"localhost:4599"} }},
 	} {
 		cfg := DefaultConfig()
 		c.set(&cfg)
@@ -56,7 +56,7 @@ func TestConfigLimits(t *testing.T) {
 		}
 	}
 	var empty Config
-	if err := empty.validate(); err == nil || strings.Count(err.Error(), "\n") != 5 {
+	if err := empty.validate(); err == nil || strings.Count(err.Error(), "\n") != 6 {
 		t.Errorf("not every fault is named: %v", err)
 	}
 }
@@ -95,25 +95,25 @@ func TestResolve(t *testing.T) {
 		}
 		return cfg
 	}
-	if got := resolved(Config{}); got.Endpoint != "https://kms.eu-west-1.amazonaws.com" || got.Region != "eu-west-1" {
+	if got := resolved(Config{}); got.Endpoints[0] != "https://kms.eu-west-1.amazonaws.com" || got.Region != "eu-west-1" {
 		t.Errorf("%+v", got)
 	}
-	if got := resolved(Config{Region: "cn-north-1"}); got.Endpoint != "https://kms.cn-north-1.amazonaws.com.cn" {
+	if got := resolved(Config{Region: "cn-north-1"}); got.Endpoints[0] != "https://kms.cn-north-1.amazonaws.com.cn" {
 		t.Errorf("%+v", got)
 	}
 	chain.BaseEndpoint = aws.String("http://shared")
-	if got := resolved(Config{}); got.Endpoint != "http://shared" {
+	if got := resolved(Config{}); got.Endpoints[0] != "http://shared" {
 		t.Errorf("%+v", got)
 	}
 	t.Setenv("AWS_ENDPOINT_URL", "http://general")
-	if got := resolved(Config{}); got.Endpoint != "http://general" {
+	if got := resolved(Config{}); got.Endpoints[0] != "http://general" {
 		t.Errorf("%+v", got)
 	}
 	t.Setenv("AWS_ENDPOINT_URL_KMS", "http://kms")
-	if got := resolved(Config{}); got.Endpoint != "http://kms" {
+	if got := resolved(Config{}); got.Endpoints[0] != "http://kms" {
 		t.Errorf("%+v", got)
 	}
-	if got := resolved(Config{Endpoint: "http://flag"}); got.Endpoint != "http://flag" {
+	if got := resolved(Config{Endpoints: []string{"http://flag"}}); got.Endpoints[0] != "http://flag" {
 		t.Errorf("%+v", got)
 	}
 	chain.Region = ""

@@ -81,7 +81,10 @@ func parseFlags(args []string, stderr io.Writer) (cfg Config, asJSON bool, err e
 		fmt.Fprint(stderr, "Usage: keyplane loadtest [flags]\n\nSends signed KMS requests to one endpoint and reports throughput, latency and errors.\n\n")
 		f.PrintDefaults()
 	}
-	f.StringVar(&cfg.Endpoint, "endpoint", cfg.Endpoint, "`URL` of the KMS endpoint (default $AWS_ENDPOINT_URL_KMS, $AWS_ENDPOINT_URL, then the Region's AWS endpoint)")
+	f.Func("endpoint", "`URL` of the KMS endpoint (default $AWS_ENDPOINT_URL_KMS, $AWS_ENDPOINT_URL, then the Region's AWS endpoint); may be repeated for nodes with the same keys, connections go to them in turn", func(url string) error {
+		cfg.Endpoints = append(cfg.Endpoints, url)
+		return nil
+	})
 	f.StringVar(&cfg.Region, "region", cfg.Region, "Region to sign for (default the AWS configuration's, with an endpoint us-east-1)")
 	f.StringVar(&cfg.CAFile, "ca-file", cfg.CAFile, "PEM `file` of the roots to trust for https (default $AWS_CA_BUNDLE, then the system's)")
 	f.StringVar(&cfg.Operation, "op", cfg.Operation, "operation: "+strings.Join(Operations(), ", "))
@@ -89,7 +92,10 @@ func parseFlags(args []string, stderr io.Writer) (cfg Config, asJSON bool, err e
 	f.DurationVar(&cfg.Duration, "duration", cfg.Duration, "how long to measure")
 	f.DurationVar(&cfg.Warmup, "warmup", cfg.Warmup, "how long to send before measuring")
 	f.DurationVar(&cfg.Timeout, "timeout", cfg.Timeout, "of one request")
-	f.Float64Var(&cfg.Rate, "rate", cfg.Rate, "requests per second at a constant rate, latency counted from the intended start; 0 sends as fast as answers come (closed loop)")
+	f.Float64Var(&cfg.Rate, "rate", cfg.Rate, "requests per second, latency counted from the intended start; 0 sends as fast as answers come (closed loop)")
+	f.StringVar(&cfg.Profile, "profile", cfg.Profile, "how the rate moves while measuring: constant, ramp (evenly to --rate-to) or step (to --rate-to in --steps of equal length)")
+	f.Float64Var(&cfg.RateTo, "rate-to", cfg.RateTo, "requests per second at the end of a ramp or step")
+	f.IntVar(&cfg.Steps, "steps", cfg.Steps, "steps of the profile step, the first at --rate, the last at --rate-to")
 	f.IntVar(&cfg.Keys, "keys", cfg.Keys, "KMS keys to use; those missing are created, as "+AliasPrefix+"<i>")
 	f.Func("key-id", "KMS key to use instead: `ID`, ARN or alias; may be repeated", func(id string) error {
 		cfg.KeyIDs = append(cfg.KeyIDs, id)

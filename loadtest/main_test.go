@@ -111,7 +111,7 @@ func TestMainStatus(t *testing.T) {
 func TestReportJSON(t *testing.T) {
 	k := newFakeKMS(t, nil)
 	cfg := testConfig(k.url)
-	cfg.Rate = 500
+	cfg.Rate, cfg.Profile, cfg.RateTo, cfg.Steps = 300, Step, 700, 2
 	k.fault = func(ctx *fasthttp.RequestCtx, _ string, n int64) bool {
 		if n%3 == 0 {
 			ctx.SetStatusCode(400)
@@ -140,11 +140,24 @@ func TestReportJSON(t *testing.T) {
 
 	var object map[string]any
 	json.Unmarshal(doc.Bytes(), &object)
+	latency := func(prefix string) string {
+		return strings.ReplaceAll("Pmax Pmean Pmin Pp50 Pp90 Pp99 Pp99.9", "P", prefix+"latency_us.")
+	}
+	interval := func(prefix string) string {
+		return prefix + ".at_seconds " + prefix + ".failed " + latency(prefix+".") + " " + strings.ReplaceAll("P.rate_per_second P.seconds P.throughput_per_second", "P", prefix)
+	}
+	errors := func(prefix string) string {
+		return strings.ReplaceAll("Perrors.count Perrors.example Perrors.from_server Perrors.type", "P", prefix)
+	}
+	requests := func(prefix string) string {
+		return strings.ReplaceAll("Prequests.failed Prequests.sent Prequests.succeeded Prequests.unfinished", "P", prefix)
+	}
 	want := "bytes.received bytes.sent client.arch client.cpus client.go client.os concurrency connections.opened connections.requests_retried " +
-		"endpoint errors.count errors.example errors.from_server errors.type interrupted key_distribution keys keys_removed " +
-		"latency_us.max latency_us.mean latency_us.min latency_us.p50 latency_us.p90 latency_us.p99 latency_us.p99.9 loop notes operation " +
-		"payload_bytes rate_per_second region requests.failed requests.sent requests.succeeded requests.unfinished schedule.lag_max_us " +
-		"schedule.missed schema seconds started_at throughput_per_second verified warmup_seconds"
+		"distribution.latency_us distribution.percentile endpoints.connections " + errors("endpoints.") + " " + latency("endpoints.") + " " +
+		requests("endpoints.") + " endpoints.throughput_per_second endpoints.url " + errors("") + " interrupted key_distribution keys keys_removed " +
+		latency("") + " loop notes operation payload_bytes profile rate_per_second rate_to_per_second region " + requests("") +
+		" schedule.lag_max_us schedule.missed schema seconds started_at " + interval("steps") + " throughput_per_second " + interval("timeline") +
+		" verified warmup_seconds"
 	if got := strings.Join(paths("", object), " "); got != want {
 		t.Errorf("members\n%s\nwant\n%s", got, want)
 	}

@@ -29,14 +29,14 @@ type target struct {
 	plaintext []byte // what Decrypt has to answer
 	body      []byte
 
-	signed atomic.Pointer[[]byte] // the whole HTTP request; replaced, never changed
+	signed []atomic.Pointer[[]byte] // the whole HTTP request, for each endpoint; replaced, never changed
 }
 
 // signer puts signatures on targets. It is used by one goroutine at a time.
 type signer struct {
 	credentials aws.CredentialsProvider // refreshes by itself
 	region      string
-	host        string
+	hosts       []string // Host headers of the endpoints; they are signed, so each endpoint has its own requests
 	operation   string
 	now         func() time.Time
 
@@ -56,11 +56,16 @@ func (s *signer) signAll(ctx context.Context, targets []*target) (again time.Tim
 	}
 	at := s.now()
 	for _, t := range targets {
-		request, err := s.appendRequest(nil, credentials.SessionToken, at, t.body)
-		if err != nil {
-			return time.Time{}, err
+		if t.signed == nil { // the first time, before any worker runs
+			t.signed = make([]atomic.Pointer[[]byte], len(s.hosts))
 		}
-		t.signed.Store(&request)
+		for i, host := range s.hosts {
+			request, err := s.appendRequest(nil, host, credentials.SessionToken, at, t.body)
+			if err != nil {
+				return time.Time{}, err
+			}
+			t.signed[i].Store(&request)
+		}
 	}
 	again = at.Add(resignEvery)
 	if credentials.CanExpire {
@@ -96,12 +101,12 @@ func (s *signer) wipe() {
 }
 
 // appendRequest appends a signed HTTP request. The signature covers every header but the last three.
-func (s *signer) appendRequest(dst []byte, sessionToken string, at time.Time, body []byte) ([]byte, error) {
+func (s *signer) appendRequest(dst []byte, host, sessionToken string, at time.Time, body []byte) ([]byte, error) {
 	r := sigv4.Request{Method: []byte("POST"), Path: []byte("/"), Body: body}
 	header := func(name, value string) {
 		r.Headers = append(r.Headers, sigv4.Header{Name: []byte(name), Value: []byte(value)})
 	}
-	header("host", s.host)
+	header("host", host)
 	header("content-type", kmsapi.ContentType)
 	header("x-amz-date", string(sigv4.AppendDate(nil, at)))
 	header("x-amz-target", kmsapi.TargetPrefix+s.operation)

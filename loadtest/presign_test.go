@@ -18,7 +18,7 @@ type credentialsFunc func() (aws.Credentials, error)
 func (f credentialsFunc) Retrieve(context.Context) (aws.Credentials, error) { return f() }
 
 func testSigner(t testing.TB) *signer {
-	s := &signer{region: testRegion, host: "kms.example", operation: "Decrypt", now: time.Now,
+	s := &signer{region: testRegion, hosts: []string{"kms.example"}, operation: "Decrypt", now: time.Now,
 		credentials: credentialsFunc(func() (aws.Credentials, error) {
 			return aws.Credentials{AccessKeyID: testAccessKey, SecretAccessKey: testSecret}, nil
 		})}
@@ -39,7 +39,7 @@ func TestSignAll(t *testing.T) {
 		if err != nil || again.Sub(now) != wantAgain {
 			t.Fatalf("again after %v, want %v (%v)", again.Sub(now), wantAgain, err)
 		}
-		return *one.signed.Load()
+		return *one.signed[0].Load()
 	}
 	first := sign(time.Minute)
 	for _, part := range []string{"POST / HTTP/1.1\r\n", "host: kms.example\r\n", "x-amz-date: 20261123T120000Z\r\n", "x-amz-target: TrentService.Decrypt\r\n",
@@ -68,9 +68,9 @@ func TestSignAll(t *testing.T) {
 		t.Error("changed credentials are not used")
 	}
 
-	old := one.signed.Load()
+	old := one.signed[0].Load()
 	s.credentials = credentialsFunc(func() (aws.Credentials, error) { return aws.Credentials{}, errors.New("no") })
-	if _, err := s.signAll(t.Context(), []*target{one}); err == nil || one.signed.Load() != old {
+	if _, err := s.signAll(t.Context(), []*target{one}); err == nil || one.signed[0].Load() != old {
 		t.Errorf("error %v", err)
 	}
 	s.wipe()

@@ -30,6 +30,7 @@ func record(h *hdrhistogram.Histogram, d time.Duration) {
 type result struct {
 	kind     kind
 	text     []byte        // of an error; copied if kept
+	due      time.Duration // the intended start
 	latency  time.Duration // from the intended start
 	lag      time.Duration // from the intended to the actual start
 	measured bool          // it started in the window
@@ -55,25 +56,29 @@ func (t *tally) failed() (n uint64) {
 	return n
 }
 
-// recorder is shared by the workers. There are more shards than processors and a worker keeps to its shard, so that locks are rarely
-// contended and memory does not grow with the number of workers (a histogram is about 300 KB).
+// recorder is shared by the workers. There are more shards than processors, at least one per endpoint, and a worker keeps to its shard, so
+// that locks are rarely contended and memory does not grow with the number of workers (a histogram is about 300 KB).
 type recorder struct {
-	shards []shard
-	live   bool // keep what progress shows
+	shards    []shard // shard i is of endpoint i modulo endpoints
+	endpoints int
+	timeline  *timeline
 }
 
 type shard struct {
-	mu sync.Mutex // guards all below
+	mu sync.Mutex // guards all below; taken before the timeline's
 	tally
+	lane         lane
 	recent       *hdrhistogram.Histogram // successes since progress last asked, warm-up included
 	recentErrors uint64
 	_            [64]byte // keeps neighbours' locks off one cache line
 }
 
-func newRecorder(live bool) *recorder {
-	r := &recorder{shards: make([]shard, 2*runtime.GOMAXPROCS(0)), live: live}
+// newRecorder makes an empty one; a live one keeps what progress shows.
+func newRecorder(endpoints int, line *timeline, live bool) *recorder {
+	each := (2*runtime.GOMAXPROCS(0) + endpoints - 1) / endpoints
+	r := &recorder{shards: make([]shard, each*endpoints), endpoints: endpoints, timeline: line}
 	for i := range r.shards {
-		r.shards[i].tally = newTally()
+		r.shards[i].tally, r.shards[i].lane = newTally(), newLane(line)
 		if live {
 			r.shards[i].recent = newHistogram()
 		}
@@ -81,7 +86,7 @@ func newRecorder(live bool) *recorder {
 	return r
 }
 
-// shard is the one that worker i keeps to.
+// shard is the one that worker i, of endpoint i modulo their number, keeps to.
 func (r *recorder) shard(i int) *shard { return &r.shards[i%len(r.shards)] }
 
 func (s *shard) add(res *result) {
@@ -98,6 +103,7 @@ func (s *shard) add(res *result) {
 		return
 	}
 	s.lagMax = max(s.lagMax, res.lag)
+	s.lane.add(res)
 	if res.kind != kindOK {
 		s.errors[res.kind]++
 		if _, known := s.examples[res.kind]; !known {
@@ -127,23 +133,51 @@ func example(text []byte) string {
 func (r *recorder) total() *tally {
 	sum := newTally()
 	for i := range r.shards {
+		r.shards[i].addTo(&sum)
+	}
+	return &sum
+}
+
+// endpoint adds the shards of one endpoint up.
+func (r *recorder) endpoint(e int) *tally {
+	sum := newTally()
+	for i := e; i < len(r.shards); i += r.endpoints {
+		r.shards[i].addTo(&sum)
+	}
+	return &sum
+}
+
+func (s *shard) addTo(sum *tally) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sum.latency.Merge(s.latency)
+	sum.succeeded += s.succeeded
+	sum.inWindow += s.inWindow
+	sum.lagMax = max(sum.lagMax, s.lagMax)
+	for k, n := range s.errors {
+		sum.errors[k] += n
+	}
+	for k, text := range s.examples {
+		if _, known := sum.examples[k]; !known {
+			sum.examples[k] = text
+		}
+	}
+}
+
+// over completes the timeline and returns, interval by interval, the successes that were answered and the failures that were due in it.
+func (r *recorder) over() (line *timeline, answered, failed []uint64) {
+	answered, failed = make([]uint64, r.timeline.n), make([]uint64, r.timeline.n)
+	for i := range r.shards {
 		s := &r.shards[i]
 		s.mu.Lock()
-		sum.latency.Merge(s.latency)
-		sum.succeeded += s.succeeded
-		sum.inWindow += s.inWindow
-		sum.lagMax = max(sum.lagMax, s.lagMax)
-		for k, n := range s.errors {
-			sum.errors[k] += n
-		}
-		for k, text := range s.examples {
-			if _, known := sum.examples[k]; !known {
-				sum.examples[k] = text
-			}
+		s.lane.flush()
+		for j := range answered {
+			answered[j] += s.lane.answered[j]
+			failed[j] += s.lane.failed[j]
 		}
 		s.mu.Unlock()
 	}
-	return &sum
+	return r.timeline, answered, failed
 }
 
 // recentInto moves what happened since the last call into h and returns the number of errors; only where the recorder is live.

@@ -13,7 +13,7 @@ import (
 )
 
 // ReportSchema names the JSON form of Report; it changes when a field changes its meaning.
-const ReportSchema = "keyplane-loadtest/1"
+const ReportSchema = "keyplane-loadtest/2"
 
 // Kinds of loop, as reported.
 const (
@@ -26,12 +26,13 @@ const (
 type Report struct {
 	Schema          string       `json:"schema"`
 	StartedAt       time.Time    `json:"started_at"` // of the warm-up
-	Endpoint        string       `json:"endpoint"`
 	Region          string       `json:"region"`
 	Operation       string       `json:"operation"`
 	Loop            string       `json:"loop"`
 	Concurrency     int          `json:"concurrency"`
-	Rate            float64      `json:"rate_per_second"` // asked for; 0 in a closed loop
+	Profile         string       `json:"profile"`
+	Rate            float64      `json:"rate_per_second"`    // asked for; 0 in a closed loop
+	RateTo          float64      `json:"rate_to_per_second"` // at the end of the window; Rate where that is constant
 	Keys            int          `json:"keys"`
 	KeyDistribution string       `json:"key_distribution"`
 	PayloadBytes    int          `json:"payload_bytes"`
@@ -46,9 +47,40 @@ type Report struct {
 	Bytes           Bytes        `json:"bytes"`
 	Connections     Connections  `json:"connections"`
 	Errors          []ErrorCount `json:"errors"`
+	Endpoints       []Endpoint   `json:"endpoints"`
+	Steps           []Interval   `json:"steps"` // of the profile Step
+	Timeline        []Interval   `json:"timeline"`
+	Distribution    []Point      `json:"distribution"` // of Latency, by rising percentile
 	KeysRemoved     int          `json:"keys_removed"`
 	Client          Client       `json:"client"`
 	Notes           []string     `json:"notes"`
+}
+
+// Endpoint is the part of one endpoint.
+type Endpoint struct {
+	URL        string       `json:"url"`
+	Workers    int          `json:"connections"`
+	Requests   Requests     `json:"requests"`
+	Throughput float64      `json:"throughput_per_second"`
+	Latency    Latency      `json:"latency_us"`
+	Errors     []ErrorCount `json:"errors"`
+}
+
+// Interval is a part of the measured window. Latency, to two digits, and failures are of requests whose intended start was in it, whenever
+// they ended, so a server that stalls shows in every interval it stalled for; throughput is what was answered in it.
+type Interval struct {
+	At         float64 `json:"at_seconds"` // from the beginning of the window
+	Seconds    float64 `json:"seconds"`
+	Rate       float64 `json:"rate_per_second"` // of the requests due; 0 in a closed loop
+	Throughput float64 `json:"throughput_per_second"`
+	Failed     uint64  `json:"failed"`
+	Latency    Latency `json:"latency_us"`
+}
+
+// Point says that Percentile per cent of the successes took at most Latency.
+type Point struct {
+	Percentile float64 `json:"percentile"`
+	Latency    float64 `json:"latency_us"`
 }
 
 // Requests counts outcomes: Sent = Succeeded + Failed + Unfinished.
@@ -105,39 +137,110 @@ type Client struct {
 }
 
 // report adds up what the workers did; they have all returned.
-func (r *run) report(startedAt time.Time, workers []*worker, keys int) *Report {
+func (r *run) report(startedAt time.Time, workers []*worker) *Report {
 	sum := r.recorder.total()
 	window := max(r.closesAt()-r.cfg.Warmup, 0)
 	p := &Report{
 		Schema: ReportSchema, StartedAt: startedAt.UTC().Truncate(time.Millisecond),
-		Endpoint: r.dialer.to.url, Region: r.cfg.Region, Operation: r.op.name,
-		Loop: ClosedLoop, Concurrency: r.cfg.Concurrency, Rate: r.cfg.Rate,
-		Keys: keys, KeyDistribution: r.cfg.KeyDistribution, PayloadBytes: r.cfg.Payload, Verified: r.cfg.Verify,
+		Region: r.cfg.Region, Operation: r.op.name,
+		Loop: ClosedLoop, Concurrency: r.cfg.Concurrency, Profile: r.cfg.Profile, Rate: r.cfg.Rate, RateTo: r.cfg.Rate,
+		Keys: r.keys, KeyDistribution: r.cfg.KeyDistribution, PayloadBytes: r.cfg.Payload, Verified: r.cfg.Verify,
 		WarmupSeconds: r.cfg.Warmup.Seconds(), Seconds: window.Seconds(), Interrupted: window < r.cfg.Duration,
-		Requests: Requests{Succeeded: sum.succeeded, Failed: sum.failed()},
-		Latency:  latencyOf(sum.latency),
+		Throughput: perSecond(sum.inWindow, window),
+		Requests:   Requests{Succeeded: sum.succeeded, Failed: sum.failed()},
+		Latency:    latencyOf(sum.latency), Distribution: pointsOf(sum.latency),
 		Schedule: Lag{LagMax: micros(int64(sum.lagMax))},
 		Errors:   errorCounts(sum),
 		Client:   Client{OS: runtime.GOOS, Arch: runtime.GOARCH, CPUs: runtime.GOMAXPROCS(0), Go: runtime.Version()},
 		Notes:    append([]string{}, r.notes...),
 	}
+	if r.cfg.Profile != Constant {
+		p.RateTo = r.cfg.RateTo
+	}
+	p.Endpoints = r.endpoints(workers, window)
+	for _, e := range p.Endpoints {
+		p.Requests.Unfinished += e.Requests.Unfinished
+	}
 	for _, w := range workers {
-		p.Requests.Unfinished += w.unfinished
 		p.Bytes.Sent += w.client.sent
 		p.Bytes.Received += w.client.received
 		p.Connections.Opened += w.client.dialled
 		p.Connections.Retried += w.client.retried
 	}
 	p.Requests.Sent = p.Requests.Succeeded + p.Requests.Failed + p.Requests.Unfinished
-	if window > 0 {
-		p.Throughput = float64(sum.inWindow) / window.Seconds()
-	}
+	p.Timeline, p.Steps = r.intervals(window)
 	if r.schedule.open() {
 		p.Loop = OpenLoop
 		p.Schedule.Missed = max(r.schedule.between(r.cfg.Warmup, r.closesAt())-int64(p.Requests.Sent), 0)
 	}
 	p.explain()
 	return p
+}
+
+// endpoints reports each endpoint's part.
+func (r *run) endpoints(workers []*worker, window time.Duration) []Endpoint {
+	all := make([]Endpoint, len(r.dialers))
+	for i := range all {
+		sum := r.recorder.endpoint(i)
+		all[i] = Endpoint{URL: r.dialers[i].to.url, Requests: Requests{Succeeded: sum.succeeded, Failed: sum.failed()},
+			Throughput: perSecond(sum.inWindow, window), Latency: latencyOf(sum.latency), Errors: errorCounts(sum)}
+	}
+	for _, w := range workers {
+		all[w.endpoint].Workers++
+		all[w.endpoint].Requests.Unfinished += w.unfinished
+	}
+	for i := range all {
+		q := &all[i].Requests
+		q.Sent = q.Succeeded + q.Failed + q.Unfinished
+	}
+	return all
+}
+
+func perSecond(n uint64, d time.Duration) float64 {
+	if d <= 0 {
+		return 0
+	}
+	return float64(n) / d.Seconds()
+}
+
+// intervals reports the timeline as far as it was reached, and the steps of the profile Step.
+func (r *run) intervals(window time.Duration) (line, steps []Interval) {
+	over, answered, failed := r.recorder.over()
+	line, steps = []Interval{}, []Interval{}
+	last := r.cfg.Warmup + window
+	join := func(from, to int) Interval { // intervals from <= i < to as one
+		begin, end := over.begin(from), min(over.begin(to), last)
+		latency, n := newTimelineHistogram(), uint64(0)
+		v := Interval{At: (begin - r.cfg.Warmup).Seconds(), Seconds: (end - begin).Seconds(), Rate: perSecond(uint64(r.schedule.between(begin, end)), end-begin)}
+		for i := from; i < to; i++ {
+			n += answered[i]
+			v.Failed += failed[i]
+			if h := over.latency[i]; h != nil {
+				latency.Merge(h)
+			}
+		}
+		v.Throughput, v.Latency = perSecond(n, end-begin), latencyOf(latency)
+		return v
+	}
+	for i := 0; i < over.n && over.begin(i) < last; i++ {
+		line = append(line, join(i, i+1))
+	}
+	if r.cfg.Profile == Step {
+		each := over.n / r.cfg.Steps
+		for i := 0; i < over.n && over.begin(i) < last; i += each {
+			steps = append(steps, join(i, i+each))
+		}
+	}
+	return line, steps
+}
+
+// pointsOf lists percentiles that grow denser towards 100, five to each halving of what is left.
+func pointsOf(h *hdrhistogram.Histogram) []Point {
+	points := []Point{}
+	for _, b := range h.CumulativeDistributionWithTicks(5) {
+		points = append(points, Point{Percentile: b.Quantile, Latency: micros(b.ValueAt)})
+	}
+	return points
 }
 
 // explain adds the notes without which the figures mislead.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2" // see distribution.go
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,23 +14,17 @@ import (
 const (
 	// A stopped run waits this long for answers that are on their way.
 	stopGrace = time.Second
-	// Clean-up after a run has its own time: the run's context may be over.
-	cleanupMax = 5 * time.Minute
 	// After a failure to sign again, the next attempt.
 	resignRetry = 5 * time.Second
 )
 
 // run is the state the workers share.
 type run struct {
-	cfg          Config
-	op           *operation
-	dialer       *dialer
-	signer       *signer
-	targets      []*target
-	distribution *distribution
-	schedule     *schedule
-	recorder     *recorder
-	seed         uint64
+	*setup
+	cfg      Config
+	schedule *schedule
+	recorder *recorder
+	seed     uint64
 
 	base    time.Time    // when the first request may start; set before any worker runs
 	closes  atomic.Int64 // end of the measured window, nanoseconds after base; earlier when stopped
@@ -38,6 +33,17 @@ type run struct {
 
 	mu    sync.Mutex
 	notes []string // guarded by mu
+}
+
+func newRun(s *setup, cfg *Config) *run {
+	return &run{
+		setup:    s,
+		cfg:      *cfg,
+		schedule: newSchedule(cfg),
+		recorder: newRecorder(len(s.dialers), newTimeline(cfg), cfg.Progress != nil),
+		seed:     rand.Uint64(),
+		stopped:  make(chan struct{}),
+	}
 }
 
 // now is the time since the run's start.
@@ -58,83 +64,61 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	site, err := connectSite(ctx, &cfg)
+	s, err := prepare(ctx, &cfg)
 	if err != nil {
 		return nil, err
 	}
-	defer site.close()
-	r := &run{
-		cfg:      cfg,
-		op:       findOperation(cfg.Operation),
-		dialer:   site.dialer,
-		schedule: newSchedule(cfg.Rate),
-		recorder: newRecorder(cfg.Progress != nil),
-		seed:     rand.Uint64(),
-		stopped:  make(chan struct{}),
-	}
-	r.signer = &signer{credentials: site.credentials, region: cfg.Region, host: site.dialer.to.host, operation: r.op.name, now: time.Now}
-	defer r.signer.wipe()
-
-	ring := &keyring{api: site.api}
-	report, err := r.measure(ctx, ring)
-	if cfg.Cleanup {
-		removed, cleanErr := clean(ctx, ring)
-		if report == nil {
-			return nil, errors.Join(err, cleanErr)
-		}
-		report.KeysRemoved = removed
-		if cleanErr != nil {
-			report.Notes = append(report.Notes, "clean-up: "+cleanErr.Error())
-		}
-	}
-	return report, err
-}
-
-func clean(ctx context.Context, ring *keyring) (removed int, err error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupMax)
-	defer cancel()
-	return ring.clean(ctx)
-}
-
-// measure sets up, sends and reports.
-func (r *run) measure(ctx context.Context, ring *keyring) (*Report, error) {
-	var keys []key
-	var err error
-	if r.op.keyed {
-		if keys, err = ring.open(ctx, r.cfg.KeyIDs, r.cfg.Keys); err != nil {
-			return nil, err
-		}
-	}
-	if r.targets, err = ring.targets(ctx, r.op, keys, r.cfg.Payload); err != nil {
-		return nil, err
-	}
-	r.distribution = newDistribution(r.cfg.KeyDistribution, len(r.targets))
-	again, err := r.signer.signAll(ctx, r.targets)
+	defer s.close()
+	report, err := newRun(s, &cfg).measure(ctx)
+	removed, cleanErr := s.clean(ctx)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, cleanErr)
 	}
+	report.KeysRemoved = removed
+	if cleanErr != nil {
+		report.Notes = append(report.Notes, cleanErr.Error())
+	}
+	return report, nil
+}
+
+// measure connects, sends and reports.
+func (r *run) measure(ctx context.Context) (*Report, error) {
 	workers := make([]*worker, r.cfg.Concurrency)
 	for i := range workers {
 		workers[i] = newWorker(r, i)
 	}
-	if err := connectAll(ctx, workers); err != nil {
-		return nil, fmt.Errorf("cannot connect to %s: %w", r.dialer.to.url, err)
+	if err := r.connectAll(ctx, workers); err != nil {
+		return nil, err
 	}
 	startedAt := time.Now()
-	r.send(ctx, workers, again)
-	return r.report(startedAt, workers, len(keys)), nil
+	r.send(ctx, workers)
+	return r.report(startedAt, workers), nil
 }
 
-// connectAll opens every worker's connection before the clock starts. It fails only if the first cannot be opened; other workers that
-// fail, or are not connected within the time for one connection, try again during the run, where it is counted.
-func connectAll(ctx context.Context, workers []*worker) error {
-	if err := workers[0].client.connect(ctx); err != nil {
-		return err
+// connectAll opens every worker's connection before the clock starts. It fails only if no endpoint takes the first connection to it; other
+// workers that fail, or are not connected within the time for one connection, try again during the run, where it is counted.
+func (r *run) connectAll(ctx context.Context, workers []*worker) error {
+	first := make([]error, len(r.dialers))
+	_ = parallel(ctx, len(first), func(ctx context.Context, e int) error {
+		if err := workers[e].client.connect(ctx); err != nil {
+			first[e] = fmt.Errorf("cannot connect to %s: %w", r.dialers[e].to.url, err)
+		}
+		return nil
+	})
+	if !slices.Contains(first, nil) {
+		return errors.Join(first...)
 	}
-	connecting, cancel := context.WithTimeout(ctx, workers[0].client.dialer.timeout)
+	for _, err := range first {
+		if err != nil {
+			r.note(err.Error())
+		}
+	}
+	connecting, cancel := context.WithTimeout(ctx, r.cfg.Timeout)
 	defer cancel()
 	_ = parallel(connecting, len(workers), func(ctx context.Context, i int) error {
-		_ = workers[i].client.connect(ctx) // the worker's first request tries again and has the error
+		if e := i % len(first); first[e] == nil {
+			_ = workers[i].client.connect(ctx) // the worker's first request tries again and has the error
+		}
 		return nil
 	})
 	if ctx.Err() == nil {
@@ -147,7 +131,7 @@ func connectAll(ctx context.Context, workers []*worker) error {
 }
 
 // send runs the workers and their helpers until the window is over or ctx ends, and waits for all of them.
-func (r *run) send(ctx context.Context, workers []*worker, again time.Time) {
+func (r *run) send(ctx context.Context, workers []*worker) {
 	sending, sent := context.WithCancel(context.WithoutCancel(ctx)) // outlives ctx by the grace period
 	defer sent()
 	r.base = time.Now()
@@ -157,7 +141,7 @@ func (r *run) send(ctx context.Context, workers []*worker, again time.Time) {
 	for _, w := range workers {
 		working.Go(func() { w.loop(sending) })
 	}
-	helping.Go(func() { r.resign(sending, again) })
+	helping.Go(func() { r.resign(sending) })
 	helping.Go(func() { r.watch(ctx, sending, sent, workers) })
 	if r.cfg.Progress != nil {
 		helping.Go(func() { r.progress(sending) })
@@ -191,8 +175,8 @@ func (r *run) watch(ctx, sending context.Context, sent context.CancelFunc, worke
 }
 
 // resign renews the signatures before they are too old.
-func (r *run) resign(sending context.Context, again time.Time) {
-	timer := time.NewTimer(time.Until(again))
+func (r *run) resign(sending context.Context) {
+	timer := time.NewTimer(time.Until(r.again))
 	defer timer.Stop()
 	for {
 		select {
@@ -207,6 +191,7 @@ func (r *run) resign(sending context.Context, again time.Time) {
 			}
 			next = time.Now().Add(resignRetry)
 		}
+		r.again = next
 		timer.Reset(time.Until(next))
 	}
 }

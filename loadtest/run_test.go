@@ -229,7 +229,7 @@ func TestNoGoroutineLeft(t *testing.T) {
 }
 
 func TestSchedule(t *testing.T) {
-	s := newSchedule(4)
+	s := newSchedule(&Config{Rate: 4})
 	for i, want := range []time.Duration{0, 250, 500, 750, 1000} {
 		if got := s.take(); got != want*time.Millisecond {
 			t.Errorf("request %d is due at %v, want %v ms", i, got, want)
@@ -244,12 +244,12 @@ func TestSchedule(t *testing.T) {
 		}
 	}
 	for _, rate := range []float64{3, 7, 999, 33_333.3} { // periods that are no whole number of nanoseconds do not drift
-		s := newSchedule(rate)
+		s := newSchedule(&Config{Rate: rate})
 		if got, want := s.between(0, 1000*time.Second), int64(rate*1000); got < want || got > want+1 {
 			t.Errorf("rate %v: %d requests in 1000 s", rate, got)
 		}
 	}
-	if closed := newSchedule(0); closed.open() || closed.between(0, time.Hour) != 0 {
+	if closed := newSchedule(&Config{}); closed.open() || closed.between(0, time.Hour) != 0 {
 		t.Error("a closed loop has no due times")
 	}
 }

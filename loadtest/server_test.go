@@ -311,7 +311,7 @@ func (k *fakeKMS) count(m map[string]int, name string) int {
 // testConfig is a short closed loop against url.
 func testConfig(url string) Config {
 	cfg := DefaultConfig()
-	cfg.Endpoint, cfg.Concurrency, cfg.Warmup, cfg.Duration = url, 4, 0, 300*time.Millisecond
+	cfg.Endpoints, cfg.Concurrency, cfg.Warmup, cfg.Duration = []string{url}, 4, 0, 300*time.Millisecond
 	return cfg
 }
 

@@ -17,11 +17,11 @@ import (
 // setupAttempts is how often the SDK tries a set-up call: creating many keys on AWS meets its request quotas.
 const setupAttempts = 8
 
-// site is the endpoint of a run and how to speak to it.
+// site is the endpoints of a run and how to speak to them.
 type site struct {
-	dialer      *dialer
+	dialers     []*dialer // one per endpoint
 	credentials aws.CredentialsProvider
-	api         *kms.Client // for set-up and clean-up
+	api         *kms.Client // for set-up and clean-up, at the first endpoint
 	transport   *http.Transport
 }
 
@@ -44,22 +44,25 @@ func connectSite(ctx context.Context, cfg *Config) (*site, error) {
 	if _, err := chain.Credentials.Retrieve(ctx); err != nil {
 		return nil, fmt.Errorf("AWS credentials: %w", err)
 	}
-	to, err := parseEndpoint(cfg.Endpoint)
-	if err != nil {
-		return nil, err
+	s := &site{credentials: chain.Credentials}
+	for _, url := range cfg.Endpoints {
+		to, err := parseEndpoint(url)
+		if err != nil {
+			return nil, err
+		}
+		d, err := newDialer(to, cfg.CAFile, cfg.Timeout)
+		if err != nil {
+			return nil, err
+		}
+		s.dialers = append(s.dialers, d)
 	}
-	d, err := newDialer(to, cfg.CAFile, cfg.Timeout)
-	if err != nil {
-		return nil, err
-	}
-	s := &site{dialer: d, credentials: chain.Credentials}
-	s.transport = &http.Transport{ // no proxy: requests go to the endpoint and nowhere else
-		TLSClientConfig:     d.roots.Clone(),
+	s.transport = &http.Transport{ // no proxy: requests go to the endpoints and nowhere else
+		TLSClientConfig:     s.dialers[0].roots.Clone(),
 		MaxIdleConnsPerHost: setupParallel,
 		IdleConnTimeout:     30 * time.Second,
 	}
 	s.api = kms.NewFromConfig(chain, func(o *kms.Options) {
-		o.BaseEndpoint = aws.String(to.url)
+		o.BaseEndpoint = aws.String(s.dialers[0].to.url)
 		o.RetryMaxAttempts = setupAttempts
 		o.HTTPClient = &http.Client{
 			Transport:     s.transport,
@@ -70,17 +73,20 @@ func connectSite(ctx context.Context, cfg *Config) (*site, error) {
 	return s, nil
 }
 
-// resolve fills in Region, Endpoint and CAFile.
+// resolve fills in Region, Endpoints and CAFile.
 func resolve(cfg *Config, chain *aws.Config) error {
-	cfg.Endpoint = cmp.Or(cfg.Endpoint, os.Getenv("AWS_ENDPOINT_URL_KMS"), os.Getenv("AWS_ENDPOINT_URL"), aws.ToString(chain.BaseEndpoint))
+	if len(cfg.Endpoints) == 0 {
+		cfg.Endpoints = []string{""}
+	}
+	first := cmp.Or(cfg.Endpoints[0], os.Getenv("AWS_ENDPOINT_URL_KMS"), os.Getenv("AWS_ENDPOINT_URL"), aws.ToString(chain.BaseEndpoint))
 	cfg.Region = cmp.Or(cfg.Region, chain.Region)
 	cfg.CAFile = cmp.Or(cfg.CAFile, os.Getenv("AWS_CA_BUNDLE"))
 	if cfg.Region == "" {
-		if cfg.Endpoint == "" {
+		if first == "" {
 			return errors.New("no endpoint and no Region: name one with --endpoint or --region")
 		}
 		cfg.Region = "us-east-1" // keyplane's own default
 	}
-	cfg.Endpoint = cmp.Or(cfg.Endpoint, regionalEndpoint(cfg.Region))
+	cfg.Endpoints = append([]string{cmp.Or(first, regionalEndpoint(cfg.Region))}, cfg.Endpoints[1:]...)
 	return nil
 }

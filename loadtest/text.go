@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -17,12 +18,12 @@ func (p *Report) WriteText(w io.Writer) error {
 	line := func(name, format string, args ...any) {
 		fmt.Fprintf(&b, "  %-12s"+format+"\n", append([]any{name}, args...)...)
 	}
-	fmt.Fprintf(&b, "%s at %s (%s)\n", p.Operation, p.Endpoint, p.Region)
-	if p.Loop == OpenLoop {
-		line("loop", "open, %s requests/s, at most %d at a time", grouped(p.Rate), p.Concurrency)
-	} else {
-		line("loop", "closed, %d at a time", p.Concurrency)
+	urls := make([]string, len(p.Endpoints))
+	for i, e := range p.Endpoints {
+		urls[i] = e.URL
 	}
+	fmt.Fprintf(&b, "%s at %s (%s)\n", p.Operation, strings.Join(urls, ", "), p.Region)
+	line("loop", "%s", p.loopText())
 	line("time", "%.1f s after %.1f s of warm-up", p.Seconds, p.WarmupSeconds)
 	if p.Keys > 0 {
 		line("keys", "%d, %s", p.Keys, p.KeyDistribution)
@@ -39,6 +40,16 @@ func (p *Report) WriteText(w io.Writer) error {
 	line("connections", "%s opened, %s requests sent again", count(p.Connections.Opened), count(p.Connections.Retried))
 	if p.Loop == OpenLoop {
 		line("schedule", "%s missed, at most %.1f µs late to start", count(uint64(p.Schedule.Missed)), p.Schedule.LagMax)
+	}
+	for _, s := range p.Steps {
+		line("step", "%s requests/s for %.1f s: %s answered, p50 %.1f   p99 %.1f   p99.9 %.1f, %s failed", grouped(s.Rate), s.Seconds, grouped(s.Throughput),
+			s.Latency.P50, s.Latency.P99, s.Latency.P999, count(s.Failed))
+	}
+	if len(p.Endpoints) > 1 {
+		for _, e := range p.Endpoints {
+			line("endpoint", "%s: %s requests/s over %d connections, p50 %.1f   p99 %.1f   p99.9 %.1f, %s failed", e.URL, grouped(e.Throughput), e.Workers,
+				e.Latency.P50, e.Latency.P99, e.Latency.P999, count(e.Requests.Failed))
+		}
 	}
 	if len(p.Errors) == 0 {
 		line("errors", "none")
@@ -57,6 +68,18 @@ func (p *Report) WriteText(w io.Writer) error {
 	}
 	_, err := w.Write(b.Bytes())
 	return err
+}
+
+// loopText says in words how requests were offered.
+func (p *Report) loopText() string {
+	if p.Loop != OpenLoop {
+		return fmt.Sprintf("closed, %d at a time", p.Concurrency)
+	}
+	rate := grouped(p.Rate)
+	if p.Profile != Constant {
+		rate = fmt.Sprintf("%s from %s to %s", p.Profile, rate, grouped(p.RateTo))
+	}
+	return fmt.Sprintf("open, %s requests/s, at most %d at a time", rate, p.Concurrency)
 }
 
 // grouped prints a number without fraction, its digits in threes.

@@ -14,25 +14,28 @@ const (
 
 // worker owns one connection and sends one request at a time.
 type worker struct {
-	run    *run
-	client *client
-	check  checker
-	random *rand.Rand
-	shard  *shard
-	sleep  *sleeper
+	run      *run
+	endpoint int // the one its connection goes to
+	client   *client
+	check    checker
+	random   *rand.Rand
+	shard    *shard
+	sleep    *sleeper
 
 	redialWait time.Duration
 	unfinished uint64 // measured requests given up because the run was stopped
 }
 
 func newWorker(r *run, i int) *worker {
+	e := i % len(r.dialers)
 	return &worker{
-		run:    r,
-		client: newClient(r.dialer),
-		check:  checker{op: r.op, payload: r.cfg.Payload, verify: r.cfg.Verify},
-		random: rand.New(rand.NewPCG(r.seed, uint64(i))),
-		shard:  r.recorder.shard(i),
-		sleep:  newSleeper(),
+		run:      r,
+		endpoint: e,
+		client:   newClient(r.dialers[e]),
+		check:    checker{op: r.op, payload: r.cfg.Payload, verify: r.cfg.Verify},
+		random:   rand.New(rand.NewPCG(r.seed, uint64(i))),
+		shard:    r.recorder.shard(i),
+		sleep:    newSleeper(),
 	}
 }
 
@@ -76,8 +79,8 @@ func (w *worker) one(ctx context.Context, due time.Duration) {
 	if r.schedule.open() {
 		begin = r.now()
 	}
-	res := result{measured: due >= r.cfg.Warmup, lag: begin - due}
-	status, err := w.client.exchange(ctx, *t.signed.Load())
+	res := result{due: due, measured: due >= r.cfg.Warmup, lag: begin - due}
+	status, err := w.client.exchange(ctx, *t.signed[w.endpoint].Load())
 	end := r.now()
 	res.latency = end - due
 	res.inWindow = res.measured && end <= r.closesAt()
