@@ -2,13 +2,13 @@ package node
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/base32"
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -122,12 +122,7 @@ func readCredentials(path string) (id, secretKey string, err error) {
 	if err := hsm.CheckPrivate(f); err != nil {
 		return "", "", err
 	}
-	b := make([]byte, 4096)
-	n, err := f.Read(b)
-	if err != nil {
-		return "", "", err
-	}
-	for lines := bufio.NewScanner(bytes.NewReader(b[:n])); lines.Scan(); {
+	for lines := bufio.NewScanner(io.LimitReader(f, 4096)); lines.Scan(); {
 		name, value, _ := strings.Cut(lines.Text(), "=")
 		switch strings.TrimSpace(name) {
 		case "aws_access_key_id":
