@@ -1,0 +1,229 @@
+package node
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/keyplane/keyplane/controlplane"
+	"github.com/keyplane/keyplane/controlplane/store"
+	"github.com/keyplane/keyplane/internal/keyid"
+)
+
+const (
+	testAccount = keyid.Account(111122223333)
+	testKeyID   = "AKIAIOSFODNN7EXAMPLE"
+	testSecret  = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+)
+
+// admins is a store with its credentials and a data directory.
+type admins struct {
+	*testing.T
+	store *store.Store
+	creds *controlplane.Credentials
+	dir   string
+}
+
+func newAdmins(t *testing.T) *admins {
+	t.Helper()
+	t.Setenv(EnvAdminID, "")
+	t.Setenv(EnvAdminSecret, "")
+	dir := t.TempDir()
+	st, err := store.OpenEmbedded(t.Context(), store.EmbeddedConfig{Dir: dir, Logger: quiet, Sealer: sealerOn(t, tokenA)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := st.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	creds, err := controlplane.NewCredentials(controlplane.CredentialsConfig{Store: st, Region: "us-east-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &admins{t, st, creds, dir}
+}
+
+func (a *admins) path() string { return filepath.Join(a.dir, CredentialsFile) }
+
+func (a *admins) ensure(account keyid.Account) error {
+	return ensureAdmin(a.Context(), a.creds, a.store, account, a.dir)
+}
+
+// file is what the credentials file holds.
+func (a *admins) file() (id, secretKey string) {
+	a.Helper()
+	id, secretKey, err := readCredentials(a.path())
+	if err != nil {
+		a.Fatal(err)
+	}
+	return id, secretKey
+}
+
+// holds checks that id with the secret is the administrator's and the only access key.
+func (a *admins) holds(id, secretKey string) {
+	a.Helper()
+	n := 0
+	err := a.store.AccessKeys(a.Context(), func(k *store.AccessKey) error {
+		defer k.Secret.Wipe()
+		if n++; k.ID != id || !k.Active || k.Account != testAccount || !k.Secret.Equal([]byte(secretKey)) {
+			a.Errorf("the store holds %s of %s", k.ID, k.Account)
+		}
+		return nil
+	})
+	if err != nil || n != 1 {
+		a.Errorf("%d access keys, %v", n, err)
+	}
+}
+
+func TestAdminRandom(t *testing.T) {
+	a := newAdmins(t)
+	if err := a.ensure(testAccount); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(a.path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	form := regexp.MustCompile(`^\[default\]\naws_access_key_id = AKIA[A-Z2-7]{16}\naws_secret_access_key = [A-Za-z0-9+/]{40}\n$`)
+	if !form.Match(text) {
+		t.Error("not an AWS shared-credentials file of the form of AWS's keys")
+	}
+	if info, err := os.Stat(a.path()); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
+	id, secretKey := a.file()
+	a.holds(id, secretKey)
+	if a.creds.AccessKey([]byte(id)) == nil {
+		t.Error("the key is not loaded")
+	}
+	// The next starts change nothing, with or without the file.
+	for range 2 {
+		if err := a.ensure(testAccount); err != nil {
+			t.Fatal(err)
+		}
+		a.holds(id, secretKey)
+		if now, err := os.ReadFile(a.path()); err == nil && !bytes.Equal(now, text) {
+			t.Error("the file changed")
+		}
+		_ = os.Remove(a.path())
+	}
+	if _, err := os.Stat(a.path()); !os.IsNotExist(err) {
+		t.Error("a file was made although the account has a key:", err)
+	}
+	// Another account's administrator does not move in.
+	if err := a.ensure(testAccount + 1); err == nil || !strings.Contains(err.Error(), "belongs to another account") {
+		t.Error("another account:", err)
+	}
+	if left, _ := filepath.Glob(a.path() + "*"); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestAdminKeysDiffer(t *testing.T) {
+	seen := map[string]bool{}
+	for range 1000 {
+		id, secretKey := newAccessKey()
+		seen[id], seen[secretKey] = true, true
+	}
+	if len(seen) != 2000 {
+		t.Errorf("%d different values", len(seen))
+	}
+}
+
+// The process ended between the file and the key: the next start takes the file's key.
+func TestAdminCrashBetween(t *testing.T) {
+	a := newAdmins(t)
+	if err := writeCredentials(a.path(), testKeyID, testSecret); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.ensure(testAccount); err != nil {
+		t.Fatal(err)
+	}
+	a.holds(testKeyID, testSecret)
+}
+
+func TestAdminFromEnvironment(t *testing.T) {
+	a := newAdmins(t)
+	for name, set := range map[string][2]string{"only the ID": {testKeyID, ""}, "only the secret": {"", testSecret}} {
+		t.Setenv(EnvAdminID, set[0])
+		t.Setenv(EnvAdminSecret, set[1])
+		if err := a.ensure(testAccount); err == nil || !strings.Contains(err.Error(), "both or neither") || strings.Contains(err.Error(), testSecret) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	t.Setenv(EnvAdminID, testKeyID)
+	for _, secretKey := range []string{testSecret, testSecret, "rotated/secret+access+key=="} { // made, kept, changed
+		t.Setenv(EnvAdminSecret, secretKey)
+		if err := a.ensure(testAccount); err != nil {
+			t.Fatal(err)
+		}
+		a.holds(testKeyID, secretKey)
+		if id, in := a.file(); id != testKeyID || in != secretKey {
+			t.Errorf("the file has %s", id)
+		}
+	}
+	t.Setenv(EnvAdminSecret, "a secret with blanks")
+	if err := a.ensure(testAccount); err == nil {
+		t.Error("a secret is accepted that no credentials file can hold")
+	}
+	a.holds(testKeyID, "rotated/secret+access+key==")
+}
+
+func TestAdminBadFile(t *testing.T) {
+	a := newAdmins(t)
+	for name, c := range map[string]struct {
+		text string
+		mode os.FileMode
+	}{
+		"open to others": {"[default]\naws_access_key_id = " + testKeyID + "\naws_secret_access_key = " + testSecret + "\n", 0o644},
+		"no secret":      {"[default]\naws_access_key_id = " + testKeyID + "\n", 0o600},
+		"empty":          {"", 0o600},
+		"too weak":       {"[default]\naws_access_key_id = " + testKeyID + "\naws_secret_access_key = short\n", 0o600},
+	} {
+		if err := os.WriteFile(a.path(), []byte(c.text), c.mode); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(a.path(), c.mode); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.ensure(testAccount); err == nil || strings.Contains(err.Error(), testSecret) || err.Error() == "EOF" {
+			t.Errorf("%s: %v", name, err)
+		}
+		_ = os.Remove(a.path())
+	}
+	if err := a.store.AccessKeys(t.Context(), func(k *store.AccessKey) error { t.Errorf("%s was made", k.ID); return nil }); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestWriteCredentials(t *testing.T) {
+	path := filepath.Join(t.TempDir(), CredentialsFile)
+	for _, bad := range [][2]string{{"A\nB", testSecret}, {testKeyID, "a\nb"}, {"A=B", testSecret}, {testKeyID, "a b"}, {testKeyID, "a#b"}, {"[A]", testSecret}} {
+		if err := writeCredentials(path, bad[0], bad[1]); err == nil {
+			t.Errorf("%q is accepted", bad)
+		}
+	}
+	if _, err := os.Stat(path); !os.IsNotExist(err) {
+		t.Error("a refused key left a file:", err)
+	}
+	// A file that is there already becomes private; another key replaces it whole.
+	for _, secretKey := range []string{testSecret, testSecret, "padded+secret/=="} {
+		if err := writeCredentials(path, testKeyID, secretKey); err != nil {
+			t.Fatal(err)
+		}
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%v, %v", info.Mode(), err)
+		}
+		if id, got, err := readCredentials(path); err != nil || id != testKeyID || got != secretKey {
+			t.Errorf("read back: %s, %v", id, err)
+		}
+		if err := os.Chmod(path, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,162 @@
+package node
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestDefaults(t *testing.T) {
+	t.Setenv("AWS_REGION", "")
+	var c Config
+	c.Defaults()
+	want := Config{
+		Listen: "127.0.0.1:4599", DataDir: "./keyplane-data", Region: "us-east-1", Account: "111122223333",
+		SessionsPerToken: 2, RoundMax: 256, QueueMax: 1024, QueueTimeMax: 50 * time.Millisecond, RoundTimeout: 2 * time.Second,
+		KeyCacheBytes: 256 << 20, ConnsMax: 20_000, ConnsPerIPMax: 1_000, ReadTimeout: 5 * time.Second, LogLevel: "info",
+	}
+	if !reflect.DeepEqual(c, want) {
+		t.Errorf("got  %+v\nwant %+v", c, want)
+	}
+	if err := c.Validate(); err != nil {
+		t.Error("the defaults are not valid:", err)
+	}
+
+	t.Setenv("AWS_REGION", "eu-west-1")
+	c = Config{HSM: []string{"pkcs11:token=a"}, RoundMax: 8}
+	c.Defaults()
+	if c.Region != "eu-west-1" || c.SessionsPerToken != 4 || c.QueueMax != 32 {
+		t.Errorf("Region %s, %d sessions, queue of %d", c.Region, c.SessionsPerToken, c.QueueMax)
+	}
+
+	// Nothing that is set is changed.
+	full := Config{Listen: "[::1]:1", DataDir: "d", Region: "r", Account: "000000000001", HSM: []string{"u"}, SoftTokenPINFile: "p", SessionsPerToken: 3,
+		RoundMax: 5, QueueMax: 7, QueueTimeMax: time.Second, RoundTimeout: 3 * time.Second, KeyCacheBytes: 1 << 20, ConnsMax: 9, ConnsPerIPMax: 8,
+		ReadTimeout: time.Second, PortableCrypto: true, LogLevel: "debug"}
+	c = full
+	c.Defaults()
+	if !reflect.DeepEqual(c, full) {
+		t.Errorf("got  %+v\nwant %+v", c, full)
+	}
+}
+
+// Each bound at its limit and one beyond.
+func TestValidate(t *testing.T) {
+	for _, c := range []struct {
+		set  func(*Config)
+		want string // part of the message, "" for valid
+	}{
+		{func(c *Config) { c.Listen = ":0" }, ""},
+		{func(c *Config) { c.Listen = "localhost" }, `listen: "localhost" is not host:port`},
+		{func(c *Config) { c.Account = "000000000000" }, ""},
+		{func(c *Config) { c.Account = "1234567890" }, `account: "1234567890" does not have 12 digits`},
+		{func(c *Config) { c.Account = "11112222333a" }, "account:"},
+		{func(c *Config) { c.Region = strings.Repeat("r", 32) }, ""},
+		{func(c *Config) { c.Region = strings.Repeat("r", 33) }, "region:"},
+		{func(c *Config) { c.Region = "" }, "region:"},
+		{func(c *Config) { c.Region = "US" }, `region: "US" is not a Region name like us-east-1`},
+		{func(c *Config) { c.Region = "a/b" }, "region:"},
+		{func(c *Config) { c.SessionsPerToken = 0 }, "sessions_per_token: 0 is not 1 to 64"},
+		{func(c *Config) { c.SessionsPerToken = 1 }, ""},
+		{func(c *Config) { c.SessionsPerToken = 64 }, ""},
+		{func(c *Config) { c.SessionsPerToken = 65 }, "sessions_per_token:"},
+		{func(c *Config) { c.RoundMax = 0 }, "round_max: 0 is not 1 to 1024"},
+		{func(c *Config) { c.RoundMax = 1024 }, ""},
+		{func(c *Config) { c.RoundMax = 1025 }, "round_max:"},
+		{func(c *Config) { c.QueueMax = 0 }, "queue_max: 0 is not 1 to 1048576"},
+		{func(c *Config) { c.QueueMax = 1 << 20 }, ""},
+		{func(c *Config) { c.QueueMax = 1<<20 + 1 }, "queue_max:"},
+		{func(c *Config) { c.QueueTimeMax = time.Millisecond - 1 }, "queue_time_max:"},
+		{func(c *Config) { c.QueueTimeMax = time.Millisecond }, ""},
+		{func(c *Config) { c.QueueTimeMax = time.Minute }, ""},
+		{func(c *Config) { c.QueueTimeMax = time.Minute + 1 }, "queue_time_max:"},
+		{func(c *Config) { c.RoundTimeout = 10*time.Millisecond - 1 }, "round_timeout:"},
+		{func(c *Config) { c.RoundTimeout = 10 * time.Millisecond }, ""},
+		{func(c *Config) { c.RoundTimeout = time.Minute }, ""},
+		{func(c *Config) { c.RoundTimeout = time.Minute + 1 }, "round_timeout:"},
+		{func(c *Config) { c.ReadTimeout = 10*time.Millisecond - 1 }, "read_timeout:"},
+		{func(c *Config) { c.ReadTimeout = 10 * time.Millisecond }, ""},
+		{func(c *Config) { c.ReadTimeout = time.Minute }, ""},
+		{func(c *Config) { c.ReadTimeout = time.Minute + 1 }, "read_timeout:"},
+		{func(c *Config) { c.KeyCacheBytes = 1<<20 - 1 }, "key_cache_bytes: 1048575 is less than 1048576"},
+		{func(c *Config) { c.KeyCacheBytes = 1 << 20 }, ""},
+		{func(c *Config) { c.ConnsMax = 0 }, "conns_max and conns_per_ip_max: at least 1"},
+		{func(c *Config) { c.ConnsPerIPMax = -1 }, "conns_max and conns_per_ip_max"},
+		{func(c *Config) { c.ConnsMax, c.ConnsPerIPMax = 1, 1 }, ""},
+		{func(c *Config) { c.LogLevel = "loud" }, `log_level: "loud" is not debug, info, warn or error`},
+		{func(c *Config) { c.LogLevel = "WARN" }, ""},
+	} {
+		var cfg Config
+		cfg.Defaults()
+		c.set(&cfg)
+		err := cfg.Validate()
+		switch {
+		case c.want == "" && err != nil:
+			t.Errorf("refused: %v", err)
+		case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)):
+			t.Errorf("got %v, want %q", err, c.want)
+		}
+	}
+	// All faults at once.
+	err := (&Config{Region: "-", LogLevel: "x"}).Validate()
+	for _, field := range []string{"listen", "account", "sessions_per_token", "round_max", "queue_max", "queue_time_max", "round_timeout", "read_timeout", "key_cache_bytes", "conns_max", "log_level"} {
+		if err == nil || !strings.Contains(err.Error(), field+":") && !strings.Contains(err.Error(), field+" and") {
+			t.Errorf("%v does not tell of %s", err, field)
+		}
+	}
+}
+
+func TestReadConfig(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "keyplane.yaml")
+	text := "listen: 0.0.0.0:80\nhsm:\n  - pkcs11:token=a\n  - pkcs11:token=b\nqueue_time_max: 20ms\nportable_crypto: true\n"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := ReadConfig(path)
+	want := Config{Listen: "0.0.0.0:80", HSM: []string{"pkcs11:token=a", "pkcs11:token=b"}, QueueTimeMax: 20 * time.Millisecond, PortableCrypto: true}
+	if err != nil || !reflect.DeepEqual(c, want) {
+		t.Errorf("%+v, %v", c, err)
+	}
+	if _, err := ReadConfig(path + ".no"); !os.IsNotExist(err) {
+		t.Error("no file:", err)
+	}
+	for name, bad := range map[string]string{
+		"unknown field": "listen: a:1\nlisten_address: b:2\n", "wrong type": "round_max: many\n", "field twice": "listen: a:1\nlisten: b:2\n",
+		"two documents": "listen: a:1\n---\nlisten: b:2\n", "not YAML": "\t{", "a list": "- a\n", "field's Go name": "DataDir: x\n", "duration without unit": "round_timeout: 2\n",
+	} {
+		if c, err := ParseConfig([]byte(bad)); err == nil && name != "duration without unit" {
+			t.Errorf("%s: accepted as %+v", name, c)
+		} else if err == nil { // nanoseconds: Validate finds it
+			c.Defaults()
+			if c.Validate() == nil {
+				t.Errorf("%s: valid", name)
+			}
+		}
+	}
+	for _, empty := range []string{"", "\n# nothing\n", "---\n", "{}"} {
+		if c, err := ParseConfig([]byte(empty)); err != nil || !reflect.DeepEqual(c, Config{}) {
+			t.Errorf("%q: %+v, %v", empty, c, err)
+		}
+	}
+}
+
+// FuzzParseConfig: no text makes the parser, Defaults or Validate panic, and what is valid has its limits.
+func FuzzParseConfig(f *testing.F) {
+	for _, seed := range []string{"", "listen: 127.0.0.1:1\naccount: \"111122223333\"\nhsm: [a, b]\n", "round_max: 1024\nqueue_time_max: 1m\n", "a: &a [*a]\n", "listen: !!binary AAAA\n",
+		"---\n---\n", "? {a: b}\n: c\n", "key_cache_bytes: 1e9\n", "region: \"\\ud800\"\n", "<<: {listen: x}\n", "conns_max: 0x10\nlog_level: ERROR+4\n"} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		c, err := ParseConfig(b)
+		if err != nil {
+			return
+		}
+		c.Defaults()
+		if c.Validate() == nil && (c.RoundMax < 1 || c.RoundMax > 1024 || len(c.Account) != 12 || c.Region == "" || c.ReadTimeout <= 0) {
+			t.Errorf("valid: %+v", c)
+		}
+	})
+}
