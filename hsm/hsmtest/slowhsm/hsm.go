@@ -97,8 +97,10 @@ func New(dir, uri string, s Settings) (*HSM, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, err = BuildAt(dir)
-	return h, err
+	if _, err := BuildAt(dir); err != nil {
+		return nil, err
+	}
+	return h, nil
 }
 
 // Over builds the module into a directory of the test, in front of the token that uri names, and sets the environment for this process.
