@@ -1,0 +1,170 @@
+package main
+
+import (
+	"bytes"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/keyplane/keyplane/internal/node"
+)
+
+func TestRunUsage(t *testing.T) {
+	for _, c := range []struct {
+		args           string
+		status         int
+		stdout, stderr string // parts of the output
+	}{
+		{"", 2, "", "keyplane serve"},
+		{"nonsense", 2, "", `there is no command "nonsense"`},
+		{"help", 0, "keyplane serve", ""},
+		{"--help", 0, "keyplane serve", ""},
+		{"-h", 0, "keyplane hsm probe", ""},
+		{"version", 0, "keyplane ", ""},
+		{"--version", 0, "keyplane ", ""},
+		{"serve --version", 0, "keyplane ", ""},
+		{"serve --help", 0, "", "-data-dir"},
+		{"serve --nonsense", 2, "", "not defined: -nonsense"},
+		{"serve extra", 2, "", `unexpected argument "extra"`},
+		{"serve --account 1", 2, "", `account: "1" does not have 12 digits`},
+		{"serve --config /nowhere/keyplane.yaml", 2, "", "/nowhere/keyplane.yaml"},
+		{"serve --log-level loud", 2, "", "log_level"},
+		{"hsm", 2, "", "keyplane hsm"},
+		{"hsm nonsense --hsm pkcs11:token=x", 2, "", ""},
+		{"hsm init", 2, "", ""},
+		{"hsm probe extra", 2, "", ""},
+		{"loadtest --nonsense", 2, "", ""},
+	} {
+		if strings.HasPrefix(c.args, "hsm") && !hasHSM {
+			c.status, c.stderr = 1, "without cgo"
+		}
+		t.Run(c.args, func(t *testing.T) {
+			var stdout, stderr bytes.Buffer
+			status := run(strings.Fields(c.args), &stdout, &stderr)
+			if status != c.status || !strings.Contains(stdout.String(), c.stdout) || !strings.Contains(stderr.String(), c.stderr) {
+				t.Errorf("status %d, want %d\nstdout %s\nstderr %s", status, c.status, &stdout, &stderr)
+			}
+			if c.status == 0 && c.stdout != "" && stderr.Len() > 0 || c.status == 2 && stdout.Len() > 0 {
+				t.Errorf("on the wrong stream\nstdout %s\nstderr %s", &stdout, &stderr)
+			}
+		})
+	}
+}
+
+func TestVersion(t *testing.T) {
+	defer func(v string) { version = v }(version)
+	version = "v1.2.3-test"
+	var stdout, stderr bytes.Buffer
+	if status := run([]string{"--version"}, &stdout, &stderr); status != 0 || stdout.String() != "keyplane v1.2.3-test\n" {
+		t.Errorf("%d, %q", status, &stdout)
+	}
+	version = ""
+	if versionText() == "" {
+		t.Error("no version")
+	}
+}
+
+func writeFile(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "keyplane.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// The file wins over the defaults, and each flag over the file.
+func TestServeConfig(t *testing.T) {
+	t.Setenv("AWS_REGION", "")
+	file := writeFile(t, `listen: 127.0.0.1:1
+data_dir: file-dir
+region: eu-west-1
+account: "444455556666"
+hsm: ["pkcs11:token=file"]
+soft_token_pin_file: file-pin
+round_max: 64
+log_level: warn
+`)
+	config := func(args ...string) node.Config {
+		t.Helper()
+		var stdout, stderr bytes.Buffer
+		cfg, done, err := serveConfig(args, &stdout, &stderr)
+		if err != nil || done || stdout.Len()+stderr.Len() > 0 {
+			t.Fatalf("%v: %v, done %v, %s%s", args, err, done, &stdout, &stderr)
+		}
+		return cfg
+	}
+	var want node.Config
+	want.Defaults()
+	if got := config(); !reflect.DeepEqual(got, want) {
+		t.Errorf("without anything\ngot  %+v\nwant %+v", got, want)
+	}
+	want = node.Config{Listen: "127.0.0.1:1", DataDir: "file-dir", Region: "eu-west-1", Account: "444455556666", HSM: []string{"pkcs11:token=file"},
+		SoftTokenPINFile: "file-pin", RoundMax: 64, LogLevel: "warn"}
+	want.Defaults()
+	if got := config("--config", file); !reflect.DeepEqual(got, want) {
+		t.Errorf("with a file\ngot  %+v\nwant %+v", got, want)
+	}
+	for _, c := range []struct {
+		args string
+		set  func(*node.Config)
+	}{
+		{"--listen :2", func(c *node.Config) { c.Listen = ":2" }},
+		{"--data-dir flag-dir", func(c *node.Config) { c.DataDir = "flag-dir" }},
+		{"--region us-west-2", func(c *node.Config) { c.Region = "us-west-2" }},
+		{"--account 777788889999", func(c *node.Config) { c.Account = "777788889999" }},
+		{"--hsm pkcs11:token=a --hsm pkcs11:token=b", func(c *node.Config) { c.HSM = []string{"pkcs11:token=a", "pkcs11:token=b"} }},
+		{"--soft-token-pin-file flag-pin", func(c *node.Config) { c.SoftTokenPINFile = "flag-pin" }},
+		{"--portable-crypto", func(c *node.Config) { c.PortableCrypto = true }},
+		{"--log-level debug", func(c *node.Config) { c.LogLevel = "debug" }},
+	} {
+		changed := want
+		c.set(&changed)
+		for _, args := range [][]string{append([]string{"--config", file}, strings.Fields(c.args)...), append(strings.Fields(c.args), "--config", file)} {
+			if got := config(args...); !reflect.DeepEqual(got, changed) {
+				t.Errorf("%v\ngot  %+v\nwant %+v", args, got, changed)
+			}
+		}
+	}
+	for what, text := range map[string]string{"unknown field": "listen_on: x\n", "bad value": "round_max: 0x10000\n"} {
+		path := writeFile(t, text)
+		var stdout, stderr bytes.Buffer
+		if _, _, err := serveConfig([]string{"--config", path}, &stdout, &stderr); err == nil {
+			t.Errorf("%s: accepted", what)
+		}
+	}
+}
+
+// announce names the file with the credentials and never what is in it.
+func TestAnnounceKeepsTheSecret(t *testing.T) {
+	const id, secretKey = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+	t.Setenv(node.EnvAdminID, id)
+	t.Setenv(node.EnvAdminSecret, secretKey)
+	cfg := node.Config{Listen: "127.0.0.1:0", DataDir: filepath.Join(t.TempDir(), "data")}
+	cfg.Defaults()
+	var log bytes.Buffer
+	n, err := node.Start(t.Context(), cfg, slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	announce(&out, cfg, n)
+	path, addr := n.CredentialsPath(), n.Addr()
+	n.Close()
+	for _, want := range []string{addr, path, cfg.Account, cfg.Region, "soft token", "--hsm", "aws --endpoint-url http://" + addr} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("it does not say %q:\n%s", want, &out)
+		}
+	}
+	for what, text := range map[string]string{"announcement": out.String(), "log": log.String()} {
+		if strings.Contains(text, secretKey) || strings.Contains(text, secretKey[:12]) {
+			t.Errorf("the %s holds the secret", what)
+		}
+	}
+	if b, err := os.ReadFile(path); err != nil || !bytes.Contains(b, []byte(secretKey)) {
+		t.Error("the file does not hold it:", err)
+	}
+}
