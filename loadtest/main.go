@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // Exit statuses of Main.
@@ -19,18 +20,48 @@ const (
 	exitUsage  = 2
 )
 
+// Where --duration and --warmup are not given, a probe of a search is shorter than a run.
+const (
+	probeDuration = 2 * time.Second
+	probeWarmup   = 500 * time.Millisecond
+)
+
+// options are the flags that are not of the run itself.
+type options struct {
+	asJSON bool
+	html   string        // file; "" is none
+	search time.Duration // bound of p99; 0 is a plain run
+}
+
+// outcome is what can be printed: *Report or *SearchReport.
+type outcome interface {
+	WriteText(io.Writer) error
+	WriteJSON(io.Writer) error
+	WriteHTML(io.Writer) error
+}
+
 // Main is `keyplane loadtest`: it reads flags, runs until done or interrupted and prints the report on stdout.
-// Progress goes to stderr if that is a terminal. It returns the exit status.
+// Progress goes to stderr if that is a terminal; the probes of a search to stdout, with --json to stderr. It returns the exit status.
 func Main(args []string, stdout, stderr io.Writer) int {
-	cfg, asJSON, err := parseFlags(args, stderr)
+	complain := func(err error) {
+		fmt.Fprintln(stderr, "keyplane loadtest:", strings.ReplaceAll(err.Error(), "\n", "\nkeyplane loadtest: "))
+	}
+	cfg, opt, err := parseFlags(args, stderr)
 	if errors.Is(err, flag.ErrHelp) {
 		return exitOK
 	}
-	if err == nil {
+	if err == nil && opt.search != 0 {
+		err = validateSearch(&cfg, opt.search)
+	} else if err == nil {
 		err = cfg.validate()
 	}
 	if err != nil {
-		fmt.Fprintln(stderr, "keyplane loadtest:", strings.ReplaceAll(err.Error(), "\n", "\nkeyplane loadtest: "))
+		complain(err)
+		return exitUsage
+	}
+	page, err := createPage(opt.html)
+	if err != nil {
+		complain(err)
 		return exitUsage
 	}
 	if isTerminal(stderr) {
@@ -39,27 +70,71 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second interrupt ends the process
-	report, err := Run(ctx, cfg)
-	if err != nil && ctx.Err() != nil {
-		fmt.Fprintln(stderr, "keyplane loadtest: interrupted before anything was measured")
-		return exitFailed
-	}
+	report, good, err := opt.run(ctx, cfg, stdout, stderr)
 	if err != nil {
-		fmt.Fprintln(stderr, "keyplane loadtest:", err)
+		page.discard()
+		if ctx.Err() != nil {
+			err = errors.New("interrupted before anything was measured")
+		}
+		complain(err)
 		return exitFailed
 	}
 	write := report.WriteText
-	if asJSON {
+	if opt.asJSON {
 		write = report.WriteJSON
 	}
-	if err := write(stdout); err != nil {
-		fmt.Fprintln(stderr, "keyplane loadtest:", err)
+	if err := errors.Join(write(stdout), page.write(report)); err != nil {
+		complain(err)
 		return exitFailed
 	}
-	if report.Requests.Succeeded == 0 || report.count(kindVerifyMismatch) > 0 {
+	if !good {
 		return exitFailed
 	}
 	return exitOK
+}
+
+// run is a load test or a search; good is whether it found what it was to find.
+func (o *options) run(ctx context.Context, cfg Config, stdout, stderr io.Writer) (report outcome, good bool, err error) {
+	if o.search == 0 {
+		p, err := Run(ctx, cfg)
+		return p, err == nil && p.Requests.Succeeded > 0 && p.count(kindVerifyMismatch) == 0, err
+	}
+	lines := stdout
+	if o.asJSON {
+		lines = stderr
+	}
+	f, err := Search(ctx, cfg, o.search, func(p Probe) { fmt.Fprintln(lines, p) })
+	return f, err == nil && f.Best != nil && f.Best.count(kindVerifyMismatch) == 0, err
+}
+
+// pageFile is where the HTML goes; nil is nowhere.
+type pageFile struct{ file *os.File }
+
+// createPage creates the file before the run, so that a path that cannot be written is not found out after it.
+func createPage(name string) (*pageFile, error) {
+	if name == "" {
+		return nil, nil
+	}
+	file, err := os.Create(name)
+	if err != nil {
+		return nil, err
+	}
+	return &pageFile{file}, nil
+}
+
+func (p *pageFile) write(report outcome) error {
+	if p == nil {
+		return nil
+	}
+	return errors.Join(report.WriteHTML(p.file), p.file.Close())
+}
+
+// discard removes the file that stayed empty.
+func (p *pageFile) discard() {
+	if p != nil {
+		p.file.Close()
+		os.Remove(p.file.Name())
+	}
 }
 
 // count is the number of errors of one kind.
@@ -72,13 +147,13 @@ func (p *Report) count(k kind) uint64 {
 	return 0
 }
 
-func parseFlags(args []string, stderr io.Writer) (cfg Config, asJSON bool, err error) {
+func parseFlags(args []string, stderr io.Writer) (cfg Config, opt options, err error) {
 	cfg = DefaultConfig()
 	f := flag.NewFlagSet("keyplane loadtest", flag.ContinueOnError)
 	f.SetOutput(io.Discard) // Main prints the error, once
 	f.Usage = func() {
 		f.SetOutput(stderr)
-		fmt.Fprint(stderr, "Usage: keyplane loadtest [flags]\n\nSends signed KMS requests to one endpoint and reports throughput, latency and errors.\n\n")
+		fmt.Fprint(stderr, "Usage: keyplane loadtest [flags]\n\nSends signed KMS requests and reports throughput, latency and errors.\n\n")
 		f.PrintDefaults()
 	}
 	f.Func("endpoint", "`URL` of the KMS endpoint (default $AWS_ENDPOINT_URL_KMS, $AWS_ENDPOINT_URL, then the Region's AWS endpoint); may be repeated for nodes with the same keys, connections go to them in turn", func(url string) error {
@@ -105,14 +180,26 @@ func parseFlags(args []string, stderr io.Writer) (cfg Config, asJSON bool, err e
 	f.IntVar(&cfg.Payload, "payload", cfg.Payload, "`bytes` of plaintext, data key or random data")
 	f.BoolVar(&cfg.Verify, "verify", cfg.Verify, "compare plaintexts, lengths and key ARNs in replies")
 	f.BoolVar(&cfg.Cleanup, "cleanup", cfg.Cleanup, "at the end schedule the deletion of the keys this run created")
-	f.BoolVar(&asJSON, "json", false, "print the report as one JSON document")
+	f.DurationVar(&opt.search, "search-p99", 0, "search for the highest rate that keeps p99 within this `duration`, in probes of --duration each (default 2s after 500ms of warm-up) from --rate on (default 500); --concurrency bounds it too")
+	f.BoolVar(&opt.asJSON, "json", false, "print the report as one JSON document")
+	f.StringVar(&opt.html, "html", "", "write the report with plots to this `file` too")
 	if err := f.Parse(args); err != nil {
-		return cfg, false, err
+		return cfg, opt, err
 	}
 	if f.NArg() > 0 {
-		return cfg, false, fmt.Errorf("unexpected argument %q", f.Arg(0))
+		return cfg, opt, fmt.Errorf("unexpected argument %q", f.Arg(0))
 	}
-	return cfg, asJSON, nil
+	if opt.search != 0 {
+		given := make(map[string]bool)
+		f.Visit(func(f *flag.Flag) { given[f.Name] = true })
+		if !given["duration"] {
+			cfg.Duration = probeDuration
+		}
+		if !given["warmup"] {
+			cfg.Warmup = probeWarmup
+		}
+	}
+	return cfg, opt, nil
 }
 
 // isTerminal reports whether w is a character device.

@@ -1,7 +1,6 @@
 package loadtest
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"runtime"
@@ -286,9 +285,4 @@ func errorCounts(sum *tally) []ErrorCount {
 }
 
 // WriteJSON writes the report as one JSON document.
-func (p *Report) WriteJSON(w io.Writer) error {
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	e.SetEscapeHTML(false)
-	return e.Encode(p)
-}
+func (p *Report) WriteJSON(w io.Writer) error { return writeJSON(w, p) }

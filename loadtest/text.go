@@ -70,6 +70,48 @@ func (p *Report) WriteText(w io.Writer) error {
 	return err
 }
 
+// WriteText writes the probes' outcome and the best probe's report for people.
+func (f *SearchReport) WriteText(w io.Writer) error {
+	var b bytes.Buffer
+	switch {
+	case f.Best == nil:
+		fmt.Fprintf(&b, "no rate that was tried holds p99 within %.1f µs\n", f.Bound)
+	case f.RateFailed == 0:
+		fmt.Fprintf(&b, "p99 within %.1f µs: %s requests/s hold, and nothing above was seen to fail\n", f.Bound, grouped(f.Rate))
+	default:
+		fmt.Fprintf(&b, "p99 within %.1f µs: %s requests/s hold, %s fail\n", f.Bound, grouped(f.Rate), grouped(f.RateFailed))
+	}
+	if f.Interrupted {
+		b.WriteString("interrupted: the search had not ended\n")
+	}
+	if f.KeysRemoved > 0 {
+		fmt.Fprintf(&b, "%d keys scheduled for deletion\n", f.KeysRemoved)
+	}
+	for _, note := range f.Notes {
+		fmt.Fprintf(&b, "note: %s\n", note)
+	}
+	if f.Best != nil {
+		b.WriteString("\nat that rate: ")
+		if err := f.Best.WriteText(&b); err != nil {
+			return err
+		}
+	}
+	_, err := w.Write(b.Bytes())
+	return err
+}
+
+// String is the probe's line.
+func (p Probe) String() string {
+	p99, verdict := "p99 out of reach", "fails"
+	if p.P99 != nil {
+		p99 = fmt.Sprintf("p99 %.1f µs", *p.P99)
+	}
+	if p.Held {
+		verdict = "holds"
+	}
+	return fmt.Sprintf("probe %s/s: %s, %s/s answered, %s failed, %s missed: %s", grouped(p.Rate), p99, grouped(p.Throughput), count(p.Failed), count(uint64(p.Missed)), verdict)
+}
+
 // loopText says in words how requests were offered.
 func (p *Report) loopText() string {
 	if p.Loop != OpenLoop {
