@@ -21,7 +21,7 @@ const (
 	processEndMax   = 30 * time.Second
 )
 
-var binary struct {
+var built struct {
 	once sync.Once
 	path string
 	err  error
@@ -31,22 +31,22 @@ var binary struct {
 // `go test` removes afterwards.
 func Binary(t testing.TB) string {
 	t.Helper()
-	binary.once.Do(func() {
+	built.once.Do(func() {
 		self, err := os.Executable()
 		if err != nil {
-			binary.err = err
+			built.err = err
 			return
 		}
-		binary.path = filepath.Join(filepath.Dir(self), "keyplane-under-test")
-		out, err := exec.Command("go", "build", "-o", binary.path, "github.com/keyplane/keyplane/cmd/keyplane").CombinedOutput()
+		built.path = filepath.Join(filepath.Dir(self), "keyplane-under-test")
+		out, err := exec.Command("go", "build", "-o", built.path, "github.com/keyplane/keyplane/cmd/keyplane").CombinedOutput()
 		if err != nil {
-			binary.err = errors.New("go build: " + err.Error() + "\n" + string(out))
+			built.err = errors.New("go build: " + err.Error() + "\n" + string(out))
 		}
 	})
-	if binary.err != nil {
-		t.Fatal(binary.err)
+	if built.err != nil {
+		t.Fatal(built.err)
 	}
-	return binary.path
+	return built.path
 }
 
 // Process is `keyplane serve` as a process of its own. It is killed with the test.
