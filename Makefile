@@ -1,5 +1,8 @@
 # Two commands do everything on a fresh machine with Go, gcc and make: `make run` and `make test`.
 
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
 GO       ?= go
 BIN      := bin/keyplane
 VERSION  := $(shell git describe --always --dirty 2>/dev/null || echo unknown)

@@ -11,6 +11,8 @@
 package cache
 
 import (
+	"crypto/rand"
+	"encoding/binary"
 	"fmt"
 	"strconv"
 	"sync/atomic"
@@ -33,6 +35,7 @@ const hits = 1024
 // Cache maps names to values of type *V. Methods are safe for concurrent use.
 type Cache[V any] struct {
 	store   *ristretto.Cache[[]byte, entry[V]]
+	seed    uint64 // of the hash that chooses slots: names are chosen by clients, who must not be able to aim at a slot
 	epochs  [slots]atomic.Uint64
 	flights singleflight.Group
 	loads   atomic.Uint64
@@ -60,10 +63,21 @@ func New[V any](bytesMax int64) (*Cache[V], error) {
 	if err != nil {
 		return nil, fmt.Errorf("cache: %w", err)
 	}
-	return &Cache[V]{store: store}, nil
+	return &Cache[V]{store: store, seed: newSeed()}, nil
 }
 
-func (c *Cache[V]) epoch(name []byte) *atomic.Uint64 { return &c.epochs[xxhash.Sum64(name)%slots] }
+func newSeed() uint64 {
+	var b [8]byte
+	_, _ = rand.Read(b[:])
+	return binary.LittleEndian.Uint64(b[:])
+}
+
+func (c *Cache[V]) epoch(name []byte) *atomic.Uint64 {
+	var d xxhash.Digest
+	d.ResetWithSeed(c.seed)
+	_, _ = d.Write(name) // it cannot fail
+	return &c.epochs[d.Sum64()%slots]
+}
 
 // Get returns the value stored under name in the present epoch, or nil. The caller compares the value's own identity with what it asked
 // for: names are told apart by a 128-bit hash.
@@ -100,14 +114,6 @@ func (c *Cache[V]) Load(name []byte, load func() (*V, int64, error)) (*V, error)
 func (c *Cache[V]) Invalidate(name []byte) {
 	c.epoch(name).Add(1)
 	c.store.Del(name)
-}
-
-// InvalidateAll is Invalidate for every name.
-func (c *Cache[V]) InvalidateAll() {
-	for i := range c.epochs {
-		c.epochs[i].Add(1)
-	}
-	c.store.Clear()
 }
 
 // Loads counts calls of load functions since New.

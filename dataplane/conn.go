@@ -1,10 +1,13 @@
 package dataplane
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"syscall"
+	"time"
 
 	"github.com/valyala/fasthttp"
 )
@@ -42,15 +45,21 @@ func (a *addrCount) leave(ip netip.Addr) {
 }
 
 func (l listener) Accept() (net.Conn, error) {
+	var pause time.Duration
 	for {
 		c, err := l.Listener.Accept()
+		if exhausted(err) {
+			// fasthttp would end the service. Connections that close give back what is missing.
+			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+			l.s.warn("no connection can be accepted now", err)
+			time.Sleep(pause)
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
-		wrapped := &conn{Conn: c, s: l.s, perIP: l.perIP}
-		if tcp, ok := c.RemoteAddr().(*net.TCPAddr); ok {
-			wrapped.ip = tcp.AddrPort().Addr().Unmap().WithZone("")
-		}
+		pause = 0
+		wrapped := &conn{Conn: c, s: l.s, perIP: l.perIP, ip: clientOf(c.RemoteAddr())}
 		if l.perIP.enter(wrapped.ip) {
 			return wrapped, nil
 		}
@@ -58,10 +67,30 @@ func (l listener) Accept() (net.Conn, error) {
 	}
 }
 
+// exhausted says that the process or the host is out of descriptors or memory for now.
+func exhausted(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOMEM)
+}
+
+// clientOf is what connections are counted by: an IPv4 address, or the /64 that one IPv6 host usually has to itself.
+func clientOf(a net.Addr) netip.Addr {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.Addr{}
+	}
+	ip := tcp.AddrPort().Addr().Unmap().WithZone("")
+	if ip.Is6() {
+		if p, err := ip.Prefix(64); err == nil {
+			return p.Masked().Addr()
+		}
+	}
+	return ip
+}
+
 // conn knows when a reply has left, so that no plaintext stays behind.
 //
 // fasthttp copies a reply from our buffer (SetBodyRaw) into its pooled write buffer and keeps that buffer as it is. Write therefore clears
-// what it has written. That bends the contract of io.Writer, which must not modify its argument; it is sound here because every slice
+// what it has written, and after an error all of it, because the rest is never sent. That bends the contract of io.Writer, which must not modify its argument; it is sound here because every slice
 // written to this connection is a private copy: fasthttp's write buffer or a reply's own body, never a static or shared one.
 //
 // Our own buffer is free when fasthttp asks for the next bytes: it reads a connection only between requests, after the reply before was
@@ -82,8 +111,12 @@ func (c *conn) Read(p []byte) (int, error) {
 
 func (c *conn) Write(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
+	if err != nil {
+		clear(p)
+		return n, err
+	}
 	clear(p[:n])
-	return n, err
+	return n, nil
 }
 
 // Close may come from Shutdown's goroutine while a request is in flight, so it does not release what is pending; connState does.

@@ -9,15 +9,19 @@ import (
 // decrypt: ciphertext blob (86 to 4181 bytes) → plaintext (1 to 4096 bytes). Errors in the order of test: docs/errors.md.
 func (s *Server) decrypt(r *request) kmsapi.Code {
 	in := &r.in
-	version, code := s.source(r)
+	code := s.source(r)
 	if code != kmsapi.OK {
 		return code
 	}
 	if code = s.admitRecipient(r); code != kmsapi.OK {
 		return code
 	}
-	if version == nil {
-		return r.refuse(kmsapi.DryRunOperation) // IGNORE_CIPHERTEXT
+	if in.ignoresCiphertext() {
+		return r.refuse(kmsapi.DryRunOperation)
+	}
+	version, code := s.ciphertext(r)
+	if code != kmsapi.OK {
+		return code
 	}
 	r.wantBlobKey(version)
 	if code = s.round(r); code != kmsapi.OK {
@@ -38,42 +42,50 @@ func (s *Server) decrypt(r *request) kmsapi.Code {
 	return kmsapi.OK
 }
 
-// source reads the ciphertext that was sent, finds and admits its key (r.key) and returns the backing key it was made under. It is nil
-// only where a dry run asked to ignore the ciphertext. For Decrypt, and for the first half of ReEncrypt.
-func (s *Server) source(r *request) (*snapshot.Version, kmsapi.Code) {
+// source finds and admits the key of the ciphertext that was sent: the one that is named, else the one the ciphertext names. For Decrypt,
+// and for the first half of ReEncrypt.
+func (s *Server) source(r *request) kmsapi.Code {
 	in := &r.in
-	ignore := in.dryRun && in.ignoreCiphertext
-	named := in.keyID != nil
 	var code kmsapi.Code
-	if named {
-		if r.key, code = s.resolve(r, in.keyID); code != kmsapi.OK {
-			return nil, code
-		}
-	} else {
-		switch {
-		case ignore:
-			return nil, r.keyIDRequired("when the ciphertext is ignored.")
-		case in.ciphertextBlob == nil:
-			return nil, s.noCiphertext(r)
-		case in.algorithm != nil && string(in.algorithm) != kmsapi.SymmetricDefault:
-			return nil, r.keyIDRequired("to decrypt with an asymmetric KMS key.")
-		case !r.parseBlob():
-			return nil, r.refuse(kmsapi.InvalidCiphertext)
-		}
-		if r.key, code = s.blobKey(r); code != kmsapi.OK {
-			return nil, code
-		}
+	switch {
+	case in.keyID != nil:
+		r.key, code = s.resolve(r, in.keyID)
+	case in.ignoresCiphertext():
+		return r.keyIDRequired("when the ciphertext is ignored.")
+	case in.ciphertextBlob == nil:
+		return s.noCiphertext(r)
+	case in.algorithm != nil && string(in.algorithm) != kmsapi.SymmetricDefault:
+		return r.keyIDRequired("to decrypt with an asymmetric KMS key.")
+	case !r.parseBlob():
+		return r.refuse(kmsapi.InvalidCiphertext)
+	default:
+		r.key, code = s.blobKey(r)
+	}
+	if code != kmsapi.OK {
+		return code
 	}
 	if code = s.admitTokens(r); code != kmsapi.OK {
-		return nil, code
+		return code
 	}
-	if code = s.admit(r, r.key, in.algorithm); code != kmsapi.OK {
-		return nil, code
+	return s.admit(r, r.key, in.algorithm)
+}
+
+func (r *request) keyIDRequired(why string) kmsapi.Code {
+	name := "KeyId"
+	if r.op.members&mSourceKeyID != 0 {
+		name = "SourceKeyId"
 	}
-	if ignore {
-		return nil, kmsapi.OK
-	}
-	if named {
+	r.msg = append(append(append(r.msg[:0], name...), " is required "...), why...)
+	return kmsapi.Validation
+}
+
+// ignoresCiphertext says that a dry run asks for nothing but the rights.
+func (in *input) ignoresCiphertext() bool { return in.dryRun && in.ignoreCiphertext }
+
+// ciphertext reads the ciphertext, unless source has, and returns the backing key it was made under, one of r.key's.
+func (s *Server) ciphertext(r *request) (*snapshot.Version, kmsapi.Code) {
+	in := &r.in
+	if in.keyID != nil {
 		switch {
 		case in.ciphertextBlob == nil:
 			return nil, s.noCiphertext(r)
@@ -88,15 +100,6 @@ func (s *Server) source(r *request) (*snapshot.Version, kmsapi.Code) {
 		return nil, r.refuse(kmsapi.InvalidCiphertext)
 	}
 	return v, kmsapi.OK
-}
-
-func (r *request) keyIDRequired(why string) kmsapi.Code {
-	name := "KeyId"
-	if r.op.members&mSourceKeyID != 0 {
-		name = "SourceKeyId"
-	}
-	r.msg = append(append(append(r.msg[:0], name...), " is required "...), why...)
-	return kmsapi.Validation
 }
 
 // noCiphertext refuses a missing CiphertextBlob, which the model leaves optional since a dry run may go without.

@@ -39,9 +39,9 @@ func (r *request) wantBlobKey(v *snapshot.Version) {
 	r.job.N++
 }
 
-// round runs r.job: one round in the batcher.
+// round runs r.job: one round in the batcher. Its time in the queue counts from now: loading a cold key may have taken a while.
 func (s *Server) round(r *request) kmsapi.Code {
-	if err := s.parts.Run(&r.job, r.now); err != nil {
+	if err := s.parts.Run(&r.job, time.Now()); err != nil {
 		return s.fail(r, err)
 	}
 	return kmsapi.OK
@@ -49,6 +49,15 @@ func (s *Server) round(r *request) kmsapi.Code {
 
 // warningLimit keeps the log readable while every request fails: ten lines a second, a hundred at once.
 var warningLimit = ratelimit.Limit{Interval: 100 * time.Millisecond, Burst: 100}
+
+// warn logs a fault that many requests may meet at once.
+func (s *Server) warn(what string, err error, args ...any) {
+	if ok, _ := s.warnings.Take(warningLimit, time.Now().UnixNano()); !ok {
+		s.unlogged.Add(1)
+		return
+	}
+	s.cfg.Logger.Warn(what, append(args, "error", err, "not_logged", s.unlogged.Swap(0))...)
+}
 
 // fail turns an internal error into what the client may see of it.
 func (s *Server) fail(r *request, err error) kmsapi.Code {
@@ -70,11 +79,7 @@ func (s *Server) fail(r *request, err error) kmsapi.Code {
 			code = kmsapi.Throttling
 		}
 	}
-	if ok, _ := s.warnings.Take(warningLimit, r.now.UnixNano()); ok {
-		s.cfg.Logger.Warn("a request failed on our side", "request", string(r.id[:]), "code", code.Type(), "error", err, "not_logged", s.unlogged.Swap(0))
-	} else {
-		s.unlogged.Add(1)
-	}
+	s.warn("a request failed on our side", err, "request", string(r.id[:]), "code", code.Type())
 	return r.refuse(code)
 }
 

@@ -48,9 +48,8 @@ func TestGolden(t *testing.T) {
 
 type golden struct {
 	*world
-	sig      signature
-	names    []string // of keys
-	contexts []map[string]string
+	sig   signature
+	names []string // of keys
 }
 
 func runGolden(t *testing.T, file string) {

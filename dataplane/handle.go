@@ -118,9 +118,12 @@ func (s *Server) finish(ctx *fasthttp.RequestCtx, c *conn, r *request, code *kms
 		// The request may be in any state, so it is not used again. What was recovered may hold request bytes: only the stack is logged.
 		s.panics.Add(1)
 		s.cfg.Logger.Error("a request ended in a panic: this is a bug", "request", string(r.id[:]), "stack", string(debug.Stack()))
+		clear(ctx.Request.Body())
+		id := r.id
+		wipeAbandoned(r)
 		ctx.Response.Reset()
 		body := kmsapi.AppendErrorBody(nil, kmsapi.KMSInternal, []byte(kmsapi.KMSInternal.Text()))
-		s.reply(ctx, r.id[:], kmsapi.KMSInternal.Status(), body)
+		s.reply(ctx, id[:], kmsapi.KMSInternal.Status(), body)
 		ctx.SetConnectionClose()
 		return
 	}
@@ -144,6 +147,12 @@ func (s *Server) finish(ctx *fasthttp.RequestCtx, c *conn, r *request, code *kms
 		return // not one of our listeners' connections (a test's): leave the request to the garbage collector
 	}
 	c.pending = r // released when the reply has left (conn.go)
+}
+
+// wipeAbandoned clears what it can of a request that panicked; a second panic changes nothing.
+func wipeAbandoned(r *request) {
+	defer func() { _ = recover() }()
+	r.reset()
 }
 
 // closes says that the connection cannot be trusted to be framed as we read it.

@@ -9,7 +9,7 @@ import (
 // message keys come from one round where the keys share a derivation root. Errors in the order of test: docs/errors.md.
 func (s *Server) reEncrypt(r *request) kmsapi.Code {
 	in := &r.in
-	version, code := s.source(r)
+	code := s.source(r)
 	if code != kmsapi.OK {
 		return code
 	}
@@ -19,8 +19,12 @@ func (s *Server) reEncrypt(r *request) kmsapi.Code {
 	if code = s.admit(r, r.dest, in.destAlgorithm); code != kmsapi.OK {
 		return code
 	}
-	if version == nil {
-		return r.refuse(kmsapi.DryRunOperation) // IGNORE_CIPHERTEXT
+	if in.ignoresCiphertext() {
+		return r.refuse(kmsapi.DryRunOperation)
+	}
+	version, code := s.ciphertext(r)
+	if code != kmsapi.OK {
+		return code
 	}
 	r.wantBlobKey(version)
 	split := rootOf(version) != rootOf(current(r.dest))

@@ -28,6 +28,9 @@ func hsmCommand(args []string, stdout, stderr io.Writer) int {
 		action = hsmInit
 	case "probe":
 		action = hsmProbe
+	case "help", "--help", "-h":
+		fmt.Fprint(stdout, hsmUsage)
+		return 0
 	default:
 		fmt.Fprintf(stderr, "keyplane hsm: there is no command %q\n%s", args[0], hsmUsage)
 		return 2

@@ -6,6 +6,9 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
+	"net/netip"
+	"os"
 	"os/signal"
 	"strings"
 	"syscall"
@@ -88,26 +91,28 @@ func serveConfig(args []string, stdout, stderr io.Writer) (cfg node.Config, done
 			return cfg, false, fmt.Errorf("%s: %w", *file, err)
 		}
 	}
-	over(&cfg.Listen, flags.Listen)
-	over(&cfg.DataDir, flags.DataDir)
-	over(&cfg.Region, flags.Region)
-	over(&cfg.Account, flags.Account)
-	over(&cfg.SoftTokenPINFile, flags.SoftTokenPINFile)
-	over(&cfg.PortableCrypto, flags.PortableCrypto)
-	over(&cfg.LogLevel, flags.LogLevel)
-	if hsms != nil {
-		cfg.HSM = hsms
-	}
+	fs.Visit(func(f *flag.Flag) { // the flags that were given, also with a zero value
+		switch f.Name {
+		case "listen":
+			cfg.Listen = flags.Listen
+		case "data-dir":
+			cfg.DataDir = flags.DataDir
+		case "region":
+			cfg.Region = flags.Region
+		case "account":
+			cfg.Account = flags.Account
+		case "hsm":
+			cfg.HSM = hsms
+		case "soft-token-pin-file":
+			cfg.SoftTokenPINFile = flags.SoftTokenPINFile
+		case "portable-crypto":
+			cfg.PortableCrypto = flags.PortableCrypto
+		case "log-level":
+			cfg.LogLevel = flags.LogLevel
+		}
+	})
 	cfg.Defaults()
 	return cfg, false, cfg.Validate()
-}
-
-// over sets v to a flag's value if the flag was given one.
-func over[T comparable](v *T, flag T) {
-	var zero T
-	if flag != zero {
-		*v = flag
-	}
 }
 
 // announce says what serves, and what to type next. It names the credentials file, never what is in it.
@@ -124,6 +129,13 @@ func announce(w io.Writer, cfg node.Config, n *node.Node) {
 		}
 	}
 	fmt.Fprintf(w, "AES-GCM of envelope data: %s\n", aesgcm.Path())
+	if host, _, err := net.SplitHostPort(n.Addr()); err == nil && !netip.MustParseAddr(host).IsLoopback() {
+		fmt.Fprintln(w, "There is no TLS yet: plaintexts cross this network in the clear. Keep it one that you trust.")
+	}
+	if _, err := os.Stat(n.CredentialsPath()); err != nil {
+		fmt.Fprintf(w, "administrator's credentials: %s is not there; set %s and %s to make an access key\n", n.CredentialsPath(), node.EnvAdminID, node.EnvAdminSecret)
+		return
+	}
 	fmt.Fprintf(w, "administrator's credentials: %s\n\nTry:\n", n.CredentialsPath())
 	fmt.Fprintf(w, "  AWS_SHARED_CREDENTIALS_FILE=%s aws --endpoint-url http://%s --region %s kms create-key\n", n.CredentialsPath(), n.Addr(), cfg.Region)
 }
