@@ -43,7 +43,8 @@ func testKeys(t *testing.T, s *world) {
 	equal(t, "Description", *made.Description, "a key with everything")
 	equal(t, "KeyUsage", made.KeyUsage, types.KeyUsageTypeEncryptDecrypt)
 	equal(t, "KeySpec", made.KeySpec, types.KeySpecSymmetricDefault)
-	equal(t, "CustomerMasterKeySpec", string(made.CustomerMasterKeySpec), "SYMMETRIC_DEFAULT") //nolint:staticcheck // deprecated, and still sent
+	//lint:ignore SA1019 deprecated, and sent all the same
+	equal(t, "CustomerMasterKeySpec", string(made.CustomerMasterKeySpec), "SYMMETRIC_DEFAULT")
 	equal(t, "KeyState", made.KeyState, types.KeyStateEnabled)
 	equal(t, "Enabled", made.Enabled, true)
 	equal(t, "Origin", made.Origin, types.OriginTypeAwsKms)
