@@ -7,8 +7,6 @@ GO       ?= go
 BIN      := bin/keyplane
 VERSION  := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS  := -X main.version=$(VERSION)
-GOFLAGS  += -trimpath
-export GOFLAGS
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 5s
@@ -19,7 +17,7 @@ PACKAGES := softhsm2 libnss3 libnss3-tools libbearssl0 awscli wrk
 .PHONY: build run demo test race invariants alloc golden fuzz lint bench hsm-test deps ci
 
 build:
-	$(GO) build -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/keyplane
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/keyplane
 
 # The main job on the embedded default: no configuration, no packages.
 run: build
