@@ -5,10 +5,60 @@ import (
 	"fmt"
 	"math/rand"
 	"net"
+	"sync"
+	"testing"
 	"time"
 
 	"github.com/keyplane/keyplane/internal/kmsapi"
 )
+
+// hostileSeed makes the random requests the same on every run.
+const hostileSeed = 20261124
+
+// testRandomRequests sends 10 000 requests that a fixed seed makes: good ones with bytes changed on the wire, and well signed nonsense.
+func testRandomRequests(t *testing.T, v *victim) {
+	total := 10_000
+	if testing.Short() {
+		total = 3_000
+	}
+	const workers = 4
+	replies := make(map[string]int)
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for w := range workers {
+		g := &nonsense{Rand: rand.New(rand.NewSource(hostileSeed + int64(w))), v: v}
+		client := v.Client(t)
+		wg.Go(func() {
+			for range total / workers {
+				r, err := g.exchange(client)
+				what := "closed"
+				switch {
+				case err != nil:
+					t.Errorf("seed %d: %v", hostileSeed+w, err)
+					return
+				case r != nil:
+					r.WellFormed(t)
+					if what = r.Type; r.Status == 200 {
+						what = "200"
+					}
+					if r.Status >= 500 {
+						t.Errorf("seed %d: %d %s", hostileSeed+w, r.Status, r.Body)
+					}
+				}
+				mu.Lock()
+				replies[what]++
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	t.Logf("replies: %v", replies)
+	for _, want := range []string{"closed", badRequest, serialization, validation, invalidSignature, invalidCiphertext} {
+		if replies[want] == 0 {
+			t.Errorf("no request ended with %s: the requests are not what they were", want)
+		}
+	}
+}
 
 // nonsense makes hostile requests out of random numbers.
 type nonsense struct {

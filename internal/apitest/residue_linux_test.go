@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -26,7 +27,7 @@ const (
 )
 
 var kindNames = [kinds]string{
-	"data keys", "data keys in base64", "decrypted", "decrypted in base64", "sent to Encrypt", "sent to Encrypt in base64", "key ARNs",
+	"data keys", "data keys in base64", "decrypted", "decrypted in base64", "sent to Encrypt", "sent to Encrypt in base64", "key ARNs in use",
 }
 
 // hunt finds secrets in the memory of another process.
@@ -49,13 +50,19 @@ func (h *hunt) add(text []byte, k kind) {
 	h.begins[binary.LittleEndian.Uint16(text)] = true
 }
 
+// addBoth takes a secret in both forms and each form in halves: what is left of one in a buffer that was written over in part is still too
+// much.
 func (h *hunt) addBoth(secret []byte, raw, text kind) {
-	h.add(secret, raw)
-	h.add([]byte(encode(secret)), text)
+	n := len(secret)
+	h.add(secret[:n/2], raw)
+	h.add(secret[n/2:], raw)
+	e := []byte(encode(secret))
+	n = len(e)
+	h.add(e[:n/2], text)
+	h.add(e[n/2:], text)
 }
 
-// scan counts the secrets of each kind in every writable mapping of the process. Half a secret counts: what is left of one in a buffer that
-// was written over in part is still too much.
+// scan counts what it finds of each kind in every writable mapping of the process.
 func (h *hunt) scan(t *testing.T, pid int) (found [kinds]int, scanned int) {
 	t.Helper()
 	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
@@ -81,12 +88,12 @@ func (h *hunt) scan(t *testing.T, pid int) (found [kinds]int, scanned int) {
 		for ; from < to; from += uint64(len(window)) - overlap {
 			n, _ := mem.ReadAt(window[:min(uint64(len(window)), to-from)], int64(from))
 			scanned += n
-			for i := 0; i+secretLen/2 <= n && i < len(window)-overlap; i++ { // what begins later is the next window's
+			for i := 0; i+8 <= n && i < len(window)-overlap; i++ { // what begins later is the next window's
 				if !h.begins[binary.LittleEndian.Uint16(window[i:])] {
 					continue
 				}
 				for _, s := range h.secrets[binary.LittleEndian.Uint64(window[i:])] {
-					if bytes.HasPrefix(window[i:n], s.text[:len(s.text)/2]) {
+					if bytes.HasPrefix(window[i:n], s.text) {
 						found[s.kind]++
 					}
 				}
@@ -98,8 +105,21 @@ func (h *hunt) scan(t *testing.T, pid int) (found [kinds]int, scanned int) {
 
 // TestNothingStays: a second after 800 requests over connections that stay open, the server's memory holds none of the data keys it gave
 // out and none of the plaintexts it decrypted. What clients send to Encrypt passes fasthttp's read buffers, where the last request of a
-// connection stays until the next one comes: of each connection one plaintext may be left, in base64, and nothing else.
+// connection stays until the next one comes: of each connection one plaintext may be left, in base64.
+//
+// One thing is not ours to wipe: where Go's runtime interrupts a goroutine in the middle of a copy, it saves the vector registers, 256 bytes
+// and more, in a place of its own, one for each processor and signal stack, which the next interruption writes over. So all is held to
+// nothing without such interruptions, and with them to the little that they can leave.
 func TestNothingStays(t *testing.T) {
+	t.Run("uninterrupted", func(t *testing.T) {
+		t.Setenv("GODEBUG", "asyncpreemptoff=1")
+		testResidue(t, 0)
+	})
+	t.Run("as it runs", func(t *testing.T) { testResidue(t, 2*runtime.GOMAXPROCS(0)) })
+}
+
+// testResidue: interrupted is how many halves of secrets may be left in saved registers.
+func testResidue(t *testing.T, interrupted int) {
 	p := Command(t, filepath.Join(t.TempDir(), "data"))
 	var key struct{ KeyMetadata struct{ KeyId, Arn string } }
 	p.Do(t, "CreateKey", "{}").Members(t, &key)
@@ -124,26 +144,27 @@ func TestNothingStays(t *testing.T) {
 			h.addBoth(sent, encryptedRaw, encryptedText)
 		}
 	}
-	if n := len(h.secrets); n < 6*conns*each*9/10 {
+	if n := len(h.secrets); n < 12*conns*each*9/10 {
 		t.Fatalf("only %d secrets are different", n)
 	}
 	h.add([]byte(key.KeyMetadata.Arn), known)
 	time.Sleep(time.Second) // what is promised is that nothing stays, and what is wiped is wiped by then
 	found, scanned := h.scan(t, p.cmd.Process.Pid)
 	for k, n := range found {
-		t.Logf("%4d of %d %s", n, conns*each, kindNames[k])
+		t.Logf("%4d halves of %d %s", n, conns*each, kindNames[k])
 	}
 	t.Logf("%d MiB scanned", scanned>>20)
 	if found[known] == 0 {
 		t.Error("the scan did not find what is there")
 	}
-	for k, n := range found[:known] {
-		most := 0
-		if kind(k) == encryptedText {
-			most = conns
-		}
-		if n > most {
-			t.Errorf("%d of %d %s are in the server's memory, want at most %d", n, conns*each, kindNames[k], most)
-		}
+	left := 0
+	for _, n := range found[:encryptedText] {
+		left += n
+	}
+	if left > interrupted {
+		t.Errorf("%d halves of secrets are in the server's memory, want at most %d", left, interrupted)
+	}
+	if n := found[encryptedText]; n > 2*conns+interrupted {
+		t.Errorf("%d halves of plaintexts that were sent to Encrypt are in the server's memory, want at most two for each of %d connections", n, conns)
 	}
 }
