@@ -19,8 +19,21 @@ var unavailableHere = &refusal{ErrUnavailable}
 func (s *Shards) Run(n int, round []*Job) {
 	sh := s.shards[n]
 	sh.mu.Lock()
-	defer sh.mu.Unlock()
+	ended := false
+	defer func() {
+		if !ended {
+			// A panic, which the caller of batch recovers: what the round left in the lane must not meet the next one's jobs.
+			sh.drop()
+			sh.slot.kick()
+		}
+		sh.mu.Unlock()
+	}()
+	s.run(sh, round)
+	ended = true
+}
 
+// run is Run with the shard locked.
+func (s *Shards) run(sh *shard, round []*Job) {
 	draws := 0
 	for i, j := range round {
 		if j.Err = sh.admit(j, i < s.cfg.RoundMax); j.Err == nil {
@@ -143,6 +156,9 @@ func (sh *shard) cross(round []*Job) error {
 			out = j.takeBlocks(out)
 			random = random[copy(j.Random, random[:len(j.Random)]):]
 		}
+	}
+	if blocks > 0 && len(out) != blockLen {
+		panic("hsm: a round delivered other blocks than it asked for") // only the canary block is left
 	}
 	l.wipe()
 	return nil

@@ -171,3 +171,32 @@ func TestLastSessionLogout(t *testing.T) {
 	}
 	s.Close()
 }
+
+// TestLoginLossLeaksNoSessions: sessions that outlive a lost login are closed when they are replaced.
+func TestLoginLossLeaksNoSessions(t *testing.T) {
+	token, shards := serve(t, hsmtest.SoftHSM(t))
+	open := func() uint {
+		ti, err := token.mod.ctx.GetTokenInfo(token.slot)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ti.SessionCount
+	}
+	before := open()
+	for range 10 {
+		if err := token.mod.ctx.Logout(token.anchor); err != nil {
+			t.Fatal(err)
+		}
+		for shard := range shards.Len() {
+			if _, err := derive(t, shards, shard); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	// A replaced session is closed by its lane's goroutine, a moment later.
+	for deadline := time.Now().Add(5 * time.Second); open() > before; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d sessions are open after 10 lost logins, %d before", open(), before)
+		}
+	}
+}

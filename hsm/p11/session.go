@@ -11,6 +11,7 @@ type session struct {
 	handle     pkcs11.SessionHandle
 	root       pkcs11.ObjectHandle
 	generation uint64
+	handles    uint64 // Token.handles when it was opened
 	closed     bool
 	gone       bool // with the module, which was finalised behind our back: a late C_CloseSession crashes SoftHSM
 }
@@ -18,7 +19,7 @@ type session struct {
 // OpenSession opens a read-only session and finds the derivation root by its CKA_ID.
 func (t *Token) OpenSession() (hsm.Session, error) {
 	t.mu.Lock()
-	slot, login, closed, generation := t.slot, t.login, t.closed, t.generation.Load()
+	slot, login, closed, generation, handles := t.slot, t.login, t.closed, t.generation.Load(), t.handles.Load()
 	t.mu.Unlock()
 	if closed {
 		return nil, hsm.ErrSessionClosed
@@ -29,7 +30,7 @@ func (t *Token) OpenSession() (hsm.Session, error) {
 	if err != nil {
 		return nil, failed("C_OpenSession", err)
 	}
-	s := &session{token: t, handle: handle, generation: generation}
+	s := &session{token: t, handle: handle, generation: generation, handles: handles}
 	if s.root, err = t.usable(handle, login); err != nil {
 		_ = t.mod.ctx.CloseSession(handle) // the first error is the one to report
 		return nil, err
@@ -96,13 +97,14 @@ func (s *session) Round(in, out, random []byte) error {
 	return err
 }
 
-// Close closes the session, if it is still the module's: after a Reset its handle may be somebody else's.
+// Close closes the session, if its handle is still its own: where the anchor, which outlives every session, had to be opened anew, the module
+// has lost them all and may have given the handle to somebody else. A new login alone does not end a session.
 func (s *session) Close() error {
 	if s.closed {
 		return nil
 	}
 	s.closed = true
-	if s.gone || s.generation != s.token.generation.Load() {
+	if s.gone || s.handles != s.token.handles.Load() {
 		return nil
 	}
 	s.token.mod.mu.RLock()

@@ -18,6 +18,7 @@ type Token struct {
 	mod        *module
 	info       hsm.TokenInfo
 	generation atomic.Uint64
+	handles    atomic.Uint64 // counts anchors opened: handles of sessions from before are nobody's, or somebody else's
 
 	// attribute reads one attribute of an object; tests put a token that lies here.
 	attribute func(pkcs11.SessionHandle, pkcs11.ObjectHandle, uint) ([]byte, error)
@@ -79,6 +80,7 @@ func (t *Token) connect() error {
 			t.anchor = 0
 			return failed("C_OpenSession", err)
 		}
+		t.handles.Add(1)
 	}
 	err = t.logIn(ti.Flags)
 	if err != nil {
@@ -208,6 +210,7 @@ func (t *Token) Close() error {
 	}
 	t.closed = true
 	t.generation.Add(1)
+	t.handles.Add(1)
 	t.mod.mu.RLock()
 	err := t.mod.ctx.CloseSession(t.anchor)
 	t.mod.mu.RUnlock()
