@@ -70,9 +70,7 @@ func (s *Server) createAlias(ctx context.Context, c *call, in *aliasIn) (none, e
 
 // publishAlias tells the data plane that an alias may point elsewhere now.
 func (s *Server) publishAlias(a keyid.Account, name string, err error) {
-	if err == nil || errors.Is(err, store.ErrUncertain) {
-		s.publisher.AliasChanged(a, name)
-	}
+	s.publish("alias/"+a.String()+"/"+name, err, func() { s.publisher.AliasChanged(a, name) })
 }
 
 func (s *Server) aliasLimit(n store.KeyName) error {

@@ -102,13 +102,16 @@ func (s *Server) change(ctx context.Context, c *call, n store.KeyName, edit func
 	})
 	// Also when nothing was left to change: the call that did change it may not have published yet, and this one's answer must not
 	// promise more than holds.
-	if err == nil || errors.Is(err, store.ErrUncertain) {
-		s.publisher.KeyChanged(n.Account, n.ID)
-	}
+	s.publishKey(n, err)
 	if err != nil {
 		return nil, s.keyError(n, err)
 	}
 	return k, nil
+}
+
+// publishKey tells the data plane that a key may have changed.
+func (s *Server) publishKey(n store.KeyName, err error) {
+	s.publish("key/"+n.Account.String()+"/"+n.ID.String(), err, func() { s.publisher.KeyChanged(n.Account, n.ID) })
 }
 
 // keyError words an error of the store about the key n.

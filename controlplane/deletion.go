@@ -3,6 +3,7 @@ package controlplane
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"github.com/keyplane/keyplane/controlplane/store"
@@ -82,9 +83,13 @@ const (
 	deletionTurnTimeout = time.Minute
 )
 
-// Run deletes keys whose deletion date has come, until ctx ends; it returns ctx's error. Several control planes may run it at once: the
+// Run deletes keys whose deletion date has come and, in a goroutine that it waits for, publishes again what was of unknown outcome
+// (settle.go), until ctx ends; it returns ctx's error. Several control planes may run it at once: the
 // transaction that deletes a key compares its record, so that one of them does it, and a CancelKeyDeletion before it wins.
 func (s *Server) Run(ctx context.Context) error {
+	var settling sync.WaitGroup
+	settling.Go(func() { s.settle(ctx) })
+	defer settling.Wait()
 	ticker := time.NewTicker(s.deletionInterval)
 	defer ticker.Stop()
 	for {
@@ -124,9 +129,9 @@ func (s *Server) deleteTurn(ctx context.Context) (deleted int, more bool, err er
 	for _, d := range due {
 		aliases, revision, done, err := s.store.DeleteKey(ctx, d, now)
 		if done || errors.Is(err, store.ErrUncertain) {
-			s.publisher.KeyChanged(d.Account, d.ID)
+			s.publishKey(d.KeyName, err)
 			for _, name := range aliases {
-				s.publisher.AliasChanged(d.Account, name)
+				s.publishAlias(d.Account, name, err)
 			}
 		}
 		if err != nil {

@@ -14,5 +14,5 @@
 // Reading order: server.go, operations.go, decode.go, authorize.go, keystate.go, then one file per family: keys.go, deletion.go,
 // aliases.go, tags.go, policies.go.
 //
-// Serve runs on its caller's goroutine and starts none. Run is the deletion worker; it starts none either and ends with its context.
+// Serve runs on its caller's goroutine and starts none. Run is the deletion worker, and publishes again what was of unknown outcome (settle.go); it ends with its context.
 package controlplane

@@ -127,9 +127,7 @@ func (s *Server) putKeyPolicy(ctx context.Context, c *call, in *putKeyPolicyIn) 
 		}
 		return validatePolicy(policy)
 	})
-	if err == nil || errors.Is(err, store.ErrUncertain) {
-		s.publisher.KeyChanged(n.Account, n.ID)
-	}
+	s.publishKey(n, err)
 	if err != nil {
 		return none{}, s.keyError(n, err)
 	}

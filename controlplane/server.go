@@ -54,6 +54,7 @@ type Server struct {
 	now               func() time.Time
 	log               *slog.Logger
 	deletionInterval  time.Duration
+	unsettled         unsettled
 }
 
 // New checks the configuration.
@@ -68,6 +69,7 @@ func New(cfg Config) (*Server, error) {
 		region: cfg.Region, partition: keyid.Partition(cfg.Region), store: cfg.Store, verifier: cfg.Verifier, random: cfg.Random,
 		root: cfg.Root, publisher: cfg.Publisher, now: cfg.Now, log: cfg.Logger, deletionInterval: cfg.DeletionInterval,
 	}
+	s.unsettled.again, s.unsettled.arrived = map[string]func(){}, make(chan struct{}, 1)
 	if s.now == nil {
 		s.now = time.Now
 	}

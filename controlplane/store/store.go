@@ -89,6 +89,13 @@ func (s *Store) Ready(ctx context.Context) error {
 	return err
 }
 
+// Barrier returns when a write proposed after the call is committed: then every write of this process that was sent before is committed too,
+// or never will be, because proposals of one member keep their order in the log.
+func (s *Store) Barrier(ctx context.Context) error {
+	_, err := s.client.Put(ctx, root+"meta/barrier", "")
+	return err
+}
+
 // Close ends the client and, for an embedded store, etcd. No method may be called afterwards.
 func (s *Store) Close() error {
 	var errs []error

@@ -10,11 +10,22 @@ const (
 // valueEchoMax bounds how much of a refused value a message repeats; a longer value is left out, as a sensitive one is.
 const valueEchoMax = 256
 
+// violationsMax is how many failures a message words; further ones are counted only, so that a body of 64 KiB cannot ask for megabytes.
+const violationsMax = 64
+
 // Violations collects the constraint failures of one request and words them as AWS does: all of them in one ValidationException.
 // Paths are lowerCamel member names, list elements 1-based: tags.1.member.tagKey. The zero value is ready; it allocates only to grow.
 type Violations struct {
 	n   int
 	buf []byte
+}
+
+// trim drops the text from mark on where enough failures are worded already.
+func (v *Violations) trim(mark int) {
+	if v.n > violationsMax {
+		clear(v.buf[mark:])
+		v.buf = v.buf[:mark]
+	}
 }
 
 // Reset forgets all failures and keeps the memory, wiped.
@@ -26,11 +37,14 @@ func (v *Violations) Reset() {
 // Any reports whether a constraint failed.
 func (v *Violations) Any() bool { return v.n > 0 }
 
-func (v *Violations) begin() {
+// begin starts a failure and returns the mark for trim.
+func (v *Violations) begin() int {
+	mark := len(v.buf)
 	if v.n > 0 {
 		v.buf = append(v.buf, "; "...)
 	}
 	v.n++
+	return mark
 }
 
 func (v *Violations) end(path, constraint string) {
@@ -42,21 +56,21 @@ func (v *Violations) end(path, constraint string) {
 
 // Null records that a required member is missing.
 func (v *Violations) Null(path string) {
-	v.begin()
+	defer v.trim(v.begin())
 	v.buf = append(v.buf, "Value null"...)
 	v.end(path, NotNull)
 }
 
 // Value records that a member's value broke the constraint.
 func (v *Violations) Value(path string, value []byte, constraint string) {
-	v.begin()
+	defer v.trim(v.begin())
 	v.value(value)
 	v.end(path, constraint)
 }
 
 // Hidden records a failure of a sensitive member or a blob, whose value is never repeated.
 func (v *Violations) Hidden(path, constraint string) {
-	v.begin()
+	defer v.trim(v.begin())
 	v.buf = append(v.buf, "Value"...)
 	v.end(path, constraint)
 }
@@ -80,28 +94,28 @@ func (v *Violations) Max(path string, value int64, n int) {
 
 // Pattern records a failure of the model's regular expression; Enum one of its value set, given as "[A, B]".
 func (v *Violations) Pattern(path string, value []byte, re string) {
-	v.begin()
+	defer v.trim(v.begin())
 	v.value(value)
 	v.end(path, "Member must satisfy regular expression pattern: ")
 	v.buf = append(v.buf, re...)
 }
 
 func (v *Violations) Enum(path string, value []byte, set string) {
-	v.begin()
+	defer v.trim(v.begin())
 	v.value(value)
 	v.end(path, "Member must satisfy enum value set: ")
 	v.buf = append(v.buf, set...)
 }
 
 func (v *Violations) bound(path string, value []byte, text string, n int) {
-	v.begin()
+	defer v.trim(v.begin())
 	v.value(value)
 	v.end(path, text)
 	v.buf = strconv.AppendInt(v.buf, int64(n), 10)
 }
 
 func (v *Violations) number(path string, value int64, text string, n int) {
-	v.begin()
+	defer v.trim(v.begin())
 	v.buf = append(v.buf, "Value '"...)
 	v.buf = strconv.AppendInt(v.buf, value, 10)
 	v.buf = append(v.buf, '\'')

@@ -1,0 +1,53 @@
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/keyplane/keyplane/controlplane/store"
+)
+
+// TestUncertainIsPublishedAgain: what a stalled store may still apply is published at once and once more when a later write has settled.
+// Without the second time, a view that was read in between would stay for ever.
+func TestUncertainIsPublishedAgain(t *testing.T) {
+	e := deletionEnv(t, "eu-test-7")
+	told := make(chan string, 16)
+	tell := func(what string) func() { return func() { told <- what } }
+	e.publish("a", nil, tell("certain"))
+	e.publish("b", errors.New("refused"), tell("refused"))
+	e.publish("c", fmt.Errorf("%w: timeout", store.ErrUncertain), tell("uncertain"))
+	for _, want := range []string{"certain", "uncertain"} {
+		if got := <-told; got != want {
+			t.Fatalf("told %s, want %s", got, want)
+		}
+	}
+	if len(told) != 0 {
+		t.Fatalf("told %s before anything settled", <-told)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- e.Run(ctx) }()
+	select {
+	case got := <-told:
+		if got != "uncertain" {
+			t.Errorf("told %s again", got)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("never told again")
+	}
+	// A second one, while Run runs already.
+	e.publish("d", store.ErrUncertain, tell("late"))
+	for range 2 {
+		if got := <-told; got != "late" {
+			t.Errorf("told %s", got)
+		}
+	}
+	cancel()
+	<-ended
+	if len(told) != 0 {
+		t.Errorf("told %s once too often", <-told)
+	}
+}
