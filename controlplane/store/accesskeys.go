@@ -40,14 +40,18 @@ type storedAccessKey struct {
 	Created      int64  `json:"created"`
 }
 
-// aad binds a sealed secret to whom it authenticates: moved to another record it does not open.
+// aad binds a sealed secret to whom it authenticates and to whether it may: moved to another record, or revived by editing its own, it does
+// not open.
 func (st *storedAccessKey) aad() []byte {
 	b := []byte("keyplane access key v1")
 	for _, s := range []string{st.ID, st.Account, st.PrincipalARN, st.UserName} {
 		b = append(b, byte(len(s)>>8), byte(len(s)))
 		b = append(b, s...)
 	}
-	return b
+	if st.Active {
+		return append(b, 1)
+	}
+	return append(b, 0)
 }
 
 // ErrNoSealer says that the store was opened without a Sealer.

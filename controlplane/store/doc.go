@@ -4,6 +4,8 @@
 // store runs inside the transaction.
 //
 //	/keyplane/1/meta/format                                  what this layout is
+//	/keyplane/1/meta/{account,region,root}                   facts that hold for the whole store (Pin)
+//	/keyplane/1/meta/barrier                                 written to learn that earlier writes have settled
 //	/keyplane/1/key/<region>/<account>/<key ID>              record: state, description, versions with salts, tags, alias names
 //	/keyplane/1/policy/<region>/<account>/<key ID>           key policy, as it was given
 //	/keyplane/1/alias/<region>/<account>/<name>              record: target, dates; <name> without "alias/"

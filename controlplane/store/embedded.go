@@ -194,6 +194,18 @@ func lockDir(dir string) (unlock func() error, err error) {
 	return f.Close, nil // closing gives the lock up; the file stays
 }
 
+// InUse is the error with which OpenEmbedded would refuse the directory because another process has it, nil otherwise.
+func InUse(dir string) error {
+	if _, err := os.Stat(filepath.Join(dir, "LOCK")); err != nil {
+		return nil
+	}
+	unlock, err := lockDir(dir)
+	if err != nil {
+		return err
+	}
+	return unlock()
+}
+
 // readPID is what the lock's holder wrote, for a message: the lock itself is the kernel's.
 func readPID(f *os.File) string {
 	var b [16]byte

@@ -89,6 +89,32 @@ func (s *Store) Ready(ctx context.Context) error {
 	return err
 }
 
+// Pin keeps a fact about the whole store under a name: the first value given stays. It returns what is kept.
+func (s *Store) Pin(ctx context.Context, name, value string) (kept string, err error) {
+	key := root + "meta/" + name
+	resp, err := s.client.Txn(ctx).If(absent(key)).Then(clientv3.OpPut(key, value)).Else(clientv3.OpGet(key)).Commit()
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("store: %w", err)
+	case resp.Succeeded:
+		return value, nil
+	}
+	kvs := resp.Responses[0].GetResponseRange().Kvs
+	if len(kvs) != 1 {
+		return "", ErrConflict
+	}
+	return string(kvs[0].Value), nil
+}
+
+// Pinned returns what Pin keeps under a name, "" if nothing.
+func (s *Store) Pinned(ctx context.Context, name string) (string, error) {
+	value, _, err := s.get(ctx, root+"meta/"+name)
+	if errors.Is(err, ErrNotFound) {
+		return "", nil
+	}
+	return string(value), err
+}
+
 // Barrier returns when a write proposed after the call is committed: then every write of this process that was sent before is committed too,
 // or never will be, because proposals of one member keep their order in the log.
 func (s *Store) Barrier(ctx context.Context) error {

@@ -28,9 +28,10 @@ const (
 // CredentialsFile is the name of the AWS shared-credentials file in the data directory.
 const CredentialsFile = "credentials"
 
-// ensureAdmin sees to it that the account has an administrator who can sign in. The environment wins; else an access key that is there
-// stays; else the credentials file is taken, made with a random key if it is not there. The file is written before the key exists, so that
-// a crash in between loses nothing.
+// ensureAdmin sees to it that the account has an administrator who can sign in. The environment wins: its access key replaces the ones the
+// administrator had, so that one that leaked can be taken out of use. Else an access key that is there stays; else the credentials file is
+// taken, made with a random key if it is not there. A random key's file is written before the key exists, so that a crash in between loses
+// nothing; the environment's after its key was accepted, so that a refused one overwrites nothing.
 func ensureAdmin(ctx context.Context, c *controlplane.Credentials, st *store.Store, a keyid.Account, dir string) error {
 	path := filepath.Join(dir, CredentialsFile)
 	id, secretKey := os.Getenv(EnvAdminID), os.Getenv(EnvAdminSecret)
@@ -38,28 +39,25 @@ func ensureAdmin(ctx context.Context, c *controlplane.Credentials, st *store.Sto
 		return fmt.Errorf("node: %s and %s are set both or neither", EnvAdminID, EnvAdminSecret)
 	}
 	if id != "" {
-		if err := writeCredentials(path, id, secretKey); err != nil {
+		if err := holdable(id, secretKey); err != nil {
 			return err
 		}
-		return c.EnsureAdmin(ctx, a, id, []byte(secretKey))
+		if err := ensure(ctx, c, a, id, secretKey); err != nil {
+			return err
+		}
+		if err := replaceOthers(ctx, c, st, a, id); err != nil {
+			return err
+		}
+		return writeCredentials(path, id, secretKey)
 	}
-	var ours, others int
+	n := 0
 	err := st.AccessKeys(ctx, func(k *store.AccessKey) error {
 		k.Secret.Wipe()
-		if k.Account == a {
-			ours++
-		} else {
-			others++
-		}
+		n++
 		return nil
 	})
-	switch {
-	case err != nil:
+	if err != nil || n > 0 {
 		return err
-	case ours > 0:
-		return nil
-	case others > 0:
-		return fmt.Errorf("node: the data directory %s belongs to another account than %s", dir, a)
 	}
 	id, secretKey, err = readCredentials(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -69,7 +67,34 @@ func ensureAdmin(ctx context.Context, c *controlplane.Credentials, st *store.Sto
 	if err != nil {
 		return err
 	}
-	return c.EnsureAdmin(ctx, a, id, []byte(secretKey))
+	return ensure(ctx, c, a, id, secretKey)
+}
+
+func ensure(ctx context.Context, c *controlplane.Credentials, a keyid.Account, id, secretKey string) error {
+	b := []byte(secretKey)
+	defer clear(b)
+	return c.EnsureAdmin(ctx, a, id, b)
+}
+
+// replaceOthers removes every access key of id's principal but id. They are dead when it returns.
+func replaceOthers(ctx context.Context, c *controlplane.Credentials, st *store.Store, a keyid.Account, id string) error {
+	admin, err := st.AccessKey(ctx, id)
+	if err != nil {
+		return err
+	}
+	admin.Secret.Wipe()
+	var old []string
+	err = st.AccessKeys(ctx, func(k *store.AccessKey) error {
+		k.Secret.Wipe()
+		if k.Account == a && k.PrincipalARN == admin.PrincipalARN && k.ID != id {
+			old = append(old, k.ID)
+		}
+		return nil
+	})
+	for _, k := range old {
+		err = errors.Join(err, st.DeleteAccessKey(ctx, k), c.Reload(ctx, k))
+	}
+	return err
 }
 
 // newAccessKey makes an access key of the form AWS gives: AKIA and 16 base32 digits, and 40 base64 digits.
@@ -81,8 +106,8 @@ func newAccessKey() (id, secretKey string) {
 }
 
 func writeCredentials(path, id, secretKey string) error {
-	if strings.ContainsAny(id+secretKey, " \t\r\n[]=#;") && !isBase64Secret(id, secretKey) {
-		return errors.New("node: the administrator's access key has bytes that a credentials file cannot hold")
+	if err := holdable(id, secretKey); err != nil {
+		return err
 	}
 	text := "[default]\naws_access_key_id = " + id + "\naws_secret_access_key = " + secretKey + "\n"
 	old, err := os.ReadFile(path)
@@ -108,9 +133,12 @@ func writeCredentials(path, id, secretKey string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// isBase64Secret lets the padding of base64 through, which a credentials file holds after its first equals sign.
-func isBase64Secret(id, secretKey string) bool {
-	return !strings.ContainsAny(id, " \t\r\n[]=#;") && !strings.ContainsAny(secretKey, " \t\r\n[]#;")
+// holdable refuses an access key with bytes that a credentials file cannot hold. The padding of base64 it can, after its first equals sign.
+func holdable(id, secretKey string) error {
+	if strings.ContainsAny(id, " \t\r\n[]=#;") || strings.ContainsAny(secretKey, " \t\r\n[]#;") {
+		return errors.New("node: the administrator's access key has bytes that a credentials file cannot hold")
+	}
+	return nil
 }
 
 func readCredentials(path string) (id, secretKey string, err error) {

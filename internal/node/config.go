@@ -89,8 +89,8 @@ func (c *Config) Validate() error {
 	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
 		bad("listen: %q is not host:port", c.Listen)
 	}
-	if _, ok := keyid.ParseAccount([]byte(c.Account)); !ok {
-		bad("account: %q does not have 12 digits", c.Account)
+	if a, ok := keyid.ParseAccount([]byte(c.Account)); !ok || a == 0 {
+		bad("account: %q does not have 12 digits, or only zeros", c.Account)
 	}
 	if !validRegion(c.Region) {
 		bad("region: %q is not a Region name like us-east-1", c.Region)

@@ -51,7 +51,7 @@ func TestValidate(t *testing.T) {
 	}{
 		{func(c *Config) { c.Listen = ":0" }, ""},
 		{func(c *Config) { c.Listen = "localhost" }, `listen: "localhost" is not host:port`},
-		{func(c *Config) { c.Account = "000000000000" }, ""},
+		{func(c *Config) { c.Account = "000000000000" }, `account: "000000000000" does not have 12 digits, or only zeros`},
 		{func(c *Config) { c.Account = "1234567890" }, `account: "1234567890" does not have 12 digits`},
 		{func(c *Config) { c.Account = "11112222333a" }, "account:"},
 		{func(c *Config) { c.Region = strings.Repeat("r", 32) }, ""},

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -22,6 +23,9 @@ import (
 	"github.com/keyplane/keyplane/internal/sigv4"
 )
 
+// checkEvery is how old the verdict that /readyz gives may be: anybody can ask, and a check reads the store.
+const checkEvery = time.Second
+
 // drainTimeout is how long Close waits for requests in flight.
 const drainTimeout = 10 * time.Second
 
@@ -33,6 +37,10 @@ type Node struct {
 	data  *dataplane.Server
 	undo  []func() // reverse order of Start
 	state atomic.Pointer[string]
+
+	checking sync.Mutex // guards the verdict of the last check
+	checked  time.Time
+	verdict  error
 
 	store   *store.Store
 	tokens  []hsm.Token
@@ -62,12 +70,65 @@ func (n *Node) ready() error {
 	if p := n.state.Load(); p != nil {
 		return errors.New(*p)
 	}
+	n.checking.Lock()
+	defer n.checking.Unlock()
+	if time.Since(n.checked) < checkEvery {
+		return n.verdict
+	}
+	n.verdict = n.check()
+	n.checked = time.Now()
+	return n.verdict
+}
+
+// check asks the parts. What it returns is for everybody to read: it names the part, and the log has the cause.
+func (n *Node) check() error {
 	if err := n.shards.Healthy(); err != nil {
-		return err
+		n.log.Warn("not ready", "error", err)
+		return errors.New("the HSM does not serve")
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	return n.store.Ready(ctx)
+	if err := n.store.Ready(ctx); err != nil {
+		n.log.Warn("not ready", "error", err)
+		return errors.New("the store does not answer")
+	}
+	return nil
+}
+
+// pin holds a fact about the data directory to what its first start made it.
+func (n *Node) pin(ctx context.Context, name, value, refusal string) error {
+	kept, err := n.store.Pin(ctx, name, value)
+	if err == nil && kept != value {
+		err = fmt.Errorf("node: the data directory %s "+refusal, n.cfg.DataDir, kept, value)
+	}
+	return err
+}
+
+// rootPinned checks, before any token is opened or made, that the soft token is not taken for the token this directory's keys are in.
+func (n *Node) rootPinned(ctx context.Context) error {
+	kept, err := n.store.Pinned(ctx, "root")
+	if err != nil || kept == "" || len(n.cfg.HSM) > 0 {
+		return err
+	}
+	if _, err := os.Stat(filepath.Join(softTokenDir(&n.cfg), "token.json")); errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("node: the keys of the data directory %s are in another token, with root %s: give its URI with --hsm", n.cfg.DataDir, kept)
+	}
+	return nil
+}
+
+// pinRoot refuses tokens none of which holds the root that the first start found.
+func (n *Node) pinRoot(ctx context.Context) error {
+	primary := n.shards.Primary()
+	kept, err := n.store.Pin(ctx, "root", hex.EncodeToString(primary[:]))
+	if err != nil {
+		return err
+	}
+	for _, r := range n.shards.Roots() {
+		if hex.EncodeToString(r[:]) == kept {
+			return nil
+		}
+	}
+	return fmt.Errorf("node: the keys of the data directory %s are under root %s, and no token given holds it", n.cfg.DataDir, kept)
 }
 
 func (n *Node) onClose(f func()) { n.undo = append(n.undo, f) }
@@ -83,7 +144,7 @@ func (n *Node) start(ctx context.Context) error {
 	}
 	var err error
 	if n.ln, err = net.Listen("tcp", cfg.Listen); err != nil {
-		return err
+		return errors.Join(err, store.InUse(cfg.DataDir)) // most often another keyplane on the same directory
 	}
 	if n.data, err = dataplane.New(dataplane.Config{
 		Region: cfg.Region, Ready: n.ready, Logger: n.log,
@@ -101,6 +162,15 @@ func (n *Node) start(ctx context.Context) error {
 	}
 	n.onClose(func() { n.logIf("closing the store", n.store.Close()) })
 
+	if err := n.pin(ctx, "account", cfg.Account, "belongs to account %s, not %s"); err != nil {
+		return err
+	}
+	if err := n.pin(ctx, "region", cfg.Region, "holds the keys of Region %[2]s: start it with --region %[2]s, not %[3]s"); err != nil {
+		return err
+	}
+	if err := n.rootPinned(ctx); err != nil {
+		return err
+	}
 	n.phase("starting: the HSM is not open")
 	if n.tokens, err = openTokens(cfg); err != nil {
 		return err
@@ -116,6 +186,9 @@ func (n *Node) start(ctx context.Context) error {
 		return err
 	}
 	n.onClose(n.batcher.Close)
+	if err := n.pinRoot(ctx); err != nil {
+		return err
+	}
 	dispatch := &hsm.Dispatch{Shards: n.shards, Do: n.batcher.Do, QueueTimeMax: cfg.QueueTimeMax}
 	seal.ready(dispatch.Run, n.shards.Primary())
 
@@ -135,7 +208,7 @@ func (n *Node) start(ctx context.Context) error {
 		return err
 	}
 	control, err := controlplane.New(controlplane.Config{
-		Region: cfg.Region, Store: n.store, Verifier: verifier, Publisher: publisher{n.data, creds}, Logger: n.log,
+		Region: cfg.Region, Store: n.store, Verifier: verifier, Publisher: publisher{n.data}, Logger: n.log,
 		Random: func(b []byte) error {
 			j := hsm.Job{Random: b}
 			return dispatch.Run(&j, time.Now())
@@ -176,7 +249,6 @@ func (n *Node) background(name string, run func(context.Context) error) {
 // publisher tells the data plane of this process what the control plane changed.
 type publisher struct {
 	*dataplane.Server
-	creds *controlplane.Credentials
 }
 
 func (p publisher) AccessKeyChanged(string) {} // Credentials has its new table before it calls

@@ -200,3 +200,55 @@ func TestNewLogger(t *testing.T) {
 		}
 	}
 }
+
+// TestPins: a data directory stays with the account, Region and token of its first start. What is refused changes and makes nothing.
+func TestPins(t *testing.T) {
+	cfg := testConfig(t)
+	n, err := Start(t.Context(), cfg, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Close()
+	refused := func(what, want string, change func(*Config)) {
+		t.Helper()
+		other := cfg
+		change(&other)
+		n, err := Start(t.Context(), other, quiet)
+		if err == nil {
+			n.Close()
+			t.Errorf("%s is accepted", what)
+		} else if !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	refused("another account", "belongs to account "+cfg.Account+", not 222233334444", func(c *Config) { c.Account = "222233334444" })
+	refused("another Region", "start it with --region us-east-1, not eu-west-1", func(c *Config) { c.Region = "eu-west-1" })
+	// As if the first start had used an HSM: no soft token is made in its place.
+	soft := filepath.Join(cfg.DataDir, "softtoken")
+	if err := os.Rename(soft, soft+".away"); err != nil {
+		t.Fatal(err)
+	}
+	refused("no --hsm", "give its URI with --hsm", func(*Config) {})
+	if _, err := os.Stat(soft); !os.IsNotExist(err) {
+		t.Error("a soft token was made:", err)
+	}
+	// Another soft token is not the one either.
+	if err := os.Mkdir(soft, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	other, err := softtoken.Open(softtoken.Config{Dir: soft, Create: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	refused("another token", "no token given holds it", func(*Config) {})
+	if err := errors.Join(os.RemoveAll(soft), os.Rename(soft+".away", soft)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err = Start(t.Context(), cfg, quiet); err != nil {
+		t.Fatal("the first configuration:", err)
+	}
+	n.Close()
+}
