@@ -133,6 +133,23 @@ func TestFaults(t *testing.T) {
 	d.clean(t)
 }
 
+// TestControlInPlace: a file of the same length that is a nanosecond younger is another one.
+func TestControlInPlace(t *testing.T) {
+	d := ready(t, Settings{})
+	now := time.Now()
+	for i, want := range []hsm.CKR{0, hsm.CKR_DEVICE_REMOVED, 0} {
+		if err := os.WriteFile(d.control, fmt.Appendf(nil, "down=%d\n", i%2), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		when := now.Add(time.Hour + time.Duration(i))
+		if err := os.Chtimes(d.control, when, when); err != nil {
+			t.Fatal(err)
+		}
+		d.want(t, "call C_Encrypt", uint64(want))
+	}
+	d.clean(t)
+}
+
 func TestDown(t *testing.T) {
 	const removed = uint64(hsm.CKR_DEVICE_REMOVED)
 	d := ready(t, Settings{})
@@ -180,7 +197,7 @@ func TestViolations(t *testing.T) {
 	check(d, Report{UseAfterClose: 1, UnknownSession: 1})
 
 	d = ready(t, Settings{Latency: 200 * time.Millisecond})
-	d.want(t, "end C_Encrypt", 0) // C_Finalize comes into the call and waits
+	d.want(t, "during C_Encrypt C_Finalize", 0) // C_Finalize comes into the call and waits
 	check(d, Report{FinalizeInFlight: 1})
 	d.want(t, "call C_Encrypt", uint64(hsm.CKR_CRYPTOKI_NOT_INITIALIZED))
 	check(d, Report{FinalizeInFlight: 1, UseAfterClose: 1})
@@ -193,6 +210,13 @@ func TestViolations(t *testing.T) {
 	d = ready(t, Settings{Latency: 100 * time.Millisecond})
 	d.want(t, "together 2 C_CloseSession", 0)
 	check(d, Report{Concurrent: 1})
+
+	// The session and the slot both have the number 1.
+	d = ready(t, Settings{Faults: []Fault{{Function: "C_Encrypt", Nth: 1, Hang: 300 * time.Millisecond}}})
+	d.want(t, "during C_Encrypt C_CloseAllSessions", 0)
+	check(d, Report{Concurrent: 1})
+	d.want(t, "call C_Encrypt", 0)
+	check(d, Report{Concurrent: 1, UseAfterClose: 1})
 }
 
 // TestHammer opens and closes sessions from many threads while the settings change; more of them than the module remembers.
@@ -220,7 +244,13 @@ func TestHammer(t *testing.T) {
 	}
 	d.want(t, "call C_Finalize", 0)
 	d.clean(t)
-	if r := d.counts(t); r.Calls["C_OpenSession"] != 8*400+1 || r.Calls["C_CloseSession"] != 8*400 || r.Calls["C_Encrypt"] != 4*8*400 || r.Faults == 0 {
+	d.want(t, "call C_Initialize", 0)
+	d.want(t, "session 2", 2)
+	d.want(t, "call C_Encrypt", 0)
+	if r := d.counts(t); r.UnknownSession != 1 {
+		t.Errorf("a session that was closed thousands ago is still remembered: %+v", r)
+	}
+	if r := d.counts(t); r.Calls["C_OpenSession"] != 8*400+1 || r.Calls["C_CloseSession"] != 8*400 || r.Calls["C_Encrypt"] != 4*8*400+1 || r.Faults == 0 {
 		t.Errorf("%+v", r)
 	}
 }

@@ -8,7 +8,7 @@
 //	together T NAME      T threads make one call each, all on the current session
 //	apart T NAME         T threads make one call each, each on a session of its own: the slowest thread's microseconds
 //	hammer T N           T threads open, use and close sessions N times
-//	end NAME             C_Finalize while a thread is in the function
+//	during NAME OTHER    the other function while a thread is in the first, both on the current session: the two return values
 //
 // usage: driver MODULE
 #include <dlfcn.h>
@@ -201,8 +201,8 @@ static void threads(const char *how, int n, const char *what)
 	printf("0x%lx %ld\n", rv, took);
 }
 
-// end finalises 20 ms into a call.
-static void end(const char *what)
+// during calls the other function 20 ms into a call.
+static void during(const char *what, const char *other)
 {
 	struct task t = {.function = named(what), .session = current};
 	pthread_barrier_t start;
@@ -214,7 +214,8 @@ static void end(const char *what)
 	pthread_barrier_wait(&start);
 	struct timespec moment = {0, 20000000};
 	nanosleep(&moment, NULL);
-	word rv = call(FINALIZE, 0);
+	int f = named(other);
+	word rv = call(f, f == FINALIZE ? 0 : current);
 	pthread_join(t.thread, NULL);
 	pthread_barrier_destroy(&start);
 	printf("0x%lx 0x%lx\n", rv, t.rv);
@@ -256,8 +257,8 @@ int main(int argc, char **argv)
 			printf("0x%lx\n", current);
 		} else if (strcmp(command, "forward") == 0) {
 			forward(a);
-		} else if (strcmp(command, "end") == 0) {
-			end(a);
+		} else if (strcmp(command, "during") == 0) {
+			during(a, b);
 		} else {
 			threads(command, atoi(a), b);
 		}

@@ -1,5 +1,5 @@
 // A real module for tests of slow.c: it remembers the last call of each thread, hands out sessions, and aborts when two calls meet on one
-// session. It knows the functions by their place in CK_FUNCTION_LIST only and takes every argument as a machine word, so that it shares no
+// session, or one comes before C_Initialize or after C_Finalize. It knows the functions by their place in CK_FUNCTION_LIST only and takes every argument as a machine word, so that it shares no
 // table with slow.c. Calling it through other prototypes works wherever integers and pointers are passed alike (System V, AAPCS64).
 #include <stdatomic.h>
 #include <stdio.h>
@@ -12,6 +12,7 @@ enum { INITIALIZE = 0, FINALIZE = 1, OPEN_SESSION = 12, CLOSE_ALL_SESSIONS = 14,
 
 static _Thread_local struct echo last;
 static _Atomic word next_session;
+static atomic_int live;
 static _Atomic char busy[HANDLES];
 
 const struct echo *echo_last(void) { return &last; }
@@ -29,6 +30,12 @@ static word answer(int i, word a0, word a1, word a2, word a3, word a4, word a5, 
 	memcpy(last.args, args, sizeof args);
 	if (i == INITIALIZE) {
 		atomic_store(&next_session, 0);
+	}
+	if (i == INITIALIZE || i == FINALIZE) {
+		atomic_store(&live, i == INITIALIZE);
+	} else if (!atomic_load(&live)) {
+		fprintf(stderr, "echo: function %d while not initialised\n", i);
+		abort();
 	}
 	if (i == OPEN_SESSION) {
 		*(word *)a4 = atomic_fetch_add(&next_session, 1) + 1;
