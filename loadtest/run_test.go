@@ -227,29 +227,3 @@ func TestNoGoroutineLeft(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 	}
 }
-
-func TestSchedule(t *testing.T) {
-	s := newSchedule(&Config{Rate: 4})
-	for i, want := range []time.Duration{0, 250, 500, 750, 1000} {
-		if got := s.take(); got != want*time.Millisecond {
-			t.Errorf("request %d is due at %v, want %v ms", i, got, want)
-		}
-	}
-	for _, c := range []struct {
-		from, to time.Duration
-		want     int64
-	}{{0, time.Second, 4}, {0, time.Second + 1, 5}, {1, time.Second, 3}, {time.Second, time.Second, 0}, {2 * time.Second, time.Second, 0}, {0, time.Hour, 4 * 3600}} {
-		if got := s.between(c.from, c.to); got != c.want {
-			t.Errorf("between(%v, %v) = %d, want %d", c.from, c.to, got, c.want)
-		}
-	}
-	for _, rate := range []float64{3, 7, 999, 33_333.3} { // periods that are no whole number of nanoseconds do not drift
-		s := newSchedule(&Config{Rate: rate})
-		if got, want := s.between(0, 1000*time.Second), int64(rate*1000); got < want || got > want+1 {
-			t.Errorf("rate %v: %d requests in 1000 s", rate, got)
-		}
-	}
-	if closed := newSchedule(&Config{}); closed.open() || closed.between(0, time.Hour) != 0 {
-		t.Error("a closed loop has no due times")
-	}
-}

@@ -43,7 +43,8 @@ func newTimeline(c *Config) *timeline {
 
 // at is the interval that t, since the start of the run, falls into; the first and the last one take what is before and after them.
 func (l *timeline) at(t time.Duration) int {
-	return int(min(max((t-l.from)*time.Duration(l.n)/l.window, 0), time.Duration(l.n)-1))
+	t = min(max(t-l.from, 0), l.window) // before the product, which could overflow
+	return int(min(t*time.Duration(l.n)/l.window, time.Duration(l.n)-1))
 }
 
 // begin is when interval i begins, since the start of the run.
