@@ -220,3 +220,29 @@ func TestSlowDown(t *testing.T) {
 		t.Errorf("%+v", st)
 	}
 }
+
+// BenchmarkSlowRound is BenchmarkRound's crossing, without the module in between and through it: at latency 0, what forwarding costs.
+func BenchmarkSlowRound(b *testing.B) {
+	run := func(name, uri string) {
+		token := opener(b, uri)(b)
+		defer token.Close()
+		b.Run(name, func(b *testing.B) {
+			s, err := token.OpenSession()
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer s.Close()
+			in, out, random := make([]byte, 48), make([]byte, 48), make([]byte, 48)
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := s.Round(in, out, random); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+	run("slow=none", hsmtest.SoftHSM(b))
+	for _, latency := range []time.Duration{0, 200 * time.Microsecond, time.Millisecond} {
+		run("slow="+latency.String(), slowhsm.Over(b, hsmtest.SoftHSM(b), slowhsm.Settings{Latency: latency}).URI())
+	}
+}
