@@ -42,6 +42,7 @@ func newTimeline(c *Config) *timeline {
 }
 
 // at is the interval that t, since the start of the run, falls into; the first and the last one take what is before and after them.
+// The product has room for any time a bounded run can reach: two durations and a timeout, times 1600 intervals.
 func (l *timeline) at(t time.Duration) int {
 	t = min(max(t-l.from, 0), l.window) // before the product, which could overflow
 	return int(min(t*time.Duration(l.n)/l.window, time.Duration(l.n)-1))

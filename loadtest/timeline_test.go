@@ -37,8 +37,8 @@ func TestTimelineDivision(t *testing.T) {
 				t.Fatalf("%v: interval %d begins at %v, which is in %d; before it is %d", c.cfg.Duration, i, l.begin(i), l.at(l.begin(i)), l.at(l.begin(i)-1))
 			}
 		}
-		if l.at(0) != 0 || l.at(100*durationMax) != l.n-1 {
-			t.Errorf("%v: outside times are in %d and %d", c.cfg.Duration, l.at(0), l.at(100*durationMax))
+		if l.at(0) != 0 || l.at(2*durationMax+timeoutMax) != l.n-1 {
+			t.Errorf("%v: outside times are in %d and %d", c.cfg.Duration, l.at(0), l.at(2*durationMax+timeoutMax))
 		}
 	}
 }

@@ -9,7 +9,7 @@
 // C_GetSlotList, C_GetSessionInfo, mechanism lists, …), and C_EncryptInit, C_FindObjectsInit and the like, which a library sends along
 // with the call that follows; Init makes those cost a round trip too. A call that only asks for a length costs as much as any other. The
 // table FUNCTIONS in slow.c says it of each function. Calls on different sessions overlap. Calls on one session take turns, their
-// latency included. The sleep ends when the kernel's timer slack lets it, some 50 µs late.
+// latency included. A sleep ends a little late, by what the machine takes to wake a thread: some 50 µs on a virtual one.
 //
 // # Settings
 //
