@@ -152,7 +152,14 @@ func (n *Node) start(ctx context.Context) error {
 	}); err != nil {
 		return errors.Join(err, n.ln.Close())
 	}
-	go func() { n.served <- n.data.Serve(n.ln) }()
+	ln := n.ln
+	if cfg.TLSCert != "" {
+		if ln, err = withTLS(ln, cfg.TLSCert, cfg.TLSKey); err != nil {
+			n.data.Close()
+			return errors.Join(err, n.ln.Close())
+		}
+	}
+	go func() { n.served <- n.data.Serve(ln) }()
 	n.onClose(n.drain)
 
 	n.phase("starting: the store is not open")
@@ -228,6 +235,11 @@ func (n *Node) start(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
+	if cfg.StatsSocket != "" {
+		if err := n.serveStats(cfg.StatsSocket); err != nil {
+			return err
+		}
+	}
 	n.state.Store(nil)
 	return nil
 }
@@ -263,18 +275,6 @@ func (n *Node) Tokens() []hsm.TokenInfo {
 		infos = append(infos, t.Info())
 	}
 	return infos
-}
-
-// Stats are the counters of the node's parts.
-type Stats struct {
-	Batch  batch.Stats
-	HSM    hsm.Stats
-	Panics uint64
-}
-
-// Stats reads the counters.
-func (n *Node) Stats() Stats {
-	return Stats{Batch: n.batcher.Stats(), HSM: n.shards.Stats(), Panics: n.data.Panics()}
 }
 
 // CredentialsPath is where the administrator's credentials are.
