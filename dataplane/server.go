@@ -65,6 +65,9 @@ func set[T int | int64 | time.Duration](v *T, dflt T) {
 	}
 }
 
+// writeTimeout is how long a client may take to read one reply.
+const writeTimeout = 5 * time.Second
+
 // Server is the data plane.
 type Server struct {
 	cfg       Config
@@ -104,7 +107,7 @@ func New(cfg Config) (*Server, error) {
 		ErrorHandler: s.refuseHTTP,
 
 		ReadTimeout:        cfg.ReadTimeout,
-		WriteTimeout:       5 * time.Second,
+		WriteTimeout:       writeTimeout,
 		IdleTimeout:        60 * time.Second,
 		MaxRequestsPerConn: 100_000,
 		Concurrency:        cfg.ConnsMax,
