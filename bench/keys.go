@@ -125,7 +125,7 @@ func (p *plan) parallel(n int, do func(i int) error) error {
 				if i >= n {
 					return
 				}
-				if err := do(i); err != nil {
+				if err := persistently(do, i); err != nil {
 					fail(err)
 					return
 				}
@@ -134,4 +134,16 @@ func (p *plan) parallel(n int, do func(i int) error) error {
 	}
 	wg.Wait()
 	return failed
+}
+
+// persistently calls do again after a transient refusal, as an SDK does: on a busy machine a few are throttled.
+func persistently(do func(i int) error, i int) error {
+	const attempts = 20
+	for attempt := 1; ; attempt++ {
+		err := do(i)
+		if r, ok := errors.AsType[*refusal](err); !ok || !r.transient() || attempt == attempts {
+			return err
+		}
+		time.Sleep(time.Duration(attempt) * 10 * time.Millisecond)
+	}
 }

@@ -193,6 +193,7 @@ func (p *plan) store() error {
 		p.print(text, t)
 		fmt.Fprintln(text)
 	}
+	fmt.Fprintf(text, "measurements repeated because too many requests failed: %d\n", p.repeated)
 	p.printPromises(text)
 	name := filepath.Join(p.out, "bench-"+time.Now().UTC().Format("20060102T150405Z"))
 	data := slices.Concat(head[:len(head)-1], []byte(",\"Measurements\":[\n"), bytes.Join(lines, []byte(",\n")), []byte("\n]}\n"))

@@ -31,7 +31,7 @@ const (
 	baselineName = "one operation per request"
 )
 
-const callsMax = 256 // of our own, at a time: keys of a table are made in parallel
+const callsMax = 128 // of our own, at a time: keys of a table are made in parallel
 
 // target is a server under measurement, a child process.
 type target struct {
@@ -253,9 +253,23 @@ func (t *target) post(op, body string) ([]byte, error) {
 		return nil, err
 	}
 	if resp.StatusCode() != fasthttp.StatusOK {
-		return nil, fmt.Errorf("%s: %d %s", op, resp.StatusCode(), resp.Body())
+		return nil, &refusal{op, resp.StatusCode(), string(resp.Body())}
 	}
 	return bytes.Clone(resp.Body()), nil
+}
+
+// refusal is a reply that is not 200.
+type refusal struct {
+	op     string
+	status int
+	body   string
+}
+
+func (r *refusal) Error() string { return fmt.Sprintf("%s: %d %s", r.op, r.status, r.body) }
+
+// transient reports whether an SDK would send the request again.
+func (r *refusal) transient() bool {
+	return r.status >= 500 || strings.Contains(r.body, "ThrottlingException")
 }
 
 // sample is one request and its response.

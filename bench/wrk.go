@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -33,8 +34,10 @@ type measurement struct {
 // percentiles are what Latencies holds.
 var percentiles = []float64{50, 75, 90, 95, 99, 99.5, 99.9, 99.99}
 
-// errorsMax is the part of requests that may fail: a benchmark of refusals is worth nothing.
+// errorsMax is the part of requests that may fail.
 const errorsMax = 0.001
+
+var errFailures = errors.New("requests failed: a benchmark of refusals is worth nothing")
 
 // summary prints the result as a line of JSON.
 const summary = `
@@ -54,7 +57,8 @@ wrk.body = %q
 
 // many is a script that sends the requests of a file, each thread in a random order of its own. The file has for each request a line with
 // its length, and then the request as it goes out. The strings are made before the run, so that what a request costs wrk is a call of Lua
-// and a copy, the same for every file of as many requests.
+// and a copy, the same for every file of as many requests. (A thread sends while the next one reads the file, a tenth of a second that
+// wrk does not count; that is the same for all, too.)
 const many = `
 local threads, requests, order, at = 0, {}, {}, 0
 function setup(thread) thread:set("number", threads); threads = threads + 1 end
@@ -163,7 +167,7 @@ func (t *target) wrk(script string, conns int, d time.Duration, tmp string) (mea
 		return measurement{}, fmt.Errorf("wrk's summary is of no request: %s", out)
 	}
 	if s.Errors > s.Requests*errorsMax {
-		return measurement{}, fmt.Errorf("%.0f of %.0f requests failed: a benchmark of refusals is worth nothing", s.Errors, s.Requests)
+		return measurement{}, fmt.Errorf("%.0f of %.0f %w", s.Errors, s.Requests, errFailures)
 	}
 	return measurement{
 		Conns: conns, PerSecond: s.Requests / (s.Micros / 1e6), CPUMicros: float64((after.cpu - before.cpu).Microseconds()) / s.Requests,
