@@ -31,9 +31,9 @@ type serverStats struct {
 
 // serverCounts is what keyplane's own counters say about one measurement.
 type serverCounts struct {
-	Mallocs float64  // heap objects per request, everything in the process included: connections, etcd's clock, reading the counters
-	Round   float64  // mean jobs of a round
-	Sizes   []uint64 // rounds of 1, 2, ≤4, ≤8, … ≤1024 jobs
+	Mallocs   float64  // heap objects per request, everything in the process included: connections, etcd's clock, reading the counters
+	MeanRound float64  // mean jobs of a round
+	Sizes     []uint64 // rounds of 1, 2, ≤4, ≤8, … ≤1024 jobs
 }
 
 // counters reads a server's counters.
@@ -62,7 +62,7 @@ func (c counters) since(before counters, requests float64) *serverCounts {
 	now, then := &c.stats.Batch, &before.stats.Batch
 	s := &serverCounts{Mallocs: float64(c.stats.Go.Mallocs-before.stats.Go.Mallocs) / requests}
 	if rounds := now.Rounds - then.Rounds; rounds > 0 {
-		s.Round = float64(now.Jobs-then.Jobs) / float64(rounds)
+		s.MeanRound = float64(now.Jobs-then.Jobs) / float64(rounds)
 	}
 	for i := range now.Sizes {
 		s.Sizes = append(s.Sizes, now.Sizes[i]-then.Sizes[i])

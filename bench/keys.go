@@ -48,7 +48,9 @@ func (p *plan) keysTable() error {
 		}
 		defer floor.stop()
 		many := func(t *target, name string, bodies func(int) string) cell {
-			return cell{op, "", name, func(d time.Duration) (measurement, error) { return t.measureMany(op, bodies, p.keys, p.conns, d, p.tmp) }}
+			return cell{op, "", name, func(d time.Duration) (measurement, error) {
+				return t.measureMany(op, bodies, p.keys, p.conns, d, p.tmp)
+			}}
 		}
 		same := func(t *target) func(int) string { return func(int) string { return t.bodies[op] } }
 		cells = append(cells, many(floor, echoName, same(floor)), many(hsm, oneKeyName, same(hsm)), many(hsm, manyKeysName, bodies))

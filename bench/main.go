@@ -180,11 +180,12 @@ func (p *plan) alternate(table string, cells []cell) error {
 }
 
 // undisturbed measures once, and again if too many requests failed: another process had the processor for longer than requests may wait.
-// It says so, and three failures in a row are the server's.
+// It says so, and five failures in a row are the server's.
 func (p *plan) undisturbed(c cell, d time.Duration) (measurement, error) {
+	const attempts = 5
 	for attempt := 1; ; attempt++ {
 		m, err := c.run(d)
-		if !errors.Is(err, errFailures) || attempt == 3 || p.ctx.Err() != nil {
+		if !errors.Is(err, errFailures) || attempt == attempts || p.ctx.Err() != nil {
 			return m, err
 		}
 		p.repeated++

@@ -25,17 +25,17 @@ func p999(m *measurement) float64      { return m.P999 }
 func failures(m *measurement) float64  { return float64(m.Errors) }
 
 func mallocs(m *measurement) float64 {
-	if m.serverCounts == nil {
+	if m.Server == nil {
 		return math.NaN()
 	}
-	return m.Mallocs
+	return m.Server.Mallocs
 }
 
 func roundMean(m *measurement) float64 {
-	if m.serverCounts == nil {
+	if m.Server == nil {
 		return math.NaN()
 	}
-	return m.serverCounts.Round
+	return m.Server.MeanRound
 }
 
 // of returns the measurements of one row, by round.
@@ -144,10 +144,10 @@ func (p *plan) roundSizes(table string, r row) []float64 {
 	parts := make([]float64, len(roundLabels))
 	var total float64
 	for _, m := range p.of(table, r.op, r.in, r.target) {
-		if m.serverCounts == nil {
+		if m.Server == nil {
 			continue
 		}
-		for i, n := range m.Sizes {
+		for i, n := range m.Server.Sizes {
 			parts[i] += float64(n)
 			total += float64(n)
 		}
@@ -164,7 +164,8 @@ func (p *plan) roundSizes(table string, r row) []float64 {
 // heading says what was measured, with what and where.
 func (p *plan) heading() string {
 	return fmt.Sprintf("machine: %s\ncommit: %s, %s\nclient: wrk on the same cores as the server, pre-signed requests over keep-alive connections, %d unless said otherwise\n"+
-		"%d rounds of %v, targets in turn; medians, and medians of the ratios within a round\n\n", machine(), commit(), runtime.Version(), p.conns, p.rounds, p.each)
+		"%d rounds of %v, targets in turn; medians, and medians of the ratios within a round\n"+
+		"mallocs/request: all heap objects the process made meanwhile, the run's connections and etcd included, by the runtime's counter\n\n", machine(), commit(), runtime.Version(), p.conns, p.rounds, p.each)
 }
 
 // store keeps measurements, tables and promises under a name with the date, and figures under names that do not change.
@@ -217,10 +218,15 @@ func machine() string {
 	return fmt.Sprintf("%s, %d cores", runtime.GOARCH, runtime.NumCPU())
 }
 
+// commit is what was measured; results that are not committed yet do not make it dirty.
 func commit() string {
-	out, err := exec.Command("git", "describe", "--always", "--dirty").Output()
+	out, err := exec.Command("git", "describe", "--always").Output()
 	if err != nil {
 		return "unknown"
 	}
-	return strings.TrimSpace(string(out))
+	name := strings.TrimSpace(string(out))
+	if changed, err := exec.Command("git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results").Output(); err != nil || len(changed) > 0 {
+		name += "-dirty"
+	}
+	return name
 }

@@ -26,9 +26,9 @@ type measurement struct {
 	CPUMicros float64 // user + system time of the server process per request, in microseconds
 	P50, P99  float64 // latency in microseconds
 	P999      float64
-	Latencies []float64 // microseconds, at the percentiles of percentiles
-	Errors    int       // replies that were not 200, and socket errors: at most one in a thousand
-	*serverCounts
+	Latencies []float64     // microseconds, at the percentiles of percentiles
+	Errors    int           // replies that were not 200, and socket errors: at most one in a thousand
+	Server    *serverCounts `json:",omitempty"` // nil for what has no counters
 }
 
 // percentiles are what Latencies holds.
@@ -172,6 +172,6 @@ func (t *target) wrk(script string, conns int, d time.Duration, tmp string) (mea
 	return measurement{
 		Conns: conns, PerSecond: s.Requests / (s.Micros / 1e6), CPUMicros: float64((after.cpu - before.cpu).Microseconds()) / s.Requests,
 		P50: s.Latencies[0], P99: s.Latencies[4], P999: s.Latencies[6], Latencies: s.Latencies, Errors: int(s.Errors),
-		serverCounts: after.since(before, s.Requests),
+		Server: after.since(before, s.Requests),
 	}, nil
 }
