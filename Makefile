@@ -56,7 +56,8 @@ lint:
 	$(GO) mod tidy -diff
 	CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/keyplane
 
-# Ratios to the floor, in one session. BENCHFLAGS='-rounds 1 -each 1s' for a quick look.
+# Ratios to the floor, in one session; half an hour, results in bench/results. BENCHFLAGS='-rounds 1 -tables floor' for a quick look,
+# BENCHFLAGS=-check to fail where a promise is missed.
 bench: deps build
 	$(GO) build -o bin/bench ./bench
 	./bin/bench -keyplane $(BIN) $(BENCHFLAGS)
@@ -73,4 +74,4 @@ deps:
 	fi
 
 ci: deps lint build test race invariants alloc fuzz demo
-	$(MAKE) bench BENCHFLAGS='-rounds 1 -each 2s'
+	$(MAKE) bench BENCHFLAGS='-rounds 1 -each 2s -tables floor'
