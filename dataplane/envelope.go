@@ -10,6 +10,7 @@ import (
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/internal/aesgcm"
 	"github.com/keyplane/keyplane/internal/blob"
+	"github.com/keyplane/keyplane/internal/invariants"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/snapshot"
 	"github.com/keyplane/keyplane/ratelimit"
@@ -25,6 +26,7 @@ func current(k *snapshot.Key) *snapshot.Version { return &k.Versions[k.Current] 
 // wantKey adds the derivation of a new message key under the key's current version to r.job.
 func (r *request) wantKey(k *snapshot.Key) {
 	v := current(k)
+	invariants.Check(v.Offset != [16]byte{}, "a wiped key is used to encrypt")
 	d := &r.job.Derive[r.job.N]
 	d.Offset, d.Draw = v.Offset, true
 	r.job.Root = rootOf(v)
@@ -33,6 +35,7 @@ func (r *request) wantKey(k *snapshot.Key) {
 
 // wantBlobKey adds the derivation of the message key of the blob that was sent.
 func (r *request) wantBlobKey(v *snapshot.Version) {
+	invariants.Check(v.Offset != [16]byte{}, "a wiped key is used to decrypt")
 	d := &r.job.Derive[r.job.N]
 	d.Offset, d.Nonce, d.Draw = v.Offset, r.blob.Nonce, false
 	r.job.Root = rootOf(v)

@@ -127,6 +127,7 @@ func (s *Server) finish(ctx *fasthttp.RequestCtx, c *conn, r *request, code *kms
 		ctx.SetConnectionClose()
 		return
 	}
+	r.releaseKeys()
 	status := fasthttp.StatusOK
 	switch {
 	case *code != kmsapi.OK:

@@ -170,11 +170,13 @@ type records struct {
 	keys    map[keyid.ID]*snapshot.Record
 	aliases map[string]keyid.ID
 	err     error // of every read, unless nil
+	reads   int
 }
 
 func (r *records) KeyRecord(_ context.Context, region string, a keyid.Account, id keyid.ID) (*snapshot.Record, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.reads++
 	if r.err != nil {
 		return nil, r.err
 	}
@@ -190,6 +192,7 @@ func (r *records) KeyRecord(_ context.Context, region string, a keyid.Account, i
 func (r *records) AliasTarget(_ context.Context, region string, a keyid.Account, alias string) (keyid.ID, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.reads++
 	if r.err != nil {
 		return keyid.ID{}, r.err
 	}

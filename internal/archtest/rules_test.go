@@ -55,7 +55,7 @@ var rules = []rule{
 	// Machinery of the planes, which do not know each other.
 	{pkg: "batch", reach: []string{"net/http", "net"}, why: "standard library only: no keys, no HSM, no HTTP"},
 	{pkg: "cache", ours: []string{"internal/secret", "internal/invariants"},
-		third: []string{"github.com/dgraph-io/ristretto/v2", "github.com/cespare/xxhash/v2", "golang.org/x/sync"},
+		third: []string{"github.com/dgraph-io/ristretto/v2", "github.com/cespare/xxhash/v2"},
 		why:   "does not know what it stores"},
 	{pkg: "ratelimit", ours: []string{"internal/invariants"}, third: []string{"github.com/cespare/xxhash/v2"}, not: []string{"net/http"},
 		why: "arithmetic on time: no HTTP, no errors of the wire"},

@@ -44,7 +44,7 @@ type Config struct {
 	QueueTimeMax time.Duration `yaml:"queue_time_max"`
 	// RoundTimeout is how long one call into the HSM may take before its session counts as lost. Default 2s.
 	RoundTimeout time.Duration `yaml:"round_timeout"`
-	// KeyCacheBytes bounds the cache of key snapshots; 100 000 keys need about 50 MB. Default 268435456.
+	// KeyCacheBytes bounds the cache of key snapshots; 100 000 keys need about 80 MB. Default 268435456.
 	KeyCacheBytes int64 `yaml:"key_cache_bytes"`
 	// ConnsMax and ConnsPerIPMax bound open connections, in all and of one client address. Defaults 20000 and 1000.
 	ConnsMax      int `yaml:"conns_max"`
