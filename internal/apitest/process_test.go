@@ -129,6 +129,25 @@ func TestTerminate(t *testing.T) {
 	}
 }
 
+// TestTerminateWhileStarting: a process that is told to stop before it serves has not failed.
+func TestTerminateWhileStarting(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "data")
+	p := Launch(t, dir)
+	for deadline := time.Now().Add(processStartMax); ; time.Sleep(time.Millisecond) { // until the store is being opened
+		if _, err := os.Stat(filepath.Join(dir, "LOCK")); err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("it does not start")
+		}
+	}
+	if code := stop(t, p); code != 0 {
+		t.Errorf("the exit status is %d:\n%s", code, p.Output())
+	}
+	Command(t, dir) // and nothing is left that stops the next one
+}
+
 // ready asks /readyz.
 func (p *Process) ready(t *testing.T) bool {
 	t.Helper()
