@@ -28,7 +28,7 @@ type Config struct {
 	Region           string
 	Store            *store.Store
 	Verifier         *sigv4.Verifier
-	Random           func([]byte) error // fills the slice from the HSM: salts and key IDs
+	Random           func([]byte) error // fills the slice from the HSM: salts and key IDs; an error may wrap a *kmsapi.Error
 	Root             func() [8]byte     // hsm.RootID that new key versions are made under
 	Publisher        Publisher
 	Now              func() time.Time // nil: time.Now

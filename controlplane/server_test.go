@@ -3,6 +3,7 @@ package controlplane
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"strings"
@@ -170,6 +171,24 @@ func TestPanicIsAnswered(t *testing.T) {
 	}
 	if resp := e.Serve(t.Context(), &Request{}); resp.Code != kmsapi.KMSInternal { // no signed request at all
 		t.Errorf("%s", resp.Body)
+	}
+}
+
+// A fault of the HSM that has an exception is answered with it; the log of one on our side has its cause.
+func TestRandomFault(t *testing.T) {
+	e := newEnv(t)
+	var out bytes.Buffer
+	e.log = slog.New(slog.NewTextHandler(&out, nil))
+	for _, c := range []struct {
+		code   kmsapi.Code
+		logged bool
+	}{{kmsapi.Throttling, false}, {kmsapi.KeyUnavailable, true}} {
+		out.Reset()
+		e.random = func([]byte) error { return fmt.Errorf("%w: the cause", kmsapi.E(c.code)) }
+		e.fails("CreateKey", "{}", c.code, c.code.Text())
+		if strings.Contains(out.String(), "the cause") != c.logged {
+			t.Errorf("%s: log %q", c.code, &out)
+		}
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/keyplane/keyplane/batch"
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/hsm/softtoken"
+	"github.com/keyplane/keyplane/internal/kmsapi"
 )
 
 var quiet = slog.New(slog.DiscardHandler)
@@ -190,6 +191,23 @@ func TestStartFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.Close()
+}
+
+// A fault of the HSM is the same exception on CreateKey as on the data plane's operations.
+func TestRandomFaults(t *testing.T) {
+	for want, err := range map[kmsapi.Code]error{
+		kmsapi.Throttling: batch.ErrDeadline, kmsapi.ServiceUnavailable: batch.ErrClosed, kmsapi.DependencyTimeout: hsm.ErrTimeout,
+		kmsapi.KeyUnavailable: hsm.ErrUnavailable, kmsapi.KMSInternal: hsm.ErrWrong,
+	} {
+		got := random(func(*hsm.Job, time.Time) error { return err })(make([]byte, 8))
+		if !errors.Is(got, err) || kmsapi.AsError(got).Code != want {
+			t.Errorf("%v: %v, want %s", err, got, want)
+		}
+	}
+	b := make([]byte, 8)
+	if err := random(func(j *hsm.Job, _ time.Time) error { j.Random[7] = 1; return nil })(b); err != nil || b[7] != 1 {
+		t.Errorf("%v, %v", b, err)
+	}
 }
 
 func TestNewLogger(t *testing.T) {
