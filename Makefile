@@ -37,8 +37,8 @@ invariants: deps
 	$(GO) test -short -tags invariants -timeout 10m ./batch/... ./cache/... ./dataplane/... ./hsm/... ./internal/...
 
 # Allocations on the hot path, counted as totals.
-alloc:
-	$(GO) test -count=1 -run Alloc -v ./batch ./dataplane ./internal/... | grep -E 'alloc|ok|FAIL|PASS|---'
+alloc: deps
+	$(GO) test -count=1 -run Alloc -v ./batch ./cache ./controlplane ./dataplane ./hsm/... ./internal/... ./loadtest | grep -E 'alloc|ok|FAIL|PASS|---'
 
 # Rewrites the golden files; read the diff.
 golden:

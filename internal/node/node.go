@@ -146,6 +146,10 @@ func (n *Node) start(ctx context.Context) error {
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
 		return err
 	}
+	// It was there before, then. No refusal: volumes of container hosts are often so.
+	if info, err := os.Stat(cfg.DataDir); err == nil && info.Mode()&0o022 != 0 {
+		n.log.Warn("others can write the data directory, and so put files of theirs in place of what is in it", "dir", cfg.DataDir, "mode", info.Mode().Perm().String())
+	}
 	var err error
 	if n.ln, err = net.Listen("tcp", cfg.Listen); err != nil {
 		return errors.Join(err, store.InUse(cfg.DataDir)) // most often another keyplane on the same directory

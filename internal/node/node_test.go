@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -152,6 +153,30 @@ func TestStart(t *testing.T) {
 		t.Fatal("after Close:", err)
 	}
 	n.Close()
+}
+
+// A data directory is made private; one that was there and that others can write is warned of.
+func TestDataDirMode(t *testing.T) {
+	cfg := testConfig(t)
+	for _, mode := range []os.FileMode{0, 0o755, 0o770} {
+		if mode != 0 {
+			if err := os.Chmod(cfg.DataDir, mode); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var log bytes.Buffer
+		n, err := Start(t.Context(), cfg, slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn})))
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.Close()
+		if warned := strings.Contains(log.String(), "others can write the data directory"); warned != (mode&0o022 != 0) {
+			t.Errorf("mode %o: warned %v: %s", mode, warned, &log)
+		}
+		if info, err := os.Stat(cfg.DataDir); mode == 0 && (err != nil || info.Mode().Perm()&0o077 != 0) {
+			t.Errorf("made with mode %v, %v", info.Mode(), err)
+		}
+	}
 }
 
 // A start that fails leaves nothing behind that would stop the next one.
