@@ -17,8 +17,8 @@ import (
 
 // Deadlines of a subprocess. They only bound what goes wrong.
 const (
-	processStartMax = 40 * time.Second
-	processEndMax   = 30 * time.Second
+	processStartMax = 120 * time.Second
+	processEndMax   = 90 * time.Second
 )
 
 var built struct {
