@@ -62,25 +62,32 @@ func (s *Server) warn(what string, err error, args ...any) {
 	s.cfg.Logger.Warn(what, append(args, "error", err, "not_logged", s.unlogged.Swap(0))...)
 }
 
-// fail turns an internal error into what the client may see of it.
-func (s *Server) fail(r *request, err error) kmsapi.Code {
-	code := kmsapi.KMSInternal
+// CodeOf is the exception that tells a client of an error of Parts.Run or of the store: docs/errors.md, "Faults on our side".
+func CodeOf(err error) kmsapi.Code {
 	switch {
 	case errors.Is(err, batch.ErrFull), errors.Is(err, batch.ErrDeadline):
-		return r.refuse(kmsapi.Throttling)
+		return kmsapi.Throttling
 	case errors.Is(err, batch.ErrClosed):
-		return r.refuse(kmsapi.ServiceUnavailable)
+		return kmsapi.ServiceUnavailable
 	case errors.Is(err, context.DeadlineExceeded):
-		code = kmsapi.DependencyTimeout
-	default:
-		switch hsm.Outcome(err) {
-		case hsm.Timeout:
-			code = kmsapi.DependencyTimeout
-		case hsm.Unavailable:
-			code = kmsapi.KeyUnavailable
-		case hsm.Throttled:
-			code = kmsapi.Throttling
-		}
+		return kmsapi.DependencyTimeout
+	}
+	switch hsm.Outcome(err) {
+	case hsm.Timeout:
+		return kmsapi.DependencyTimeout
+	case hsm.Unavailable:
+		return kmsapi.KeyUnavailable
+	case hsm.Throttled:
+		return kmsapi.Throttling
+	}
+	return kmsapi.KMSInternal
+}
+
+// fail turns an internal error into what the client may see of it. Overload and the end of the process are no faults to log.
+func (s *Server) fail(r *request, err error) kmsapi.Code {
+	code := CodeOf(err)
+	if errors.Is(err, batch.ErrFull) || errors.Is(err, batch.ErrDeadline) || errors.Is(err, batch.ErrClosed) {
+		return r.refuse(code)
 	}
 	s.warn("a request failed on our side", err, "request", string(r.id[:]), "code", code.Type())
 	return r.refuse(code)

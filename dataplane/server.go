@@ -86,6 +86,8 @@ type Server struct {
 	warnings  ratelimit.GCRA
 	unlogged  atomic.Uint64 // warnings left out since the last one
 	draining  atomic.Bool
+
+	connAgeMax time.Duration // after which a connection is closed with its next reply
 }
 
 // New makes a server that answers /healthz and /readyz; Start has it serve.
@@ -94,7 +96,7 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Region == "" || cfg.Ready == nil || cfg.Logger == nil {
 		return nil, errors.New("dataplane: a required field of Config is missing")
 	}
-	s := &Server{cfg: cfg, partition: keyid.Partition(cfg.Region)}
+	s := &Server{cfg: cfg, partition: keyid.Partition(cfg.Region), connAgeMax: time.Hour}
 	var err error
 	if s.keys, err = cache.New(cfg.KeyCacheBytes, absentBytes(cfg.KeyCacheBytes), (*snapshot.Key).Wipe); err != nil {
 		return nil, err

@@ -40,6 +40,10 @@ func serve(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	n, err := node.Start(ctx, cfg, log)
+	if err != nil && ctx.Err() != nil {
+		log.Info("stopped before it served")
+		return 0
+	}
 	if err != nil {
 		fmt.Fprintln(stderr, "keyplane serve:", err)
 		return 1

@@ -20,6 +20,7 @@ import (
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/internal/aesgcm"
 	"github.com/keyplane/keyplane/internal/keyid"
+	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/sigv4"
 )
 
@@ -28,6 +29,9 @@ const checkEvery = time.Second
 
 // drainTimeout is how long Close waits for requests in flight.
 const drainTimeout = 10 * time.Second
+
+// sealQueueTime is how long a job of the sealer may wait for its round: no client waits for it, and a start must not fail on a busy machine.
+const sealQueueTime = 5 * time.Second
 
 // Node is one running keyplane process.
 type Node struct {
@@ -142,6 +146,10 @@ func (n *Node) start(ctx context.Context) error {
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
 		return err
 	}
+	// It was there before, then. No refusal: volumes of container hosts are often so.
+	if info, err := os.Stat(cfg.DataDir); err == nil && info.Mode()&0o022 != 0 {
+		n.log.Warn("others can write the data directory, and so put files of theirs in place of what is in it", "dir", cfg.DataDir, "mode", info.Mode().Perm().String())
+	}
 	var err error
 	if n.ln, err = net.Listen("tcp", cfg.Listen); err != nil {
 		return errors.Join(err, store.InUse(cfg.DataDir)) // most often another keyplane on the same directory
@@ -197,7 +205,7 @@ func (n *Node) start(ctx context.Context) error {
 		return err
 	}
 	dispatch := &hsm.Dispatch{Shards: n.shards, Do: n.batcher.Do, QueueTimeMax: cfg.QueueTimeMax}
-	seal.ready(dispatch.Run, n.shards.Primary())
+	seal.ready((&hsm.Dispatch{Shards: n.shards, Do: n.batcher.Do, QueueTimeMax: sealQueueTime}).Run, n.shards.Primary())
 
 	n.phase("starting: credentials are not loaded")
 	creds, err := controlplane.NewCredentials(controlplane.CredentialsConfig{Store: n.store, Region: cfg.Region})
@@ -216,11 +224,7 @@ func (n *Node) start(ctx context.Context) error {
 	}
 	control, err := controlplane.New(controlplane.Config{
 		Region: cfg.Region, Store: n.store, Verifier: verifier, Publisher: publisher{n.data}, Logger: n.log,
-		Random: func(b []byte) error {
-			j := hsm.Job{Random: b}
-			return dispatch.Run(&j, time.Now())
-		},
-		Root: func() [8]byte { return n.shards.Primary() },
+		Random: random(dispatch.Run), Root: func() [8]byte { return n.shards.Primary() },
 	})
 	if err != nil {
 		return err
@@ -242,6 +246,17 @@ func (n *Node) start(ctx context.Context) error {
 	}
 	n.state.Store(nil)
 	return nil
+}
+
+// random fills slices from the HSM for the control plane. An error wraps the exception that the data plane would answer.
+func random(run func(*hsm.Job, time.Time) error) func([]byte) error {
+	return func(b []byte) error {
+		j := hsm.Job{Random: b}
+		if err := run(&j, time.Now()); err != nil {
+			return fmt.Errorf("%w: %w", kmsapi.E(dataplane.CodeOf(err)), err)
+		}
+		return nil
+	}
 }
 
 // background runs a worker until Close.
