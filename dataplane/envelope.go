@@ -42,9 +42,9 @@ func (r *request) wantBlobKey(v *snapshot.Version) {
 	r.job.N++
 }
 
-// round runs r.job: one round in the batcher. Its time in the queue counts from now: loading a cold key may have taken a while.
+// round runs r.job: one round in the batcher. Its time in the queue counts from r.now, which is later than the loading of a cold key.
 func (s *Server) round(r *request) kmsapi.Code {
-	if err := s.parts.Run(&r.job, time.Now()); err != nil {
+	if err := s.parts.Run(&r.job, r.now); err != nil {
 		return s.fail(r, err)
 	}
 	return kmsapi.OK

@@ -24,7 +24,7 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 		c.release() // a pipelined request: the reply before was copied and not flushed yet
 	}
 	r := s.requests.acquire()
-	r.now = time.Now()
+	r.now = ctx.Time()
 	s.ids.fill(&r.id)
 	code := kmsapi.KMSInternal
 	defer s.finish(ctx, c, r, &code) // recover, reply, hand the request back: in that order

@@ -128,6 +128,7 @@ func (s *Server) aliasTarget(r *request, account keyid.Account, name []byte) (ke
 
 // loadAlias reads where the alias r.name points.
 func (s *Server) loadAlias(r *request, account keyid.Account, name []byte) (cache.Lease[keyid.ID], error) {
+	defer r.renewNow()
 	return s.aliases.Load(r.name, func() (*keyid.ID, int64, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), loadTimeout)
 		defer cancel()
@@ -159,6 +160,7 @@ func (s *Server) key(r *request, account keyid.Account, id keyid.ID) (*snapshot.
 
 // loadKey reads the key r.name.
 func (s *Server) loadKey(r *request, account keyid.Account, id keyid.ID) (cache.Lease[snapshot.Key], error) {
+	defer r.renewNow()
 	return s.keys.Load(r.name, func() (*snapshot.Key, int64, error) {
 		k, err := s.view(account, id)
 		switch {

@@ -20,7 +20,7 @@ import (
 // request is everything one request needs, pooled. Slices marked "borrows" alias fasthttp's memory of the request and are valid until the
 // handler returns; buffers keep their memory across requests and are wiped whole on release.
 type request struct {
-	now    time.Time
+	now    time.Time         // when the handler was called, or after the last read of the store
 	id     [requestIDLen]byte // of the reply's x-amzn-RequestId
 	header headerBlock        // borrows
 	signed sigv4.Request      // borrows
@@ -108,6 +108,9 @@ func (r *request) reset() {
 	r.name, r.aad, r.plain = wiped(r.name, nameCap), wiped(r.aad, aadCap), wiped(r.plain, plainCap)
 	r.ctext, r.out, r.msg = wiped(r.ctext, ctextCap), wiped(r.out, outCap), wiped(r.msg, msgCap)
 }
+
+// renewNow is for after what may have taken long.
+func (r *request) renewNow() { r.now = time.Now() }
 
 // hold keeps a lease of a key until releaseKeys. One request uses two keys at most.
 func (r *request) hold(l cache.Lease[snapshot.Key]) {
