@@ -20,7 +20,7 @@ import (
 // request is everything one request needs, pooled. Slices marked "borrows" alias fasthttp's memory of the request and are valid until the
 // handler returns; buffers keep their memory across requests and are wiped whole on release.
 type request struct {
-	now    time.Time         // when the handler was called, or after the last read of the store
+	now    time.Time          // when the handler was called, or after the last read of the store
 	id     [requestIDLen]byte // of the reply's x-amzn-RequestId
 	header headerBlock        // borrows
 	signed sigv4.Request      // borrows
