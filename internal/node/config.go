@@ -34,7 +34,8 @@ type Config struct {
 	// SoftTokenPINFile is the file that unseals the soft token. Default <data_dir>/softtoken/pin, made at the first start; put it elsewhere
 	// to keep the seal apart from what it seals. Without effect where HSM is set.
 	SoftTokenPINFile string `yaml:"soft_token_pin_file"`
-	// SessionsPerToken is the number of PKCS#11 sessions that work at the same time on one token, 1 to 64. Default 4 (soft token: 2).
+	// SessionsPerToken is the number of PKCS#11 sessions that work at the same time on one token, 1 to 64. Default 0: 4, or 2 where every token
+	// is software of this host, whose sessions share its processors and make larger rounds when they are fewer.
 	SessionsPerToken int `yaml:"sessions_per_token"`
 	// RoundMax bounds the requests that share one call into the HSM, 1 to 1024. Default 256. 1 switches rounds off.
 	RoundMax int `yaml:"round_max"`
@@ -66,10 +67,6 @@ func (c *Config) Defaults() {
 	dflt(&c.Region, os.Getenv("AWS_REGION"))
 	dflt(&c.Region, "us-east-1")
 	dflt(&c.Account, "111122223333")
-	if len(c.HSM) == 0 {
-		dflt(&c.SessionsPerToken, 2)
-	}
-	dflt(&c.SessionsPerToken, 4)
 	dflt(&c.RoundMax, 256)
 	dflt(&c.QueueMax, 4*c.RoundMax)
 	dflt(&c.QueueTimeMax, 50*time.Millisecond)
@@ -104,8 +101,8 @@ func (c *Config) Validate() error {
 	if !validRegion(c.Region) {
 		bad("region: %q is not a Region name like us-east-1", c.Region)
 	}
-	if c.SessionsPerToken < 1 || c.SessionsPerToken > 64 {
-		bad("sessions_per_token: %d is not 1 to 64", c.SessionsPerToken)
+	if c.SessionsPerToken < 0 || c.SessionsPerToken > 64 {
+		bad("sessions_per_token: %d is not 0 to 64", c.SessionsPerToken)
 	}
 	if c.RoundMax < 1 || c.RoundMax > 1024 {
 		bad("round_max: %d is not 1 to 1024", c.RoundMax)

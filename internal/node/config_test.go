@@ -15,7 +15,7 @@ func TestDefaults(t *testing.T) {
 	c.Defaults()
 	want := Config{
 		Listen: "127.0.0.1:4599", DataDir: "./keyplane-data", Region: "us-east-1", Account: "111122223333",
-		SessionsPerToken: 2, RoundMax: 256, QueueMax: 1024, QueueTimeMax: 50 * time.Millisecond, RoundTimeout: 2 * time.Second,
+		RoundMax: 256, QueueMax: 1024, QueueTimeMax: 50 * time.Millisecond, RoundTimeout: 2 * time.Second,
 		KeyCacheBytes: 256 << 20, ConnsMax: 20_000, ConnsPerIPMax: 1_000, ReadTimeout: 5 * time.Second, LogLevel: "info",
 	}
 	if !reflect.DeepEqual(c, want) {
@@ -28,7 +28,7 @@ func TestDefaults(t *testing.T) {
 	t.Setenv("AWS_REGION", "eu-west-1")
 	c = Config{HSM: []string{"pkcs11:token=a"}, RoundMax: 8}
 	c.Defaults()
-	if c.Region != "eu-west-1" || c.SessionsPerToken != 4 || c.QueueMax != 32 {
+	if c.Region != "eu-west-1" || c.SessionsPerToken != 0 || c.QueueMax != 32 {
 		t.Errorf("Region %s, %d sessions, queue of %d", c.Region, c.SessionsPerToken, c.QueueMax)
 	}
 
@@ -62,8 +62,8 @@ func TestValidate(t *testing.T) {
 		{func(c *Config) { c.Region = "" }, "region:"},
 		{func(c *Config) { c.Region = "US" }, `region: "US" is not a Region name like us-east-1`},
 		{func(c *Config) { c.Region = "a/b" }, "region:"},
-		{func(c *Config) { c.SessionsPerToken = 0 }, "sessions_per_token: 0 is not 1 to 64"},
-		{func(c *Config) { c.SessionsPerToken = 1 }, ""},
+		{func(c *Config) { c.SessionsPerToken = -1 }, "sessions_per_token: -1 is not 0 to 64"},
+		{func(c *Config) { c.SessionsPerToken = 0 }, ""},
 		{func(c *Config) { c.SessionsPerToken = 64 }, ""},
 		{func(c *Config) { c.SessionsPerToken = 65 }, "sessions_per_token:"},
 		{func(c *Config) { c.RoundMax = 0 }, "round_max: 0 is not 1 to 1024"},
@@ -104,7 +104,7 @@ func TestValidate(t *testing.T) {
 		}
 	}
 	// All faults at once.
-	err := (&Config{Region: "-", LogLevel: "x"}).Validate()
+	err := (&Config{Region: "-", SessionsPerToken: -1, LogLevel: "x"}).Validate()
 	for _, field := range []string{"listen", "account", "sessions_per_token", "round_max", "queue_max", "queue_time_max", "round_timeout", "read_timeout", "key_cache_bytes", "conns_max", "log_level"} {
 		if err == nil || !strings.Contains(err.Error(), field+":") && !strings.Contains(err.Error(), field+" and") {
 			t.Errorf("%v does not tell of %s", err, field)

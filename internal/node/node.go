@@ -192,7 +192,7 @@ func (n *Node) start(ctx context.Context) error {
 	}
 	n.onClose(func() { n.logIf("closing the tokens", closeTokens(n.tokens)) })
 	if n.shards, err = hsm.NewShards(hsm.ShardsConfig{
-		Tokens: n.tokens, SessionsPerToken: cfg.SessionsPerToken, RoundMax: cfg.RoundMax, RoundTimeout: cfg.RoundTimeout, Logger: n.log,
+		Tokens: n.tokens, SessionsPerToken: sessionsPerToken(cfg, n.tokens), RoundMax: cfg.RoundMax, RoundTimeout: cfg.RoundTimeout, Logger: n.log,
 	}); err != nil {
 		return err
 	}

@@ -36,6 +36,19 @@ func openTokens(c *Config) ([]hsm.Token, error) {
 	return tokens, nil
 }
 
+// sessionsPerToken is the setting, or its default.
+func sessionsPerToken(c *Config, tokens []hsm.Token) int {
+	if c.SessionsPerToken > 0 {
+		return c.SessionsPerToken
+	}
+	for _, t := range tokens {
+		if !t.Info().Software {
+			return 4
+		}
+	}
+	return 2
+}
+
 func softTokenDir(c *Config) string { return filepath.Join(c.DataDir, "softtoken") }
 
 // closeTimeout is how long a token may take to close: a module can hang.
