@@ -10,8 +10,18 @@ import (
 	"github.com/keyplane/keyplane/internal/plot"
 )
 
-// colours of targets; an operation more takes the darker half.
-var colours = []string{"#999999", "#7fbf7b", "#2166ac", "#d95f02", "#762a83", "#1b7837"}
+// colours of targets and of operations.
+var colours = map[string]string{
+	echoName: "#999999", softName: "#7fbf7b", hsmName: "#2166ac", baselineName: "#d95f02", noRoundsName: "#762a83", oneKeyName: "#92c5de", manyKeysName: "#2166ac",
+	"GenerateDataKey": "#2166ac", "Decrypt": "#d95f02", "Encrypt": "#1b7837",
+}
+
+func colour(name string) string {
+	if c, ok := colours[name]; ok {
+		return c
+	}
+	return "#333333"
+}
 
 // draw writes the figures of the tables that were measured. Their names do not change, so that pages can link them.
 func (p *plan) draw() error {
@@ -43,49 +53,44 @@ func (p *plan) draw() error {
 	return nil
 }
 
-// bars draws the ratio to the echo: a group for each operation and case, a bar for each target.
+// bars draws the ratio to the echo: a group for each operation and a bar for each target, or in a table that varies something for one
+// target, a group for each case and a bar for each operation.
 func (p *plan) bars(table, title string, pick func(*measurement) float64) *plot.Plot {
-	var groups, targets []string
+	var groups, names []string
 	rows := p.rows(table)
-	group := func(r row) string {
+	place := func(r row) (group, name string) {
 		if r.in == "" {
-			return r.op
+			return r.op, r.target
 		}
-		return shortOp(r.op) + " " + r.in
+		return r.in, r.op
 	}
 	for _, r := range rows {
-		if !slices.Contains(groups, group(r)) {
-			groups = append(groups, group(r))
+		group, name := place(r)
+		if !slices.Contains(groups, group) {
+			groups = append(groups, group)
 		}
-		if r.target != echoName && !slices.Contains(targets, r.target) {
-			targets = append(targets, r.target)
+		if r.target != echoName && !slices.Contains(names, name) {
+			names = append(names, name)
 		}
 	}
 	g := &plot.Plot{Title: title, YLabel: title, X: plot.Categories(groups), BarLabel: func(v float64) string { return strconv.FormatFloat(v, 'f', 2, 64) }}
 	top := 1.0
-	for i, t := range targets {
-		s := plot.Series{Name: t, Colour: colours[1+i], Kind: plot.Bars}
+	for _, n := range names {
+		s := plot.Series{Name: n, Colour: colour(n), Kind: plot.Bars}
 		for _, r := range rows {
-			if r.target != t {
+			group, name := place(r)
+			if r.target == echoName || name != n {
 				continue
 			}
-			v := p.ratio(table, r.op, r.in, t, echoName, pick)
+			v := p.ratio(table, r.op, r.in, r.target, echoName, pick)
 			top = max(top, v)
-			s.Points = append(s.Points, plot.At(float64(slices.Index(groups, group(r))), v))
+			s.Points = append(s.Points, plot.At(float64(slices.Index(groups, group)), v))
 		}
 		g.Series = append(g.Series, s)
 	}
 	g.Y = plot.Linear(0, top*1.1)
-	g.Series = append(g.Series, plot.Series{Name: echoName, Colour: colours[0], Points: []plot.Point{plot.At(g.X.Lo, 1), plot.At(g.X.Hi, 1)}})
+	g.Series = append(g.Series, plot.Series{Name: echoName, Colour: colour(echoName), Points: []plot.Point{plot.At(g.X.Lo, 1), plot.At(g.X.Hi, 1)}})
 	return g
-}
-
-// shortOp is the name of an operation where many stand next to each other.
-func shortOp(op string) string {
-	if op == "GenerateDataKey" {
-		return "GDK"
-	}
-	return op
 }
 
 // byConns draws throughput over the number of connections.
@@ -95,16 +100,20 @@ func (p *plan) byConns() *plot.Plot {
 		at = append(at, float64(n))
 	}
 	g := &plot.Plot{
-		Title: "Throughput by connections", YLabel: "requests per second", XLabel: "connections",
+		Title: "Throughput by connections", YLabel: "Requests per second", XLabel: "connections",
 		X: plot.Values(at, func(v float64) string { return strconv.FormatFloat(v, 'f', 0, 64) }),
 	}
 	top := 1.0
 	for _, r := range p.rows("conns") {
-		name := shortOp(r.op) + ", " + r.target
+		name := r.op + ", " + r.target
 		i := slices.IndexFunc(g.Series, func(s plot.Series) bool { return s.Name == name })
 		if i < 0 {
 			i = len(g.Series)
-			g.Series = append(g.Series, plot.Series{Name: name, Colour: lineColours[i%len(lineColours)]})
+			c := colour(r.op)
+			if r.target == echoName {
+				c = greys[i%len(greys)]
+			}
+			g.Series = append(g.Series, plot.Series{Name: name, Colour: c})
 		}
 		v := p.median("conns", r.op, r.in, r.target, perSecond)
 		top = max(top, v)
@@ -114,21 +123,21 @@ func (p *plan) byConns() *plot.Plot {
 	return g
 }
 
-// lineColours go by pairs: floor and keyplane of one operation.
-var lineColours = []string{"#999999", "#2166ac", "#bbbbbb", "#d95f02", "#cccccc", "#1b7837"}
+// greys tell the floors of the operations apart.
+var greys = []string{"#888888", "#aaaaaa", "#bbbbbb", "#cccccc"}
 
 // latencies draws the percentiles of the first operation, medians over the rounds.
 func (p *plan) latencies() *plot.Plot {
 	op := p.ops[0]
 	g := &plot.Plot{
-		Title: "Latency by percentile", YLabel: fmt.Sprintf("latency of %s at %d connections", op, p.conns), XLabel: "percentile",
+		Title: "Latency by percentile", YLabel: fmt.Sprintf("Latency of %s at %d connections", op, p.conns), XLabel: "percentile",
 		X: plot.Percentiles(plot.Percentile(percentiles[len(percentiles)-1])),
 	}
 	for _, r := range p.rows("floor") {
 		if r.op != op {
 			continue
 		}
-		s := plot.Series{Name: r.target, Colour: colours[len(g.Series)]}
+		s := plot.Series{Name: r.target, Colour: colour(r.target)}
 		for i, percent := range percentiles {
 			s.Points = append(s.Points, plot.At(plot.Percentile(percent), p.median("floor", r.op, r.in, r.target, func(m *measurement) float64 { return m.Latencies[i] })))
 		}
@@ -155,7 +164,7 @@ func (p *plan) roundHistogram() *plot.Plot {
 		if r.target != hsmName || sizes == nil {
 			continue
 		}
-		s := plot.Series{Name: r.op, Colour: colours[2+len(g.Series)], Kind: plot.Bars}
+		s := plot.Series{Name: r.op, Colour: colour(r.op), Kind: plot.Bars}
 		for i, part := range sizes {
 			top = max(top, part*100)
 			s.Points = append(s.Points, plot.At(float64(i), part*100))

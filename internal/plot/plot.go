@@ -10,7 +10,7 @@ import (
 // Size of a plot and of the room around it for labels, in SVG user units.
 const (
 	width, height                        = 860.0, 300.0
-	padLeft, padRight, padTop, padBottom = 70.0, 20.0, 34.0, 44.0
+	padLeft, padRight, padTop, padBottom = 70.0, 30.0, 34.0, 44.0
 )
 
 // groupWidth is the part of its place on the x axis that a group of bars fills.
@@ -60,7 +60,7 @@ func (p *Plot) SVG() string {
 		fmt.Fprintf(&b, `<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" stroke="%s"/>`, x1, y1, x2, y2, colour)
 	}
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %g %g" role="img" font-family="sans-serif" font-size="12" fill="#333">`, width, height)
-	fmt.Fprintf(&b, `<title>%s</title>`, html.EscapeString(p.Title))
+	fmt.Fprintf(&b, `<title>%s</title><rect width="%g" height="%g" fill="#fff"/>`, html.EscapeString(p.Title), width, height)
 	left, right, top, bottom := padLeft, width-padRight, padTop, height-padBottom
 	for _, t := range p.Y.Ticks {
 		_, y := p.place(Point{p.X.Lo, t.At})

@@ -85,7 +85,7 @@ func TestBars(t *testing.T) {
 func TestGapEndsALine(t *testing.T) {
 	p := Plot{X: Linear(0, 10), Y: Linear(0, 10), Series: []Series{{Name: "l", Colour: "#111", Points: []Point{At(0, 0), At(10, 10), Gap, At(10, 0)}}}}
 	got := marks(t, p.SVG(), "l", "path")
-	if len(got) != 1 || got[0]["d"] != "M70.0 256.0L840.0 34.0M840.0 256.0" {
+	if len(got) != 1 || got[0]["d"] != "M70.0 256.0L830.0 34.0M830.0 256.0" {
 		t.Errorf("%v", got)
 	}
 }
