@@ -56,7 +56,7 @@ lint:
 	$(GO) mod tidy -diff
 	CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/keyplane
 
-# Ratios to the floor, in one session; half an hour, results in bench/results. BENCHFLAGS='-rounds 1 -tables floor' for a quick look,
+# Ratios to the floor, in one session; forty minutes, results in bench/results. BENCHFLAGS='-rounds 1 -tables floor' for a quick look,
 # BENCHFLAGS=-check to fail where a promise is missed.
 bench: deps build
 	$(GO) build -o bin/bench ./bench

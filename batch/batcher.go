@@ -23,6 +23,9 @@ type Config struct {
 	Shards   int // > 0; jobs of one shard run one round at a time
 	RoundMax int // jobs in one round, 1..1024
 	QueueMax int // jobs waiting per shard, ≥ 1; beyond it Do returns ErrFull
+	// WaitMax bounds the wait that a shard's queue promises: a job that would wait longer, going by how long the shard's rounds take, gets
+	// ErrFull at once. The next round can always be filled. 0 means no such bound.
+	WaitMax time.Duration
 }
 
 // Run executes one round. It must leave an outcome in every job and keep none of them, nor the slice, when it returns.
@@ -39,7 +42,7 @@ type Batcher[J any] struct {
 
 // New makes a batcher. It starts no goroutine.
 func New[J any](cfg Config, run Run[J]) (*Batcher[J], error) {
-	if cfg.Shards < 1 || cfg.RoundMax < 1 || cfg.RoundMax > 1024 || cfg.QueueMax < 1 {
+	if cfg.Shards < 1 || cfg.RoundMax < 1 || cfg.RoundMax > 1024 || cfg.QueueMax < 1 || cfg.WaitMax < 0 {
 		return nil, fmt.Errorf("batch: config out of range: %+v", cfg)
 	}
 	b := &Batcher[J]{cfg: cfg, run: run, shards: make([]shard[J], cfg.Shards)}
@@ -64,7 +67,7 @@ func (b *Batcher[J]) Do(shard int, j *J, deadline time.Time) error {
 		s.mu.Unlock()
 		b.free(st)
 		return ErrClosed
-	case len(s.queue) >= b.cfg.QueueMax:
+	case len(s.queue) >= s.room:
 		s.full++
 		s.mu.Unlock()
 		b.free(st)
@@ -82,7 +85,6 @@ func (b *Batcher[J]) Do(shard int, j *J, deadline time.Time) error {
 		v = <-st.wake
 	}
 	if v == leads {
-		// A leader's own job is in the round it runs: it was first in the queue when it was chosen.
 		v = b.lead(shard, s, st)
 	}
 	b.free(st)
@@ -95,21 +97,14 @@ func (b *Batcher[J]) Do(shard int, j *J, deadline time.Time) error {
 	return nil
 }
 
-// lead runs one round, hands the shard on and returns the verdict on the leader's own job.
+// lead runs one round, hands the shard on and returns the verdict on the leader's own job, which is first in the queue.
 func (b *Batcher[J]) lead(n int, s *shard[J], own *seat[J]) verdict {
 	runtime.Gosched()
 
-	s.mu.Lock()
-	take := min(len(s.queue), b.cfg.RoundMax)
-	s.taken = append(s.taken[:0], s.queue[:take]...)
-	rest := copy(s.queue, s.queue[take:])
-	clear(s.queue[rest:])
-	s.queue = s.queue[:rest]
-	s.mu.Unlock()
-
-	ownVerdict := s.dropLate(own)
+	now := time.Now()
+	ownVerdict := s.take(own, b.cfg.RoundMax, now)
 	outcome := broken
-	defer func() { s.handOn(own, outcome) }() // also when run panics: nobody is left waiting
+	defer func() { b.handOn(s, own, outcome) }() // also when run panics: nobody is left waiting
 	if len(s.round) > 0 {
 		b.run(n, s.round)
 	}
@@ -117,41 +112,43 @@ func (b *Batcher[J]) lead(n int, s *shard[J], own *seat[J]) verdict {
 	return ownVerdict
 }
 
-// dropLate turns taken into round: the jobs that can still start. The others are told and their place in taken is cleared.
-func (s *shard[J]) dropLate(own *seat[J]) verdict {
-	ownVerdict := done
-	s.round = s.round[:0]
-	var now time.Time
-	for i, st := range s.taken {
-		if !st.deadline.IsZero() {
-			if now.IsZero() {
-				now = time.Now()
-			}
-			if now.After(st.deadline) {
-				s.taken[i] = nil
-				if st == own {
-					ownVerdict = late
-				} else {
-					st.wake <- late
-				}
-				continue
-			}
+// take moves the jobs of the next round from the queue to round and their seats to taken. Those whose deadline has passed are told, and take
+// no room in the round.
+func (s *shard[J]) take(own *seat[J], roundMax int, now time.Time) verdict {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ownVerdict, n := done, 0
+	for ; n < len(s.queue) && len(s.round) < roundMax; n++ {
+		st := s.queue[n]
+		if st.deadline.IsZero() || !now.After(st.deadline) {
+			s.taken = append(s.taken, st)
+			s.round = append(s.round, st.job)
+			continue
 		}
-		s.round = append(s.round, st.job)
+		s.late++
+		if st == own {
+			ownVerdict = late
+		} else {
+			st.wake <- late
+		}
 	}
+	rest := copy(s.queue, s.queue[n:])
+	clear(s.queue[rest:])
+	s.queue = s.queue[:rest]
 	return ownVerdict
 }
 
 // handOn wakes the callers of the round that ended and chooses the next leader.
-func (s *shard[J]) handOn(own *seat[J], outcome verdict) {
-	taken, jobs := len(s.taken), len(s.round)
+func (b *Batcher[J]) handOn(s *shard[J], own *seat[J], outcome verdict) {
+	jobs := len(s.round)
 	for _, st := range s.taken {
-		if st != nil && st != own {
+		if st != own {
 			st.wake <- outcome
 		}
 	}
 	clear(s.round)
 	clear(s.taken)
+	s.round, s.taken = s.round[:0], s.taken[:0]
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -160,12 +157,44 @@ func (s *shard[J]) handOn(own *seat[J], outcome verdict) {
 		s.jobs += uint64(jobs)
 		s.sizes[sizeClass(jobs)]++
 	}
-	s.late += uint64(taken - jobs)
-	if len(s.queue) > 0 {
-		s.queue[0].wake <- leads
-	} else {
+	if len(s.queue) == 0 {
 		s.busy = false
+		s.idled(&b.cfg)
+		return
 	}
+	s.paced(&b.cfg, time.Now())
+	s.queue[0].wake <- leads
+}
+
+// paced takes the time from one hand-on to the next into account: a round under load, with the waking of its leader.
+func (s *shard[J]) paced(c *Config, now time.Time) {
+	switch took := now.Sub(s.since); {
+	case s.since.IsZero(): // the shard was idle before this round
+	case s.pace == 0:
+		s.pace = took
+	default:
+		s.pace += (took - s.pace) / 8
+	}
+	s.since = now
+	s.room = c.room(s.pace)
+}
+
+// idled lets the past fade while there is no load to measure a round by.
+func (s *shard[J]) idled(c *Config) {
+	s.since = time.Time{}
+	if s.pace > 0 {
+		s.pace -= (s.pace + 7) / 8
+		s.room = c.room(s.pace)
+	}
+}
+
+// room is how many jobs may wait at a shard whose rounds take pace: as many as WaitMax is enough for, and always one round.
+func (c *Config) room(pace time.Duration) int {
+	if c.WaitMax == 0 || pace <= 0 {
+		return c.QueueMax
+	}
+	rounds := float64(c.WaitMax) / float64(pace)
+	return min(c.QueueMax, max(c.RoundMax, int(min(rounds*float64(c.RoundMax), float64(c.QueueMax)))))
 }
 
 func (b *Batcher[J]) free(st *seat[J]) {

@@ -50,7 +50,7 @@ func TestConfigRange(t *testing.T) {
 	ok := Config{Shards: 1, RoundMax: 1, QueueMax: 1}
 	must(t, ok, double)
 	must(t, Config{Shards: 1, RoundMax: 1024, QueueMax: 1}, double)
-	for _, bad := range []Config{{0, 1, 1}, {1, 0, 1}, {1, 1025, 1}, {1, 1, 0}, {-1, 1, 1}} {
+	for _, bad := range []Config{{0, 1, 1, 0}, {1, 0, 1, 0}, {1, 1025, 1, 0}, {1, 1, 0, 0}, {-1, 1, 1, 0}, {1, 1, 1, -1}} {
 		if _, err := New(bad, double); err == nil {
 			t.Errorf("New(%+v) accepted", bad)
 		}
@@ -230,6 +230,121 @@ func TestDeadline(t *testing.T) {
 	if st := b.Stats(); st.Late != 2 {
 		t.Errorf("stats %+v", st)
 	}
+}
+
+// TestLateTakesNoRoom: the jobs behind one whose deadline has passed move up.
+func TestLateTakesNoRoom(t *testing.T) {
+	g := newGate()
+	b := must(t, Config{Shards: 1, RoundMax: 2, QueueMax: 8}, g.run)
+	errs := make(chan error, 6)
+	do := func(in int, deadline time.Time) { go func() { errs <- b.Do(0, &job{in: in}, deadline) }() }
+	do(0, time.Time{})
+	<-g.rounds
+	past, never := time.Now().Add(-time.Second), time.Time{}
+	for i, deadline := range []time.Time{past, never, past, past, never} { // the first leads
+		do(i+1, deadline)
+		waitQueued(t, b, i+1)
+	}
+	g.goOn <- struct{}{}
+	if got := fmt.Sprint(<-g.rounds); got != "[2 5]" {
+		t.Errorf("round %s, want [2 5]", got)
+	}
+	g.goOn <- struct{}{}
+	var late int
+	for range 6 {
+		if err := <-errs; errors.Is(err, ErrDeadline) {
+			late++
+		} else if err != nil {
+			t.Error(err)
+		}
+	}
+	if st := b.Stats(); late != 3 || st.Late != 3 || st.Jobs != 3 || st.Rounds != 2 {
+		t.Errorf("%d late, stats %+v", late, st)
+	}
+}
+
+func TestRoom(t *testing.T) {
+	c := Config{RoundMax: 10, QueueMax: 1000, WaitMax: 50 * time.Millisecond}
+	for _, x := range []struct {
+		pace time.Duration
+		want int
+	}{
+		{0, 1000}, {time.Nanosecond, 1000}, {500 * time.Microsecond, 1000}, {time.Millisecond, 500}, {20 * time.Millisecond, 25},
+		{50 * time.Millisecond, 10}, {time.Second, 10}, // the next round can always be filled
+	} {
+		if got := c.room(x.pace); got != x.want {
+			t.Errorf("rounds of %v: room for %d, want %d", x.pace, got, x.want)
+		}
+	}
+	c.QueueMax = 5
+	if got := c.room(time.Second); got != 5 {
+		t.Errorf("room for %d, QueueMax is 5", got)
+	}
+	c.WaitMax = 0
+	if got := c.room(time.Hour); got != 5 {
+		t.Errorf("without WaitMax room for %d", got)
+	}
+}
+
+// TestWaitMax: a shard whose rounds have become slow refuses at once what it could not serve in time, and takes it again when they are fast.
+func TestWaitMax(t *testing.T) {
+	g := newGate()
+	slow := true
+	b := must(t, Config{Shards: 1, RoundMax: 2, QueueMax: 100, WaitMax: time.Millisecond}, func(n int, round []*job) {
+		if slow {
+			g.run(n, round)
+		}
+	})
+	var wg sync.WaitGroup
+	do := func() {
+		wg.Go(func() {
+			if err := b.Do(0, &job{}, time.Time{}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	do()
+	<-g.rounds
+	for range 2 {
+		do()
+		waitQueued(t, b, 1)
+		time.Sleep(20 * time.Millisecond)
+		g.goOn <- struct{}{}
+		<-g.rounds
+	}
+	do()
+	waitQueued(t, b, 1)
+	do()
+	waitQueued(t, b, 2)
+	refused := make(chan error, 1)
+	go func() { refused <- b.Do(0, &job{}, time.Time{}) }()
+	select {
+	case err := <-refused:
+		if !errors.Is(err, ErrFull) {
+			t.Errorf("a third job behind slow rounds: %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("a third job waits behind slow rounds")
+	}
+	g.goOn <- struct{}{}
+	<-g.rounds
+	slow = false
+	g.goOn <- struct{}{}
+	wg.Wait()
+	room := func() int {
+		b.shards[0].mu.Lock()
+		defer b.shards[0].mu.Unlock()
+		return b.shards[0].room
+	}
+	for range 1_000_000 {
+		if err := b.Do(0, &job{}, time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+		if room() > 2 {
+			return
+		}
+	}
+	t.Errorf("room for %d after a million fast rounds", room())
 }
 
 func TestCloseRunsWhatIsQueued(t *testing.T) {

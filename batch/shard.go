@@ -32,6 +32,11 @@ type shard[J any] struct {
 	busy   bool       // guarded by mu; somebody leads
 	closed bool       // guarded by mu
 
+	// How long rounds under load take, a moving average over the last eight or so, and what follows from it.
+	pace  time.Duration // guarded by mu; 0 is not known
+	room  int           // guarded by mu; jobs that may wait
+	since time.Time     // guarded by mu; when the round before handed on, zero if it left the shard idle
+
 	callers sync.WaitGroup // inside Do; added to under mu while not closed
 
 	taken []*seat[J] // the leader's; capacity RoundMax
@@ -45,6 +50,7 @@ type shard[J any] struct {
 }
 
 func (s *shard[J]) init(cfg Config) {
+	s.room = cfg.QueueMax
 	s.queue = make([]*seat[J], 0, cfg.QueueMax)
 	s.taken = make([]*seat[J], 0, cfg.RoundMax)
 	s.round = make([]*J, 0, cfg.RoundMax)

@@ -23,7 +23,9 @@ type counters struct {
 // serverStats is what we read of keyplane's GET /stats.
 type serverStats struct {
 	Go struct {
-		Mallocs uint64 `json:"mallocs"`
+		Mallocs    uint64 `json:"mallocs"`
+		Goroutines int    `json:"goroutines"`
+		Threads    int    `json:"threads"`
 	} `json:"go"`
 	Batch  batch.Stats `json:"batch"`
 	Panics uint64      `json:"panics"`

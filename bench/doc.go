@@ -5,6 +5,9 @@
 //	floor.go        keyplane on the soft token and on SoftHSM, and the baseline, of the echo
 //	variants.go     connections, rounds off, payload, TLS
 //	keys.go         one key against many
+//	slow.go         an HSM with 1 ms a call, and the baseline on it
+//	overload.go     more than the server can do, open loop
+//	load.go         keyplane loadtest as a child, and the server's memory and goroutines meanwhile
 //	target.go       what is measured: child processes, requests, tokens
 //	echo.go         the floor (a child of this program)
 //	baseline.go     one PKCS#11 operation per request (a child of this program)

@@ -20,7 +20,8 @@ type plan struct {
 	rounds   int           // alternating rounds over all targets
 	each     time.Duration // of one measurement
 	conns    int
-	keys     int // of the table of many keys
+	surge    time.Duration // of one overload
+	keys     int           // of the table of many keys
 	ops      []string
 	tables   []string
 	out      string // folder of results
@@ -46,6 +47,8 @@ var tables = []struct {
 	{"payload", (*plan).payloadTable},
 	{"tls", (*plan).tlsTable},
 	{"keys", (*plan).keysTable},
+	{"slow", (*plan).slowTable},
+	{"overload", (*plan).overloadTable},
 }
 
 // roundsStored is the number of rounds that makes a result worth keeping.
@@ -77,13 +80,14 @@ func run(args []string) error {
 	fs.IntVar(&p.rounds, "rounds", roundsStored, "alternating rounds over all targets; fewer than 5 are printed and not stored")
 	fs.DurationVar(&p.each, "each", 4*time.Second, "length of one measurement, whole seconds")
 	fs.IntVar(&p.conns, "conns", 64, "connections, where they are not what is varied")
+	fs.DurationVar(&p.surge, "surge", time.Minute, "length of one overload, 2 s or more")
 	fs.IntVar(&p.keys, "keys", 100_000, "keys of the table of many keys")
 	ops := fs.String("ops", "GenerateDataKey,Decrypt", "operations, with commas")
 	chosen := fs.String("tables", strings.Join(names, ","), "tables, with commas")
 	fs.StringVar(&p.out, "out", "bench/results", "`DIR` to store results in")
 	fs.BoolVar(&p.check, "check", false, "end with an error if a promise is missed")
 	_ = fs.Parse(args)
-	if fs.NArg() > 0 || p.rounds < 1 || p.each < time.Second || p.conns < 1 || p.keys < 1 {
+	if fs.NArg() > 0 || p.rounds < 1 || p.each < time.Second || p.surge < 2*time.Second || p.conns < 1 || p.keys < 1 {
 		return errors.New("no arguments but flags; rounds, seconds, connections and keys from 1; see -help")
 	}
 	p.ops, p.tables = strings.Split(*ops, ","), strings.Split(*chosen, ",")

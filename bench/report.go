@@ -93,6 +93,10 @@ func (p *plan) rows(table string) []row {
 
 // print writes one table: medians, ratios to the floor of the same operation and case, and the histogram of rounds.
 func (p *plan) print(w io.Writer, table string) {
+	if table == "overload" {
+		p.printOverload(w)
+		return
+	}
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(tw, "operation\tcase\ttarget\trequests/s\tof the echo\tserver CPU µs\tof the echo\tp50 µs\tof the echo\tp99 µs\tp99.9 µs\terrors\tmallocs/request\tmean round\t")
 	for _, r := range p.rows(table) {

@@ -29,6 +29,7 @@ type measurement struct {
 	Latencies []float64     // microseconds, at the percentiles of percentiles
 	Errors    int           // replies that were not 200, and socket errors: at most one in a thousand
 	Server    *serverCounts `json:",omitempty"` // nil for what has no counters
+	Surge     *surge        `json:",omitempty"` // of the table of overload only
 }
 
 // percentiles are what Latencies holds.

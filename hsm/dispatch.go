@@ -12,6 +12,8 @@ type Dispatch struct {
 	Shards *Shards
 	// Do runs a job in the next round of a shard (batch.Batcher.Do over Shards.Run). Its errors mean that the job was not run.
 	Do func(shard int, j *Job, deadline time.Time) error
+	// Full is Do's error for a shard whose queue is full. The job then goes to another shard: at most three are asked after the first.
+	Full error
 	// QueueTimeMax is how long a job may wait for its round to start.
 	QueueTimeMax time.Duration
 }
@@ -26,7 +28,7 @@ func (d *Dispatch) Run(j *Job, now time.Time) error {
 	deadline := now.Add(d.QueueTimeMax)
 	for j.Attempt = 0; ; j.Attempt++ {
 		j.Err = ErrUnavailable // stays where the round gave no outcome
-		if err := d.Do(shard, j, deadline); err != nil {
+		if shard, err = d.do(shard, j, deadline); err != nil {
 			return err
 		}
 		if j.Err == nil || j.Attempt == 1 || !Retryable(j.Err) {
@@ -37,6 +39,26 @@ func (d *Dispatch) Run(j *Job, now time.Time) error {
 		}
 		deadline = time.Now().Add(d.QueueTimeMax)
 	}
+}
+
+// othersMax bounds the queues that are asked for one job when one after the other is full: in an overload all are.
+const othersMax = 3
+
+// do runs j on a shard or, where its queue is full, on one of the next. It returns the shard.
+func (d *Dispatch) do(shard int, j *Job, deadline time.Time) (int, error) {
+	err := d.Do(shard, j, deadline)
+	for range min(othersMax, d.Shards.Len()-1) {
+		if err == nil || err != d.Full {
+			break
+		}
+		next, pickErr := d.Shards.Pick(j.Root, uint64(shard)+1)
+		if pickErr != nil {
+			break
+		}
+		shard = next
+		err = d.Do(shard, j, deadline)
+	}
+	return shard, err
 }
 
 // Offsets computes the offsets of key versions (docs/ciphertext.md §3) and keeps what is the same for all of them: subkey K1 of each root.

@@ -39,9 +39,10 @@ type Config struct {
 	SessionsPerToken int `yaml:"sessions_per_token"`
 	// RoundMax bounds the requests that share one call into the HSM, 1 to 1024. Default 256. 1 switches rounds off.
 	RoundMax int `yaml:"round_max"`
-	// QueueMax bounds the requests that wait for one session; more are throttled. Default 4 × RoundMax.
+	// QueueMax bounds the requests that wait for one session; more are throttled. Default 4 × RoundMax, at least 1024.
 	QueueMax int `yaml:"queue_max"`
-	// QueueTimeMax is how long a request may wait for its round before it is throttled. Default 50ms.
+	// QueueTimeMax is how long a request should wait for its round. One that would wait longer, going by how long rounds take, is throttled as
+	// it comes; the next round can always be filled. Default 50ms.
 	QueueTimeMax time.Duration `yaml:"queue_time_max"`
 	// RoundTimeout is how long one call into the HSM may take before its session counts as lost. Default 2s.
 	RoundTimeout time.Duration `yaml:"round_timeout"`
@@ -68,7 +69,7 @@ func (c *Config) Defaults() {
 	dflt(&c.Region, "us-east-1")
 	dflt(&c.Account, "111122223333")
 	dflt(&c.RoundMax, 256)
-	dflt(&c.QueueMax, 4*c.RoundMax)
+	dflt(&c.QueueMax, max(4*c.RoundMax, 1024))
 	dflt(&c.QueueTimeMax, 50*time.Millisecond)
 	dflt(&c.RoundTimeout, 2*time.Second)
 	dflt(&c.KeyCacheBytes, 256<<20)

@@ -26,9 +26,9 @@ func TestDefaults(t *testing.T) {
 	}
 
 	t.Setenv("AWS_REGION", "eu-west-1")
-	c = Config{HSM: []string{"pkcs11:token=a"}, RoundMax: 8}
+	c = Config{HSM: []string{"pkcs11:token=a"}, RoundMax: 512}
 	c.Defaults()
-	if c.Region != "eu-west-1" || c.SessionsPerToken != 0 || c.QueueMax != 32 {
+	if c.Region != "eu-west-1" || c.SessionsPerToken != 0 || c.QueueMax != 2048 {
 		t.Errorf("Region %s, %d sessions, queue of %d", c.Region, c.SessionsPerToken, c.QueueMax)
 	}
 

@@ -197,15 +197,18 @@ func (n *Node) start(ctx context.Context) error {
 		return err
 	}
 	n.onClose(n.shards.Close)
-	if n.batcher, err = batch.New(batch.Config{Shards: n.shards.Len(), RoundMax: cfg.RoundMax, QueueMax: cfg.QueueMax}, n.shards.Run); err != nil {
+	if n.batcher, err = batch.New(batch.Config{
+		Shards: n.shards.Len(), RoundMax: cfg.RoundMax, QueueMax: cfg.QueueMax, WaitMax: cfg.QueueTimeMax,
+	}, n.shards.Run); err != nil {
 		return err
 	}
 	n.onClose(n.batcher.Close)
 	if err := n.pinRoot(ctx); err != nil {
 		return err
 	}
-	dispatch := &hsm.Dispatch{Shards: n.shards, Do: n.batcher.Do, QueueTimeMax: cfg.QueueTimeMax}
-	seal.ready((&hsm.Dispatch{Shards: n.shards, Do: n.batcher.Do, QueueTimeMax: sealQueueTime}).Run, n.shards.Primary())
+	// The queue's own estimate holds requests to QueueTimeMax. Those it let in are served late rather than not at all, unless a call hangs.
+	dispatch := &hsm.Dispatch{Shards: n.shards, Do: n.batcher.Do, Full: batch.ErrFull, QueueTimeMax: cfg.QueueTimeMax + cfg.RoundTimeout}
+	seal.ready((&hsm.Dispatch{Shards: n.shards, Do: n.batcher.Do, Full: batch.ErrFull, QueueTimeMax: sealQueueTime}).Run, n.shards.Primary())
 
 	n.phase("starting: credentials are not loaded")
 	creds, err := controlplane.NewCredentials(controlplane.CredentialsConfig{Store: n.store, Region: cfg.Region})
