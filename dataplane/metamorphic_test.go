@@ -30,7 +30,8 @@ func TestShapesAgree(t *testing.T) {
 			token := kind.open(t)
 			worlds := make([]*world, len(shapes))
 			for i, s := range shapes {
-				w := newWorld(t, worldConfig{tokens: []hsm.Token{token}, roundMax: s.roundMax, sessions: s.sessions, roundTimeout: time.Minute})
+				w := newWorld(t, worldConfig{tokens: []hsm.Token{token}, roundMax: s.roundMax, sessions: s.sessions,
+					roundTimeout: clientTimeout, queueTimeMax: clientTimeout}) // nothing is refused because the machine is busy
 				w.token.Add(hsmtest.Fault{Op: hsmtest.Round, Times: hsmtest.Forever, Delay: 500 * time.Microsecond}) // rounds form
 				w.addKey("k1", kmsapi.StateEnabled, 2)
 				w.addKey("k2", kmsapi.StateEnabled, 1)
@@ -120,7 +121,7 @@ func (w *world) outcomes(cases []metaCase, opener *world) []metaOutcome {
 	var all []metaOutcome
 	var wg sync.WaitGroup
 	for client := range clients {
-		c := w.connect()
+		c, second := w.connect(), opener.connect()
 		wg.Go(func() {
 			for i := range cases {
 				n := (i + client*3) % len(cases)
@@ -129,7 +130,7 @@ func (w *world) outcomes(cases []metaCase, opener *world) []metaOutcome {
 					w.Error(err)
 					return
 				}
-				text := opener.normal(cases[n], r)
+				text := opener.normal(cases[n], r, second)
 				mu.Lock()
 				all = append(all, metaOutcome{n, text})
 				mu.Unlock()
@@ -143,8 +144,8 @@ func (w *world) outcomes(cases []metaCase, opener *world) []metaOutcome {
 	return all
 }
 
-// normal is what of a reply is the same each time. A ciphertext becomes what w decrypts it to.
-func (w *world) normal(c metaCase, r reply) string {
+// normal is what of a reply is the same each time. A ciphertext becomes what w, asked over conn, decrypts it to.
+func (w *world) normal(c metaCase, r reply, conn client) string {
 	if r.status != 200 {
 		return fmt.Sprintf("%d %s", r.status, r.body)
 	}
@@ -153,7 +154,10 @@ func (w *world) normal(c metaCase, r reply) string {
 		return err.Error()
 	}
 	if blob, ok := m["CiphertextBlob"].(string); ok {
-		back := w.do(w.call("Decrypt", `{"CiphertextBlob":"`+blob+`","EncryptionContext":`+c.context+`}`))
+		back, err := conn.do(w.call("Decrypt", `{"CiphertextBlob":"`+blob+`","EncryptionContext":`+c.context+`}`))
+		if err != nil {
+			return err.Error()
+		}
 		var opened struct{ KeyId, KeyMaterialId, Plaintext string }
 		if err := json.Unmarshal(back.body, &opened); err != nil || back.status != 200 {
 			return fmt.Sprintf("what was made does not decrypt: %d %s", back.status, back.body)
@@ -176,6 +180,9 @@ func (w *world) normal(c metaCase, r reply) string {
 	return string(text)
 }
 
+// clientTimeout is far beyond what anything takes.
+const clientTimeout = 5 * time.Minute
+
 // client is one keep-alive connection, used by one goroutine.
 type client struct {
 	net.Conn
@@ -191,7 +198,7 @@ func (w *world) connect() client {
 }
 
 func (c client) do(raw []byte) (reply, error) {
-	if err := c.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(clientTimeout)); err != nil {
 		return reply{}, err
 	}
 	if _, err := c.Write(raw); err != nil {

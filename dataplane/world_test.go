@@ -96,6 +96,7 @@ type worldConfig struct {
 	sessions     int         // per token; 0: 2
 	roundMax     int         // 0: 64
 	roundTimeout time.Duration
+	queueTimeMax time.Duration // 0: 5 s
 	server       Config
 	control      func(r *sigv4.Request, requestID, sourceIP string) (int, []byte)
 }
@@ -128,7 +129,7 @@ func newWorld(t testing.TB, cfg worldConfig) *world {
 	w.must(err)
 	t.Cleanup(batcher.Close)
 	w.batcher = batcher
-	dispatch := &hsm.Dispatch{Shards: shards, Do: batcher.Do, QueueTimeMax: 5 * time.Second}
+	dispatch := &hsm.Dispatch{Shards: shards, Do: batcher.Do, QueueTimeMax: cmp.Or(cfg.queueTimeMax, 5*time.Second)}
 
 	w.signer = map[string]*sigv4.AccessKey{}
 	for id, account := range map[string]keyid.Account{adminKey: ours, otherKey: others} {
