@@ -69,7 +69,8 @@ func spoilFaulty(w *world, stop <-chan struct{}) {
 
 func testCrossing(t *testing.T, token hsm.Token, spoil func(w *world, stop <-chan struct{})) {
 	// The token twice: what fails on the first goes on, and is retried, on the second.
-	w := newWorld(t, worldConfig{tokens: []hsm.Token{token, token}, tcp: true, roundMax: 8, roundTimeout: crossingTimeout})
+	w := newWorld(t, worldConfig{tokens: []hsm.Token{token, token}, tcp: true, roundMax: 8, roundTimeout: crossingTimeout,
+		server: Config{ReadTimeout: clientTimeout}})
 	const clients, aborters = 10, 3
 	x := &crossing{world: w, seen: map[[32]byte]string{}}
 	for i := range clients {

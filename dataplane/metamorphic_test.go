@@ -31,7 +31,7 @@ func TestShapesAgree(t *testing.T) {
 			worlds := make([]*world, len(shapes))
 			for i, s := range shapes {
 				w := newWorld(t, worldConfig{tokens: []hsm.Token{token}, roundMax: s.roundMax, sessions: s.sessions,
-					roundTimeout: clientTimeout, queueTimeMax: clientTimeout}) // nothing is refused because the machine is busy
+					roundTimeout: clientTimeout, queueTimeMax: clientTimeout, server: Config{ReadTimeout: clientTimeout}}) // nothing is refused because the machine is busy
 				w.token.Add(hsmtest.Fault{Op: hsmtest.Round, Times: hsmtest.Forever, Delay: 500 * time.Microsecond}) // rounds form
 				w.addKey("k1", kmsapi.StateEnabled, 2)
 				w.addKey("k2", kmsapi.StateEnabled, 1)
@@ -121,7 +121,7 @@ func (w *world) outcomes(cases []metaCase, opener *world) []metaOutcome {
 	var all []metaOutcome
 	var wg sync.WaitGroup
 	for client := range clients {
-		c, second := w.connect(), opener.connect()
+		c := w.connect()
 		wg.Go(func() {
 			for i := range cases {
 				n := (i + client*3) % len(cases)
@@ -130,7 +130,7 @@ func (w *world) outcomes(cases []metaCase, opener *world) []metaOutcome {
 					w.Error(err)
 					return
 				}
-				text := opener.normal(cases[n], r, second)
+				text := opener.normal(cases[n], r)
 				mu.Lock()
 				all = append(all, metaOutcome{n, text})
 				mu.Unlock()
@@ -144,8 +144,8 @@ func (w *world) outcomes(cases []metaCase, opener *world) []metaOutcome {
 	return all
 }
 
-// normal is what of a reply is the same each time. A ciphertext becomes what w, asked over conn, decrypts it to.
-func (w *world) normal(c metaCase, r reply, conn client) string {
+// normal is what of a reply is the same each time. A ciphertext becomes what w decrypts it to.
+func (w *world) normal(c metaCase, r reply) string {
 	if r.status != 200 {
 		return fmt.Sprintf("%d %s", r.status, r.body)
 	}
@@ -154,6 +154,8 @@ func (w *world) normal(c metaCase, r reply, conn client) string {
 		return err.Error()
 	}
 	if blob, ok := m["CiphertextBlob"].(string); ok {
+		conn := w.connect() // kept open and idle it would be closed
+		defer conn.Close()
 		back, err := conn.do(w.call("Decrypt", `{"CiphertextBlob":"`+blob+`","EncryptionContext":`+c.context+`}`))
 		if err != nil {
 			return err.Error()
