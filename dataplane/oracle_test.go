@@ -19,7 +19,7 @@ import (
 // ecb encrypts one block under the derivation root.
 func (w *world) ecb(block [16]byte) (out [16]byte) {
 	w.Helper()
-	s, err := softToken.OpenSession()
+	s, err := w.bare.OpenSession()
 	w.must(err)
 	defer s.Close()
 	w.must(s.Round(block[:], out[:], nil))

@@ -3,6 +3,7 @@ package dataplane
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -42,28 +43,45 @@ const (
 // softToken is one soft token for all tests: unsealing it is dear on purpose.
 var softToken *softtoken.Token
 
-func TestMain(m *testing.M) {
+func TestMain(m *testing.M) { hsmtest.Main(withSoftToken{m}) }
+
+type withSoftToken struct{ m *testing.M }
+
+func (w withSoftToken) Run() int {
 	dir, err := os.MkdirTemp("", "keyplane-dataplane-")
 	if err != nil {
-		log.Fatal(err)
+		log.Print(err)
+		return 1
 	}
 	if softToken, err = softtoken.Open(softtoken.Config{Dir: dir + "/token", Create: true}); err != nil {
-		log.Fatal(err)
+		log.Print(err)
+		return 1
 	}
-	code := m.Run()
+	code := w.m.Run()
 	if err := errors.Join(softToken.Close(), os.RemoveAll(dir)); err != nil {
 		log.Print(err)
 		code = 1
 	}
-	os.Exit(code)
+	return code
 }
+
+// tokenKind makes tokens for tests that run on each kind.
+type tokenKind struct {
+	name string
+	open func(t testing.TB) hsm.Token
+}
+
+// tokenKinds are the soft token, shared and never closed, and where there is cgo SoftHSM (softhsm_test.go).
+var tokenKinds = []tokenKind{{"soft token", func(testing.TB) hsm.Token { return softToken }}}
 
 // world is a data plane with all its real parts but the store, whose place a table takes.
 type world struct {
 	testing.TB
 	*Server
-	token   *hsmtest.Faulty // nil in a plain world
+	bare    hsm.Token       // the first token, which makes new keys
+	token   *hsmtest.Faulty // around it; nil in a plain world
 	records *records
+	shards  *hsm.Shards
 	batcher *batch.Batcher[hsm.Job]
 	instead func() error // what a job gets instead of a round, unless nil; set before requests are sent
 	ln      net.Listener
@@ -72,10 +90,14 @@ type world struct {
 }
 
 type worldConfig struct {
-	plain        bool                            // the soft token itself, with its rounds in the caller's goroutine; else a Faulty around it
+	tokens       []hsm.Token                     // nil: the soft token
+	plain        bool                            // the tokens themselves, the soft token with its rounds in the caller's goroutine; else a Faulty around the first
 	tcp          bool                            // a loopback listener; else one in memory
 	wrap         func(net.Listener) net.Listener // around a loopback listener; nil for none
+	sessions     int                             // per token; 0: 2
+	roundMax     int                             // 0: 64
 	roundTimeout time.Duration
+	queueTimeMax time.Duration // 0: 5 s
 	server       Config
 	control      func(r *sigv4.Request, requestID, sourceIP string) (int, []byte)
 }
@@ -90,19 +112,25 @@ func (k keySource) AccessKey(id []byte) *sigv4.AccessKey { return k[string(id)] 
 func newWorld(t testing.TB, cfg worldConfig) *world {
 	t.Helper()
 	w := &world{TB: t, records: &records{keys: map[keyid.ID]*snapshot.Record{}, aliases: map[string]keyid.ID{}}}
-	var token hsm.Token = softToken
-	if !cfg.plain {
-		w.token = hsmtest.NewFaulty(softToken)
-		token = w.token
+	tokens := append([]hsm.Token(nil), cfg.tokens...)
+	if tokens == nil {
+		tokens = []hsm.Token{softToken}
 	}
-	shards, err := hsm.NewShards(hsm.ShardsConfig{Tokens: []hsm.Token{token}, SessionsPerToken: 2, RoundMax: 64, RoundTimeout: cfg.roundTimeout})
+	w.bare = tokens[0]
+	if !cfg.plain {
+		w.token = hsmtest.NewFaulty(tokens[0])
+		tokens[0] = w.token
+	}
+	sessions, roundMax := cmp.Or(cfg.sessions, 2), cmp.Or(cfg.roundMax, 64)
+	shards, err := hsm.NewShards(hsm.ShardsConfig{Tokens: tokens, SessionsPerToken: sessions, RoundMax: roundMax, RoundTimeout: cfg.roundTimeout})
 	w.must(err)
 	t.Cleanup(shards.Close)
-	batcher, err := batch.New(batch.Config{Shards: shards.Len(), RoundMax: 64, QueueMax: 256}, shards.Run)
+	w.shards = shards
+	batcher, err := batch.New(batch.Config{Shards: shards.Len(), RoundMax: roundMax, QueueMax: 256}, shards.Run)
 	w.must(err)
 	t.Cleanup(batcher.Close)
 	w.batcher = batcher
-	dispatch := &hsm.Dispatch{Shards: shards, Do: batcher.Do, QueueTimeMax: 5 * time.Second}
+	dispatch := &hsm.Dispatch{Shards: shards, Do: batcher.Do, QueueTimeMax: cmp.Or(cfg.queueTimeMax, 5*time.Second)}
 
 	w.signer = map[string]*sigv4.AccessKey{}
 	for id, account := range map[string]keyid.Account{adminKey: ours, otherKey: others} {
@@ -220,15 +248,14 @@ func keyARN(name string) string {
 // addKey puts a symmetric key into the table; tests change the record it returns before they use the key.
 func (w *world) addKey(name string, state kmsapi.KeyState, versions int) *snapshot.Record {
 	w.Helper()
-	roots, err := softToken.Roots()
-	w.must(err)
+	root := w.shards.Primary()
 	k := &snapshot.Record{ID: keyID(name), Account: ours, Region: testRegion, State: state, Spec: kmsapi.SymmetricDefault,
 		Usage: kmsapi.EncryptDecrypt, Origin: "AWS_KMS", Revision: 1, Current: versions - 1}
 	if strings.HasPrefix(name, "foreign") {
 		k.Account = others
 	}
 	for n := uint32(1); n <= uint32(versions); n++ {
-		v := snapshot.VersionRecord{Number: n, Root: roots.ID, Salt: sha256.Sum256(fmt.Append(nil, name, n))}
+		v := snapshot.VersionRecord{Number: n, Root: root, Salt: sha256.Sum256(fmt.Append(nil, name, n))}
 		v.MaterialID = snapshot.MaterialID(k.Account, k.ID, n, &v.Salt)
 		k.Versions = append(k.Versions, v)
 	}

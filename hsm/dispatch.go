@@ -18,8 +18,14 @@ type Dispatch struct {
 	QueueTimeMax time.Duration
 }
 
-// Run runs j, which the caller owns again when it returns. The error is j.Err, Do's, or that of choosing a shard.
+// Run runs j, which the caller owns again when it returns. The error is j.Err, Do's, that of choosing a shard, or ErrReused: then the job
+// is not the caller's.
 func (d *Dispatch) Run(j *Job, now time.Time) error {
+	ticket, ok := j.handIn()
+	if !ok {
+		return ErrReused
+	}
+	defer j.handBack(ticket) // also after a panic: the round is over then
 	hint := uint64(now.UnixNano()) >> 3
 	shard, err := d.Shards.Pick(j.Root, hint)
 	if err != nil {
@@ -30,6 +36,9 @@ func (d *Dispatch) Run(j *Job, now time.Time) error {
 		j.Err = ErrUnavailable // stays where the round gave no outcome
 		if shard, err = d.do(shard, j, deadline); err != nil {
 			return err
+		}
+		if !j.heldFor(ticket) {
+			return ErrReused
 		}
 		if j.Err == nil || j.Attempt == 1 || !Retryable(j.Err) {
 			return j.Err

@@ -15,6 +15,7 @@ var (
 	ErrWrong         = errors.New("hsm: the module reported success and gave a wrong result")
 	ErrPIN           = errors.New("hsm: PIN refused or locked; it is not tried again before a restart")
 	ErrJob           = errors.New("hsm: job outside its limits")
+	ErrReused        = errors.New("hsm: job was reused while it was handed in: this is a bug; its results were not delivered")
 )
 
 // Error is a PKCS#11 function's refusal.

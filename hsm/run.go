@@ -5,6 +5,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/keyplane/keyplane/internal/invariants"
 	"github.com/keyplane/keyplane/internal/kdf"
 )
 
@@ -34,9 +35,15 @@ func (s *Shards) Run(n int, round []*Job) {
 
 // run is Run with the shard locked.
 func (s *Shards) run(sh *shard, round []*Job) {
+	for len(round) > s.cfg.RoundMax {
+		round[len(round)-1].Err = ErrJob
+		round = round[:len(round)-1]
+	}
 	draws := 0
-	for i, j := range round {
-		if j.Err = sh.admit(j, i < s.cfg.RoundMax); j.Err == nil {
+	sh.claims = sh.claims[:0]
+	for _, j := range round {
+		sh.claims = append(sh.claims, claim{ticket: j.ticket.Load()})
+		if j.Err = sh.admit(j); j.Err == nil {
 			draws += j.draws()
 		}
 	}
@@ -66,8 +73,8 @@ func (s *Shards) run(sh *shard, round []*Job) {
 		return
 	}
 	// The jobs that have had their second chance on another shard do not get a third one here.
-	for _, j := range round {
-		if j.Err == nil && j.Attempt > 0 {
+	for i, j := range round {
+		if sh.claims[i].holds(j) && j.Err == nil && j.Attempt > 0 {
 			j.Err = err
 		}
 	}
@@ -79,9 +86,9 @@ func (s *Shards) run(sh *shard, round []*Job) {
 }
 
 // admit checks a job's limits and that the shard's token can do it.
-func (sh *shard) admit(j *Job, fits bool) error {
+func (sh *shard) admit(j *Job) error {
 	switch {
-	case !fits || j.N < 0 || j.N > len(j.Derive) || len(j.Random) > RandomMax || j.Raw && j.N > 0:
+	case j.N < 0 || j.N > len(j.Derive) || len(j.Random) > RandomMax || j.Raw && j.N > 0:
 		return ErrJob
 	case (j.N > 0 || j.Raw) && j.Root != sh.slot.root:
 		return ErrNoRoot
@@ -123,10 +130,14 @@ func (sh *shard) draw(round []*Job) {
 func (sh *shard) cross(round []*Job) error {
 	l := sh.lane
 	jobBytes := 0
-	for _, j := range round {
-		if j.Err == nil {
-			jobBytes += len(j.Random)
+	for i, j := range round {
+		c := &sh.claims[i]
+		c.blocks, c.random = 0, 0
+		if c.holds(j) && j.Err == nil {
+			before := len(l.in)
 			l.in = j.appendBlocks(l.in)
+			c.blocks, c.random = len(l.in)-before, len(j.Random)
+			jobBytes += c.random
 		}
 	}
 	blocks := len(l.in) / blockLen
@@ -150,18 +161,28 @@ func (sh *shard) cross(round []*Job) error {
 		l.wipe()
 		return err
 	}
-	out, random := l.out, l.random
-	for _, j := range round {
-		if j.Err == nil {
-			out = j.takeBlocks(out)
-			random = random[copy(j.Random, random[:len(j.Random)]):]
-		}
-	}
-	if blocks > 0 && len(out) != blockLen {
-		panic("hsm: a round delivered other blocks than it asked for") // only the canary block is left
-	}
+	sh.deliver(round)
 	l.wipe()
 	return nil
+}
+
+// deliver gives every job its part of what the crossing left in the lane: the part that was asked for it, whatever has become of the job
+// since, so that one that was reused does not shift the others. A job whose claim does not hold is not touched: it is somebody else's.
+func (sh *shard) deliver(round []*Job) {
+	in, out, random := sh.lane.in, sh.lane.out, sh.lane.random
+	for i, j := range round {
+		c := &sh.claims[i]
+		if c.holds(j) && j.Err == nil {
+			if c.same(j, in[:c.blocks]) {
+				j.takeBlocks(out[:c.blocks])
+				copy(j.Random, random)
+			} else {
+				invariants.Check(false, "a job was changed while it was handed in")
+				j.Err = ErrReused
+			}
+		}
+		in, out, random = in[c.blocks:], out[c.blocks:], random[c.random:]
+	}
 }
 
 // appendBlocks appends the AES blocks the job needs encrypted: docs/ciphertext.md §3.
@@ -180,15 +201,15 @@ func (j *Job) appendBlocks(dst []byte) []byte {
 	return dst
 }
 
-// takeBlocks reads the job's results off the front of src, in the order of appendBlocks.
-func (j *Job) takeBlocks(src []byte) []byte {
+// takeBlocks reads the job's results from src, in the order of appendBlocks.
+func (j *Job) takeBlocks(src []byte) {
 	if j.Raw {
-		return src[copy(j.RawOut[:], src):]
+		copy(j.RawOut[:], src)
+		return
 	}
 	for i := range j.Derive[:j.N] {
 		src = src[copy(j.Derive[i].Out[:], src):]
 	}
-	return src
 }
 
 // fail leaves err in every job that has no outcome yet; where elsewhere is true, a job in its first attempt may go to another shard.
@@ -201,8 +222,8 @@ func (sh *shard) fail(round []*Job, err error, elsewhere bool) {
 			retry = &refusal{err}
 		}
 	}
-	for _, j := range round {
-		if j.Err == nil {
+	for i, j := range round {
+		if sh.claims[i].holds(j) && j.Err == nil {
 			if j.Err = err; elsewhere && j.Attempt == 0 {
 				j.Err = retry
 				sh.retries.Add(1)

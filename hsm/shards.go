@@ -40,9 +40,10 @@ type shard struct {
 	slot *slot
 	up   atomic.Bool // lane is there; lets Pick look without the lock
 
-	mu    sync.Mutex // held by Run for a round, by the slot's supervisor to install a lane
-	lane  *lane      // guarded by mu; nil while the shard is down
-	nonce []byte     // the leader's: random of the operating system for one round
+	mu     sync.Mutex // held by Run for a round, by the slot's supervisor to install a lane
+	lane   *lane      // guarded by mu; nil while the shard is down
+	nonce  []byte     // the leader's: random of the operating system for one round
+	claims []claim    // the leader's: on the jobs of its round, one each
 
 	rounds, jobs, blocks, random, failures, retries, replaced atomic.Uint64
 
@@ -86,7 +87,7 @@ func NewShards(cfg ShardsConfig) (*Shards, error) {
 	for n := 0; n < cfg.SessionsPerToken; n++ {
 		for i, sl := range s.slots {
 			if n < len(lanes[i]) {
-				sh := &shard{slot: sl, lane: lanes[i][n], nonce: make([]byte, 0, cfg.RoundMax*2*nonceLen)}
+				sh := &shard{slot: sl, lane: lanes[i][n], nonce: make([]byte, 0, cfg.RoundMax*2*nonceLen), claims: make([]claim, 0, cfg.RoundMax)}
 				sh.up.Store(true)
 				s.shards = append(s.shards, sh)
 				sl.shards = append(sl.shards, sh)

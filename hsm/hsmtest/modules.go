@@ -36,13 +36,16 @@ var pool struct {
 	taken int
 }
 
+// Runner runs the tests of a process: a *testing.M, or what a package does around it.
+type Runner interface{ Run() int }
+
 // Main is for TestMain: it gives the process a SoftHSM configuration of its own, runs the tests, removes everything and exits.
-func Main(m *testing.M) {
+func Main(m Runner) {
 	code := run(m)
 	os.Exit(code)
 }
 
-func run(m *testing.M) int {
+func run(m Runner) int {
 	dir, err := os.MkdirTemp("", "keyplane-softhsm-")
 	if err == nil {
 		defer os.RemoveAll(dir)
