@@ -6,16 +6,19 @@ import (
 	"math"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // Size of a plot and of the room around it for labels, in SVG user units.
 const (
-	plotWidth, plotHeight                    = 860.0, 300.0
-	plotLeft, plotRight, plotTop, plotBottom = 70.0, 20.0, 34.0, 44.0
-	plotTicks                                = 6 // about, on a linear axis
+	plotWidth, plotHeight                    = 860.0, 320.0
+	plotLeft, plotRight, plotTop, plotBottom = 70.0, 20.0, 56.0, 44.0
+	plotTicks                                = 6   // about, on a linear axis
+	plotCharacter                            = 7.0 // width of one, about
 )
 
-// plot is one SVG drawing, complete in itself: no style sheet, script or font from elsewhere.
+// plot is one SVG drawing, complete in itself: no style sheet, script or font from elsewhere. Text and lines have the colour of the text
+// around it, so that it is as good on a dark page.
 type plot struct {
 	title, xLabel, yLabel string
 	x, y                  axis
@@ -26,6 +29,7 @@ type plot struct {
 type series struct {
 	name, colour string
 	dots         bool
+	wide         bool // drawn as a broad band, for what others are held against
 	points       []point
 }
 
@@ -58,9 +62,17 @@ func linear(lo, hi float64) axis {
 	}
 	a := axis{lo: lo, hi: hi}
 	for i := math.Ceil(lo / step); i*step <= hi*(1+1e-9); i++ {
-		a.ticks = append(a.ticks, tick{i * step, strconv.FormatFloat(i*step, 'g', 6, 64)})
+		a.ticks = append(a.ticks, tick{i * step, tickLabel(i * step)})
 	}
 	return a
+}
+
+// tickLabel groups the digits of large numbers, as the tables do.
+func tickLabel(v float64) string {
+	if v >= 1000 && v == math.Trunc(v) {
+		return grouped(v)
+	}
+	return strconv.FormatFloat(v, 'g', 6, 64)
 }
 
 // logarithmic is an axis over whole powers of ten around lo..hi, labelled by label.
@@ -90,15 +102,22 @@ func latencyAxis(all ...series) axis {
 	if hi == 0 {
 		lo, hi = 1, 10
 	}
-	return logarithmic(lo, hi, func(us float64) string {
-		switch {
-		case us >= 1e6:
-			return strconv.FormatFloat(us/1e6, 'g', -1, 64) + " s"
-		case us >= 1e3:
-			return strconv.FormatFloat(us/1e3, 'g', -1, 64) + " ms"
-		}
-		return strconv.FormatFloat(us, 'g', 3, 64) + " µs"
-	})
+	return logarithmic(lo, hi, inUnits)
+}
+
+// inUnits writes microseconds to three digits with the unit that suits them.
+func inUnits(us float64) string {
+	unit := " µs"
+	switch {
+	case us >= 999.5e3:
+		us, unit = us/1e6, " s"
+	case us >= 999.5:
+		us, unit = us/1e3, " ms"
+	}
+	if us >= 1000 { // seconds
+		return grouped(us) + unit
+	}
+	return strconv.FormatFloat(us, 'g', 3, 64) + unit
 }
 
 // place maps v to from..to.
@@ -120,32 +139,37 @@ func (p *plot) svg() string {
 	text := func(x, y float64, anchor, s string) {
 		fmt.Fprintf(&b, `<text x="%.1f" y="%.1f" text-anchor="%s">%s</text>`, x, y, anchor, html.EscapeString(s))
 	}
-	line := func(x1, y1, x2, y2 float64, colour string) {
-		fmt.Fprintf(&b, `<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" stroke="%s"/>`, x1, y1, x2, y2, colour)
+	line := func(x1, y1, x2, y2, opacity float64) {
+		fmt.Fprintf(&b, `<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" stroke="currentColor" stroke-opacity="%g"/>`, x1, y1, x2, y2, opacity)
 	}
-	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %g %g" role="img" font-family="sans-serif" font-size="12" fill="#333">`, plotWidth, plotHeight)
+	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %g %g" role="img" font-family="sans-serif" font-size="12" fill="currentColor">`, plotWidth, plotHeight)
 	fmt.Fprintf(&b, `<title>%s</title>`, html.EscapeString(p.title))
+	fmt.Fprintf(&b, `<text x="4" y="16" font-size="14" font-weight="bold">%s</text>`, html.EscapeString(p.title))
 	left, right, top, bottom := plotLeft, plotWidth-plotRight, plotTop, plotHeight-plotBottom
 	for _, t := range p.y.ticks {
 		_, y := p.place(point{p.x.lo, t.at})
-		line(left, y, right, y, "#ddd")
+		line(left, y, right, y, .2)
 		text(left-6, y+4, "end", t.label)
 	}
 	for _, t := range p.x.ticks {
 		x, _ := p.place(point{t.at, p.y.lo})
-		line(x, top, x, bottom, "#eee")
-		text(x, bottom+16, "middle", t.label)
+		line(x, top, x, bottom, .1)
+		if half := plotCharacter * float64(utf8.RuneCountInString(t.label)) / 2; x+half > plotWidth {
+			text(plotWidth, bottom+16, "end", t.label) // would be cut off
+		} else {
+			text(x, bottom+16, "middle", t.label)
+		}
 	}
-	line(left, bottom, right, bottom, "#666")
-	line(left, top, left, bottom, "#666")
+	line(left, bottom, right, bottom, .7)
+	line(left, top, left, bottom, .7)
 	text((left+right)/2, plotHeight-8, "middle", p.xLabel)
-	text(4, top-16, "start", p.yLabel)
+	text(4, top-14, "start", p.yLabel)
 	legend := right
-	for i := len(p.series) - 1; i >= 0; i-- {
+	for i := len(p.series) - 1; i >= 0 && len(p.series) > 1; i-- {
 		s := &p.series[i]
-		legend -= 24 + 7*float64(len(s.name))
-		fmt.Fprintf(&b, `<rect x="%.1f" y="%.1f" width="12" height="3" fill="%s"/>`, legend, top-20, s.colour)
-		text(legend+16, top-16, "start", s.name)
+		legend -= 30 + plotCharacter*float64(utf8.RuneCountInString(s.name))
+		fmt.Fprintf(&b, `<rect x="%.1f" y="%.1f" width="12" height="4" fill="%s"/>`, legend, top-19, s.colour)
+		text(legend+16, top-14, "start", s.name)
 	}
 	for i := range p.series {
 		p.draw(&b, &p.series[i])
@@ -165,7 +189,11 @@ func (p *plot) draw(b *strings.Builder, s *series) {
 		b.WriteString("</g>")
 		return
 	}
-	fmt.Fprintf(b, `<path fill="none" stroke="%s" stroke-width="1.5" d="`, s.colour)
+	width, opacity := 1.5, 1.0
+	if s.wide {
+		width, opacity = 6, .5
+	}
+	fmt.Fprintf(b, `<path fill="none" stroke="%s" stroke-width="%g" stroke-opacity="%g" d="`, s.colour, width, opacity)
 	verb := 'M'
 	for _, at := range s.points {
 		if math.IsNaN(at.y) {
