@@ -180,7 +180,7 @@ func TestClientErrors(t *testing.T) {
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			timeout := 10 * time.Second
+			timeout := timeoutMax
 			if c.want == kindTimeout {
 				timeout = 500 * ms
 			}
@@ -271,7 +271,7 @@ func (c progressErrors) Write(line []byte) (int, error) {
 
 // A connection that the server closed while it was idle costs no error: the request goes out again on a new one.
 func TestIdleConnectionClosed(t *testing.T) {
-	p := runRaw(t, 40, 10*time.Second, func(conn net.Conn) bool {
+	p := runRaw(t, 40, timeoutMax, func(conn net.Conn) bool {
 		io.WriteString(conn, goodRandom) // keep-alive is promised, and not kept
 		return false
 	})
@@ -282,7 +282,7 @@ func TestIdleConnectionClosed(t *testing.T) {
 
 // Connection: close is obeyed without a retry.
 func TestConnectionClose(t *testing.T) {
-	p := runRaw(t, 40, 10*time.Second, func(conn net.Conn) bool {
+	p := runRaw(t, 40, timeoutMax, func(conn net.Conn) bool {
 		io.WriteString(conn, strings.Replace(goodRandom, "\r\n", "\r\nConnection: close\r\n", 1))
 		return false
 	})

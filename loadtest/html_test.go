@@ -83,7 +83,7 @@ func TestPage(t *testing.T) {
 	}
 	cfg := testConfig(k.url)
 	cfg.Profile, cfg.Rate, cfg.RateTo, cfg.Steps, cfg.Duration = Step, 100, 300, 2, 1000*ms
-	p := allSent(t, nil, cfg)
+	p := allSent(t, nil, nil, cfg)
 	page, text := wantPage(t, p)
 	for _, want := range []string{"GenerateDataKey: ", "200 offered, 200 sent, ", " refused", "late itself by: p50 ", "<script>alert(1)</script>", "ThrottlingException", k.url, ReportSchema,
 		"Latency over time", "Throughput over time", "Latency by percentile", "failed otherwise", "99 %"} {

@@ -309,9 +309,10 @@ func (k *fakeKMS) count(m map[string]int, name string) int {
 	return m[name]
 }
 
-// testConfig is a short closed loop against url.
+// testConfig is a short closed loop against url. Its time-outs outlast a machine that is suspended for a while.
 func testConfig(url string) Config {
 	cfg := DefaultConfig()
+	cfg.Timeout = timeoutMax
 	cfg.Endpoints, cfg.Concurrency, cfg.Warmup, cfg.Duration = []string{url}, 4, 0, 300*time.Millisecond
 	return cfg
 }
@@ -322,7 +323,7 @@ func untilStopped(t testing.TB, cfg Config, start func(stop func())) *Report {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
-	cfg.Duration, cfg.grace = time.Hour, time.Minute
+	cfg.Duration, cfg.grace = time.Hour, timeoutMax
 	start(stop)
 	report, err := Run(ctx, cfg)
 	if err != nil {

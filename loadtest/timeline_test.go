@@ -86,12 +86,13 @@ func TestLane(t *testing.T) {
 	}
 }
 
-// allSent repeats a run until the machine had the time to send everything.
-func allSent(t *testing.T, k *fakeKMS, cfg Config) (p *Report) {
+// allSent repeats a run until the machine had the time to send everything. Each begins with request 1 and with the fault that make returns.
+func allSent(t *testing.T, k *fakeKMS, make func() func(*fasthttp.RequestCtx, string, int64) bool, cfg Config) (p *Report) {
+	t.Helper()
 	for range 20 {
 		if k != nil {
 			k.calls.Store(0)
-			k.fault = stallOnce(70, 500*ms)
+			k.fault = make()
 		}
 		if p = mustRun(t, cfg); p.Schedule.Missed == 0 {
 			break
@@ -107,7 +108,7 @@ func TestTimelineShowsStallWhereItBegan(t *testing.T) {
 	cfg := testConfig(k.url)
 	cfg.Profile, cfg.Steps, cfg.Rate, cfg.RateTo = Step, 3, 200, 200 // intervals of half a second
 	cfg.Duration = 1500 * ms
-	p := allSent(t, k, cfg)
+	p := allSent(t, k, stallOnce(70, 500*ms), cfg)
 	if len(p.Timeline) != 3 || len(p.Steps) != 3 {
 		t.Fatalf("timeline %+v, steps %+v", p.Timeline, p.Steps)
 	}
@@ -130,7 +131,7 @@ func TestStepRun(t *testing.T) {
 	url := serve(t, nil, func(ctx *fasthttp.RequestCtx) { ctx.SetBodyString(`{"Plaintext":"AAA="}`) })
 	cfg := randomConfig(t, url)
 	cfg.Profile, cfg.Rate, cfg.RateTo, cfg.Steps, cfg.Duration = Step, 100, 400, 4, 800*ms
-	p := allSent(t, nil, cfg)
+	p := allSent(t, nil, nil, cfg)
 	if got := p.Requests.Sent + uint64(p.Schedule.Missed); got != 200 { // (100+200+300+400)·0.2
 		t.Errorf("%d requests", got)
 	}
