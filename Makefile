@@ -37,8 +37,8 @@ invariants: deps
 	$(GO) test -short -tags invariants -timeout 10m ./batch/... ./cache/... ./dataplane/... ./hsm/... ./internal/...
 
 # Allocations on the hot path, counted as totals.
-alloc:
-	$(GO) test -count=1 -run Alloc -v ./batch ./dataplane ./internal/... | grep -E 'alloc|ok|FAIL|PASS|---'
+alloc: deps
+	$(GO) test -count=1 -run Alloc -v ./batch ./cache ./controlplane ./dataplane ./hsm/... ./internal/... ./loadtest | grep -E 'alloc|ok|FAIL|PASS|---'
 
 # Rewrites the golden files; read the diff.
 golden:
@@ -56,7 +56,8 @@ lint:
 	$(GO) mod tidy -diff
 	CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/keyplane
 
-# Ratios to the floor, in one session. BENCHFLAGS='-rounds 1 -each 1s' for a quick look.
+# Ratios to the floor, in one session; half an hour, results in bench/results. BENCHFLAGS='-rounds 1 -tables floor' for a quick look,
+# BENCHFLAGS=-check to fail where a promise is missed.
 bench: deps build
 	$(GO) build -o bin/bench ./bench
 	./bin/bench -keyplane $(BIN) $(BENCHFLAGS)
@@ -69,8 +70,8 @@ deps:
 	@missing=; for p in $(PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
 	if [ -n "$$missing" ]; then \
 	  sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
-	  $$sudo apt-get update -q && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -q -y --no-install-recommends $$missing; \
+	  $$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
 	fi
 
 ci: deps lint build test race invariants alloc fuzz demo
-	$(MAKE) bench BENCHFLAGS='-rounds 1 -each 2s'
+	$(MAKE) bench BENCHFLAGS='-rounds 1 -each 2s -tables floor'

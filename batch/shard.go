@@ -55,12 +55,12 @@ func sizeClass(n int) int { return bits.Len(uint(n - 1)) }
 
 // Stats counts since New.
 type Stats struct {
-	Jobs   uint64              // jobs that were in a round
-	Rounds uint64              // rounds run; Jobs/Rounds is the mean round
-	Full   uint64              // refused with ErrFull
-	Late   uint64              // refused with ErrDeadline
-	Queued int                 // waiting now
-	Sizes  [sizeClasses]uint64 // rounds of 1, 2, ≤4, ≤8, … ≤1024 jobs
+	Jobs   uint64              `json:"jobs"`   // jobs that were in a round
+	Rounds uint64              `json:"rounds"` // rounds run; Jobs/Rounds is the mean round
+	Full   uint64              `json:"full"`   // refused with ErrFull
+	Late   uint64              `json:"late"`   // refused with ErrDeadline
+	Queued int                 `json:"queued"` // waiting now
+	Sizes  [sizeClasses]uint64 `json:"sizes"`  // rounds of 1, 2, ≤4, ≤8, … ≤1024 jobs
 }
 
 // Stats adds up the shards.

@@ -1,11 +1,19 @@
 // Command bench measures keyplane against the floor: a plain fasthttp server that echoes the same sizes, in the same session, with the
 // same client (wrk, pre-signed requests) and on the same cores. Only ratios are to be compared; absolute figures belong to the machine.
 //
-//	main.go     flags, the plan, the table
-//	target.go   what is measured: child processes, started once, measured in turn
-//	echo.go     the floor (a child of this program)
-//	wrk.go      one measurement: wrk, and the server's own CPU time from /proc
-//	report.go   medians, ratios, bench/results/*.json and *.txt
+//	main.go         flags, the list of tables, alternating rounds
+//	floor.go        keyplane on the soft token and on SoftHSM, and the baseline, of the echo
+//	variants.go     connections, rounds off, payload, TLS
+//	keys.go         one key against many
+//	target.go       what is measured: child processes, requests, tokens
+//	echo.go         the floor (a child of this program)
+//	baseline.go     one PKCS#11 operation per request (a child of this program)
+//	wrk.go          one measurement
+//	counters.go     the server's own account of it: CPU time and memory from /proc, allocations and rounds from its stats socket
+//	report.go       medians, ratios, tables; bench/results/*.json and *.txt
+//	figures.go      bench/results/*.svg
+//	promises.go     what the design promises, and whether it was kept
 //
-// It needs wrk and softhsm2 (make deps) and Linux.
+// A measurement with more than one failed request in a thousand is thrown away, and so is a server that recovered a panic. Children die with
+// this process. It needs wrk and softhsm2 (make deps) and Linux.
 package main

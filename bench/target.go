@@ -3,11 +3,11 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"crypto/tls"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,27 +16,49 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/valyala/fasthttp"
+
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/sigv4"
 )
 
+// Names of targets, as they stand in the tables.
+const (
+	echoName     = "echo"
+	softName     = "soft token"
+	hsmName      = "SoftHSM"
+	baselineName = "one operation per request"
+)
+
+const callsMax = 128 // of our own, at a time: keys of a table are made in parallel
+
 // target is a server under measurement, a child process.
 type target struct {
 	name   string
 	cmd    *exec.Cmd
-	url    string // http://127.0.0.1:port
-	key    *sigv4.AccessKey
+	url    string            // http://127.0.0.1:port, or https
+	key    *sigv4.AccessKey  // nil: requests are not signed
+	keyID  string            // the KMS key that prepare made
 	bodies map[string]string // request bodies by operation
+	stats  string            // path of the stats socket; "" has none
+	client *fasthttp.HostClient
 }
 
 const (
-	benchRegion = "us-east-1"
-	benchID     = "AKIAKEYPLANEBENCH000"
-	benchSecret = "keyplane-bench-secret-not-a-secret-0000000"
+	benchRegion   = "us-east-1"
+	benchAccount  = "111122223333"
+	benchID       = "AKIAKEYPLANEBENCH000"
+	benchSecret   = "keyplane-bench-secret-not-a-secret-0000000"
+	benchSessions = 4 // PKCS#11 sessions of every target that uses a token: keyplane's default
 )
 
-var addrLine = regexp.MustCompile(`at (http://127\.0\.0\.1:\d+)`)
+var addrLine = regexp.MustCompile(`at (https?)://(127\.0\.0\.1:\d+)`)
+
+func benchAccessKey() (*sigv4.AccessKey, error) {
+	account, _ := keyid.ParseAccount([]byte(benchAccount))
+	return sigv4.NewAccessKey(benchID, []byte(benchSecret), sigv4.Principal{Account: account})
+}
 
 // start runs a child and waits for the line that says where it listens.
 func start(name string, cmd *exec.Cmd) (*target, error) {
@@ -51,12 +73,12 @@ func start(name string, cmd *exec.Cmd) (*target, error) {
 		return nil, err
 	}
 	t := &target{name: name, cmd: cmd, bodies: map[string]string{}}
-	found := make(chan string, 1)
+	found := make(chan [2]string, 1)
 	go func() {
 		for lines := bufio.NewScanner(out); lines.Scan(); {
 			if m := addrLine.FindStringSubmatch(lines.Text()); m != nil {
 				select {
-				case found <- m[1]:
+				case found <- [2]string{m[1], m[2]}:
 				default:
 				}
 			}
@@ -64,12 +86,16 @@ func start(name string, cmd *exec.Cmd) (*target, error) {
 		close(found)
 	}()
 	select {
-	case url, ok := <-found:
+	case at, ok := <-found:
 		if !ok {
 			_ = cmd.Wait()
 			return nil, fmt.Errorf("%s ended before it served: %s", name, complaints.String())
 		}
-		t.url = url
+		t.url = at[0] + "://" + at[1]
+		t.client = &fasthttp.HostClient{Addr: at[1], MaxConns: callsMax, ReadTimeout: 30 * time.Second, WriteTimeout: 30 * time.Second, NoDefaultUserAgentHeader: true}
+		if at[0] == "https" {
+			t.client.IsTLS, t.client.TLSConfig = true, &tls.Config{InsecureSkipVerify: true} // our own child, and a certificate of this run
+		}
 		return t, nil
 	case <-time.After(60 * time.Second):
 		t.stop()
@@ -89,13 +115,19 @@ func (t *target) stop() {
 	}
 }
 
-func startEcho(self string, size int) (*target, error) {
-	return start("echo", exec.Command(self, "echo", "-size", fmt.Sprint(size)))
+// startEcho runs the floor for one operation: it answers request bodies as long as request with as many bytes as response has.
+func startEcho(self, op, request string, response []byte, extra ...string) (*target, error) {
+	t, err := start(echoName, exec.Command(self, append([]string{"echo", "-size", fmt.Sprint(len(response))}, extra...)...))
+	if err == nil {
+		t.bodies[op] = strings.Repeat("a", len(request))
+	}
+	return t, err
 }
 
 // startKeyplane runs keyplane serve on a fresh data directory, with the soft token or a PKCS#11 URI.
 func startKeyplane(name, binary, dir, uri string, extra ...string) (*target, error) {
-	args := append([]string{"serve", "--listen", "127.0.0.1:0", "--data-dir", dir, "--region", benchRegion}, extra...)
+	stats := dir + ".stats"
+	args := append([]string{"serve", "--listen", "127.0.0.1:0", "--data-dir", dir, "--region", benchRegion, "--account", benchAccount, "--stats-socket", stats}, extra...)
 	if uri != "" {
 		args = append(args, "--hsm", uri)
 	}
@@ -104,44 +136,77 @@ func startKeyplane(name, binary, dir, uri string, extra ...string) (*target, err
 	if uri != "" {
 		cmd.Env = append(cmd.Env, "SOFTHSM2_CONF="+filepath.Join(filepath.Dir(dir), "softhsm", "softhsm2.conf"))
 	}
+	t, err := serve(name, cmd)
+	if err == nil {
+		t.stats = stats
+	}
+	return t, err
+}
+
+// startBaseline runs the one-operation-per-request server on a token. dir is the one beside which newSoftHSM's "softhsm" lies.
+func startBaseline(self, dir, uri string) (*target, error) {
+	cmd := exec.Command(self, "baseline", "-hsm", uri)
+	cmd.Env = append(os.Environ(), "SOFTHSM2_CONF="+filepath.Join(dir, "softhsm", "softhsm2.conf"))
+	return serve(baselineName, cmd)
+}
+
+// serve starts a keyplane, or what answers like one, and makes it ready to be measured.
+func serve(name string, cmd *exec.Cmd) (*target, error) {
 	t, err := start(name, cmd)
 	if err != nil {
 		return nil, err
 	}
-	account, _ := keyid.ParseAccount([]byte("111122223333"))
-	if t.key, err = sigv4.NewAccessKey(benchID, []byte(benchSecret), sigv4.Principal{Account: account}); err == nil {
+	if t.key, err = benchAccessKey(); err == nil {
 		err = t.prepare()
 	}
 	if err != nil {
 		t.stop()
-		return nil, err
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	return t, nil
 }
 
-// prepare makes a key and the request bodies of every operation.
+// prepare makes a key and the request bodies of the operations.
 func (t *target) prepare() error {
 	var made struct{ KeyMetadata struct{ KeyId string } }
 	if err := t.call("CreateKey", `{}`, &made); err != nil {
 		return err
 	}
-	id := made.KeyMetadata.KeyId
-	var blob struct{ CiphertextBlob string }
-	if err := t.call("GenerateDataKey", `{"KeyId":"`+id+`","KeySpec":"AES_256"}`, &blob); err != nil {
+	t.keyID = made.KeyMetadata.KeyId
+	return t.payload(32)
+}
+
+// payload sets the request bodies: data keys, random bytes and plaintexts of n bytes. An operation that takes fewer has no body.
+func (t *target) payload(n int) error {
+	clear(t.bodies)
+	plaintext := base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{'A'}, n))
+	var made struct{ CiphertextBlob string }
+	encrypt := `{"KeyId":"` + t.keyID + `","Plaintext":"` + plaintext + `"}`
+	if err := t.call("Encrypt", encrypt, &made); err != nil {
 		return err
 	}
-	t.bodies["GenerateDataKey"] = `{"KeyId":"` + id + `","KeySpec":"AES_256"}`
+	t.bodies["Encrypt"] = encrypt
+	t.bodies["Decrypt"] = `{"CiphertextBlob":"` + made.CiphertextBlob + `"}`
+	t.bodies["ReEncrypt"] = `{"CiphertextBlob":"` + made.CiphertextBlob + `","DestinationKeyId":"` + t.keyID + `"}`
+	if n > kmsapi.RandomBytesMax {
+		return nil
+	}
+	t.bodies["GenerateDataKey"] = dataKeyBody(t.keyID, n)
 	t.bodies["GenerateDataKeyWithoutPlaintext"] = t.bodies["GenerateDataKey"]
-	t.bodies["Encrypt"] = `{"KeyId":"` + id + `","Plaintext":"` + strings.Repeat("QUFB", 11) + `"}`
-	t.bodies["Decrypt"] = `{"CiphertextBlob":"` + blob.CiphertextBlob + `"}`
-	t.bodies["ReEncrypt"] = `{"CiphertextBlob":"` + blob.CiphertextBlob + `","DestinationKeyId":"` + id + `"}`
-	t.bodies["GenerateRandom"] = `{"NumberOfBytes":32}`
+	t.bodies["GenerateRandom"] = fmt.Sprintf(`{"NumberOfBytes":%d}`, n)
 	return nil
+}
+
+func dataKeyBody(keyID string, n int) string {
+	if n == 32 {
+		return `{"KeyId":"` + keyID + `","KeySpec":"AES_256"}`
+	}
+	return fmt.Sprintf(`{"KeyId":%q,"NumberOfBytes":%d}`, keyID, n)
 }
 
 // headers signs a request and returns its headers in the order they are to be sent. The echo server gets them unsigned but as long.
 func (t *target) headers(op, body string) ([][2]string, error) {
-	host := strings.TrimPrefix(t.url, "http://")
+	_, host, _ := strings.Cut(t.url, "://")
 	date := string(sigv4.AppendDate(nil, time.Now()))
 	h := [][2]string{
 		{"content-type", kmsapi.ContentType}, {"host", host}, {"x-amz-date", date}, {"x-amz-target", kmsapi.TargetPrefix + op},
@@ -175,33 +240,43 @@ func (t *target) post(op, body string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	req, err := http.NewRequest("POST", t.url+"/", strings.NewReader(body))
-	if err != nil {
-		return nil, err
-	}
+	req, resp := fasthttp.AcquireRequest(), fasthttp.AcquireResponse()
+	defer fasthttp.ReleaseRequest(req)
+	defer fasthttp.ReleaseResponse(resp)
+	req.SetRequestURI(t.url + "/")
+	req.Header.SetMethod("POST")
 	for _, kv := range headers {
 		req.Header.Set(kv[0], kv[1])
 	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
+	req.SetBodyString(body)
+	if err := t.client.Do(req, resp); err != nil {
 		return nil, err
 	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return nil, err
+	if resp.StatusCode() != fasthttp.StatusOK {
+		return nil, &refusal{op, resp.StatusCode(), string(resp.Body())}
 	}
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s: %d %s", op, resp.StatusCode, b)
-	}
-	return b, nil
+	return bytes.Clone(resp.Body()), nil
+}
+
+// refusal is a reply that is not 200.
+type refusal struct {
+	op     string
+	status int
+	body   string
+}
+
+func (r *refusal) Error() string { return fmt.Sprintf("%s: %d %s", r.op, r.status, r.body) }
+
+// transient reports whether an SDK would send the request again.
+func (r *refusal) transient() bool {
+	return r.status >= 500 || strings.Contains(r.body, "ThrottlingException")
 }
 
 // sample is one request and its response.
 func (t *target) sample(op string) (request string, response []byte, err error) {
 	request, ok := t.bodies[op]
 	if !ok {
-		return "", nil, errors.New("no such operation in this benchmark")
+		return "", nil, fmt.Errorf("this benchmark has no %s", op)
 	}
 	response, err = t.post(op, request)
 	return request, response, err

@@ -1,10 +1,22 @@
-// Package cache keeps immutable values by name, bounded by bytes, over ristretto v2. It knows nothing of what it stores.
+// Package cache keeps values by name, bounded by bytes, and lends them out; a value may own something that has to be destroyed. It knows
+// nothing of what it stores.
 //
-// What makes it safe to use for rights that can be taken away is not ristretto but the epochs beside it: a fixed table of counters, one
-// per xxhash slot of the name. A value remembers its slot's counter as it was before the value was loaded; Invalidate adds one; Get
-// returns a value only while the two agree. So once Invalidate has returned, no later Get returns what was loaded before, in whatever
-// order ristretto's buffers are drained, and a load that was under way stores a value that is dead on arrival. Two names that share a
-// slot cost each other a reload, nothing else.
+//	cache.go    the cache: Get, Load, Invalidate
+//	lease.go    entries and who holds them; when a value is destroyed
+//	table.go    where Get looks, without a lock
+//	keep.go     what stays: ristretto's admission and eviction, the bound
+//	flight.go   loads that callers share
+//
+// Leases. Get and Load lend a value until Release. The cache itself holds each value it keeps as one more user, and gives it up when the
+// value is evicted, rejected, replaced, invalidated or the cache is closed. Whoever lets go last destroys the value: never while it is in
+// use, never twice.
+//
+// Epochs make it safe to use for rights that can be taken away: a fixed table of counters, one per xxhash slot of the name. A value
+// remembers its slot's counter as it was before the value was loaded; Invalidate adds one; Get returns a value only while the two agree. So
+// once Invalidate has returned, no later Get returns what was loaded before, in whatever order ristretto's buffers are drained, and a load
+// that was under way is not kept. Two names that share a slot cost each other a reload, nothing else.
+//
+// That a name has no value can be kept too, in the same epochs and within a bound of its own, so that guessed names push no value out.
 //
 // Loads of one name in one epoch are shared (single flight). A caller that comes after an Invalidate never joins a load from before it.
 // The package starts ristretto's goroutines; Close ends them.
@@ -14,110 +26,139 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"fmt"
-	"strconv"
+	"sync"
 	"sync/atomic"
 
 	"github.com/cespare/xxhash/v2"
-	"github.com/dgraph-io/ristretto/v2"
-	"golang.org/x/sync/singleflight"
 )
 
 // slots is the size of the epoch table, a power of two: 512 KiB of counters.
 const slots = 1 << 16
 
-// entryCost is what an entry costs besides its value, in bytes: ristretto's item, the entry struct and the hash tables' share.
-const entryCost = 160
-
-// hits is how many reads ristretto collects before it counts them: it allocates a buffer of that many words each time. Its own advice, 64,
-// is an allocation for every 64th read; the price of more is that its idea of what is popular lags by so many reads on each processor.
-const hits = 1024
-
 // Cache maps names to values of type *V. Methods are safe for concurrent use.
 type Cache[V any] struct {
-	store   *ristretto.Cache[[]byte, entry[V]]
-	seed    uint64 // of the hash that chooses slots: names are chosen by clients, who must not be able to aim at a slot
+	seed    uint64 // of the hash: names are chosen by clients, who must not be able to aim at a slot or a bucket
 	epochs  [slots]atomic.Uint64
-	flights singleflight.Group
+	destroy func(*V)
 	loads   atomic.Uint64
+
+	values *bounded[V]
+	absent *bounded[V] // names without a value; nil if those are not kept
+	credit atomic.Int64
+
+	// open is held for reading around calls into ristretto, and for writing while it is closed. It is taken before mu.
+	open sync.RWMutex
+	// mu is never held while values are loaded or destroyed, nor during a call into ristretto, which calls back.
+	mu      sync.Mutex
+	table   table[V] // written under mu, read without
+	flights map[string]*flight[V]
 }
 
-type entry[V any] struct {
-	epoch uint64
-	value *V
-}
-
-// New makes a cache that holds at most bytesMax bytes, counted as the sum of the costs given to Load plus a fixed overhead per entry.
-func New[V any](bytesMax int64) (*Cache[V], error) {
-	if bytesMax < 1<<16 {
-		return nil, fmt.Errorf("cache: bytesMax is %d, at least 65536 is needed", bytesMax)
+// New makes a cache that holds at most about bytesMax bytes of values, counted as the sum of the sizes given by load functions plus an
+// overhead per entry, and absentMax bytes of names that have none, 0 for none.
+//
+// destroy, unless nil, is called once for each value that a load function returned, when nobody uses it any more, by whoever let go
+// last, which may be a goroutine of the cache's. It must not call the cache.
+func New[V any](bytesMax, absentMax int64, destroy func(*V)) (*Cache[V], error) {
+	c := &Cache[V]{destroy: destroy, flights: map[string]*flight[V]{}}
+	var seed [8]byte
+	_, _ = rand.Read(seed[:])
+	c.seed = binary.LittleEndian.Uint64(seed[:])
+	var err error
+	if c.values, err = newBounded[V](bytesMax, usualSize, c.drop); err != nil {
+		return nil, fmt.Errorf("cache: bytesMax: %w", err)
 	}
-	// Ristretto advises ten counters for every entry that fits; half a byte each.
-	counters := max(1000, bytesMax/(entryCost+240)*10)
-	store, err := ristretto.NewCache(&ristretto.Config[[]byte, entry[V]]{
-		NumCounters: counters,
-		MaxCost:     bytesMax,
-		BufferItems: hits,
-		// Our costs count the overhead already.
-		IgnoreInternalCost: true,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("cache: %w", err)
+	if absentMax != 0 {
+		if c.absent, err = newBounded[V](absentMax, 0, c.drop); err != nil {
+			c.values.Close()
+			return nil, fmt.Errorf("cache: absentMax: %w", err)
+		}
 	}
-	return &Cache[V]{store: store, seed: newSeed()}, nil
+	c.table.init(bytesMax/(entryCost+usualSize) + absentMax/entryCost)
+	return c, nil
 }
 
-func newSeed() uint64 {
-	var b [8]byte
-	_, _ = rand.Read(b[:])
-	return binary.LittleEndian.Uint64(b[:])
-}
-
-func (c *Cache[V]) epoch(name []byte) *atomic.Uint64 {
+func (c *Cache[V]) hash(name []byte) uint64 {
 	var d xxhash.Digest
 	d.ResetWithSeed(c.seed)
 	_, _ = d.Write(name) // it cannot fail
-	return &c.epochs[d.Sum64()%slots]
+	return d.Sum64()
 }
 
-// Get returns the value stored under name in the present epoch, or nil. The caller compares the value's own identity with what it asked
-// for: names are told apart by a 128-bit hash.
-func (c *Cache[V]) Get(name []byte) *V {
-	e, ok := c.store.Get(name)
-	if !ok || e.epoch != c.epoch(name).Load() {
-		return nil
+func (c *Cache[V]) epoch(hash uint64) *atomic.Uint64 { return &c.epochs[hash%slots] }
+
+// Get lends what is known of name in the present epoch; false if nothing is. It allocates nothing.
+func (c *Cache[V]) Get(name []byte) (Lease[V], bool) {
+	hash := c.hash(name)
+	e := c.table.find(hash, name)
+	if e == nil || e.epoch != c.epoch(hash).Load() {
+		return Lease[V]{}, false
 	}
-	return e.value
+	hits, ok := e.acquire()
+	if !ok {
+		return Lease[V]{}, false
+	}
+	if hits%hitSample == 0 {
+		c.used(e)
+	}
+	return Lease[V]{e}, true
 }
 
-// Load calls load for the value of name and keeps it; callers who ask at the same time share one call. Errors are not kept. load returns
-// the value's size in bytes, counted against the bound. The value may already be invalid when Load returns; it was valid at some time
-// after Load was called.
-func (c *Cache[V]) Load(name []byte, load func() (*V, int64, error)) (*V, error) {
-	epoch := c.epoch(name).Load()
-	flight := strconv.FormatUint(epoch, 16) + " " + string(name)
-	v, err, _ := c.flights.Do(flight, func() (any, error) {
-		c.loads.Add(1)
-		value, size, err := load()
-		if err != nil {
-			return nil, err
+// Load is Get that calls load where nothing is known; callers who ask at the same time share one call. load returns the value and its size
+// in bytes, counted against the bound, or nil for a name that has no value. Errors are not kept. The lease is good also where the value
+// could not be kept. It may already be invalid when Load returns; it was valid at some time after Load was called.
+func (c *Cache[V]) Load(name []byte, load func() (*V, int64, error)) (Lease[V], error) {
+	hash := c.hash(name)
+	c.mu.Lock()
+	epoch := c.epoch(hash).Load()
+	if e := c.table.find(hash, name); e != nil && e.epoch == epoch {
+		if _, ok := e.acquire(); ok {
+			c.mu.Unlock()
+			return Lease[V]{e}, nil
 		}
-		c.store.Set([]byte(flight[len(flight)-len(name):]), entry[V]{epoch, value}, size+entryCost)
-		return value, nil
-	})
-	if err != nil {
-		return nil, err
 	}
-	return v.(*V), nil
+	f := c.flights[string(name)]
+	if f != nil && f.epoch == epoch {
+		f.sharers++
+		c.mu.Unlock()
+		<-f.landed
+		return Lease[V]{f.entry}, f.err
+	}
+	f = &flight[V]{name: string(name), hash: hash, epoch: epoch, landed: make(chan struct{})}
+	c.flights[f.name] = f
+	c.mu.Unlock()
+	c.fly(f, load)
+	return Lease[V]{f.entry}, f.err
 }
 
-// Invalidate makes every value of name that was loaded until now unreachable: when it returns, no later Get or Load yields one.
+// Invalidate makes everything known of name until now unreachable: when it returns, no later Get or Load yields it.
 func (c *Cache[V]) Invalidate(name []byte) {
-	c.epoch(name).Add(1)
-	c.store.Del(name)
+	hash := c.hash(name)
+	c.epoch(hash).Add(1)
+	c.mu.Lock()
+	e := c.table.find(hash, name)
+	kept := c.unkeep(e)
+	c.mu.Unlock()
+	if kept {
+		c.forget(e)
+		e.release()
+	}
 }
 
 // Loads counts calls of load functions since New.
 func (c *Cache[V]) Loads() uint64 { return c.loads.Load() }
 
-// Close ends the cache's goroutines. No method may be called after it.
-func (c *Cache[V]) Close() { c.store.Close() }
+// Close gives up every value and ends the cache's goroutines. Leases stay good until they are released. A closed cache keeps nothing, and
+// Load still loads.
+func (c *Cache[V]) Close() {
+	c.open.Lock()
+	defer c.open.Unlock()
+	c.values.Close()
+	if c.absent != nil {
+		c.absent.Close()
+	}
+	// Ristretto has given everything back. This is for what it may have lost.
+	for _, e := range c.table.all() {
+		c.drop(e)
+	}
+}

@@ -56,7 +56,11 @@ func (s *Server) createAlias(ctx context.Context, c *call, in *aliasIn) (none, e
 		return none{}, err
 	}
 	err = s.store.CreateAlias(ctx, n, name, c.now, func(k *store.Key) error { return s.admit(c, k) })
-	s.publishAlias(n.Account, name, err)
+	published := err
+	if errors.Is(err, store.ErrExists) {
+		published = nil // the call that made it may not have published yet, and this one's answer tells of it
+	}
+	s.publishAlias(n.Account, name, published)
 	switch {
 	case errors.Is(err, store.ErrExists):
 		return none{}, kmsapi.New(kmsapi.AlreadyExists, "An alias with the name "+s.aliasARN(n.Account, name)+" already exists")

@@ -49,6 +49,11 @@ func TestAliasLife(t *testing.T) {
 	e.fails("CreateAlias", aliasBody("alias/x", b.KeyId), kmsapi.AlreadyExists, "An alias with the name "+arn+" already exists")
 	e.fails("CreateAlias", aliasBody("alias/x", a.KeyId), kmsapi.AlreadyExists, "An alias with the name "+arn+" already exists")
 
+	// Published although they changed nothing: the call that made the alias might not have published yet, and these tell that it is there.
+	if got := e.published.take(); got != "alias alias/x\nalias alias/x\n" {
+		t.Errorf("published %q", got)
+	}
+
 	e.clock.add(time.Second)
 	e.ok("UpdateAlias", aliasBody("alias/x", b.KeyId), nil)
 	if got := e.published.take(); got != "alias alias/x\n" {

@@ -104,13 +104,13 @@ func (s *Server) createKey(ctx context.Context, c *call, in *createKeyIn) (keyMe
 		}
 		defer k.Wipe()
 		err = s.store.CreateKey(ctx, k, policy)
+		s.publishKey(k.KeyName, err) // that there is no such key may be cached
 		if errors.Is(err, store.ErrExists) {
 			continue
 		}
 		if err != nil {
 			return keyMetadataOut{}, err
 		}
-		s.publisher.KeyChanged(k.Account, k.ID)
 		return keyMetadataOut{s.metadata(k)}, nil
 	}
 	return keyMetadataOut{}, errors.New("controlplane: the HSM's random numbers repeat")

@@ -28,7 +28,7 @@ type Config struct {
 	Region           string
 	Store            *store.Store
 	Verifier         *sigv4.Verifier
-	Random           func([]byte) error // fills the slice from the HSM: salts and key IDs
+	Random           func([]byte) error // fills the slice from the HSM: salts and key IDs; an error may wrap a *kmsapi.Error
 	Root             func() [8]byte     // hsm.RootID that new key versions are made under
 	Publisher        Publisher
 	Now              func() time.Time // nil: time.Now
@@ -136,10 +136,6 @@ var errPanic = errors.New("controlplane: a handler panicked")
 
 func (s *Server) serve(ctx context.Context, c *call) ([]byte, error) {
 	signed := c.request.Signed
-	c.op = kmsapi.Route(header(signed, "x-amz-target"))
-	if c.op == nil {
-		return nil, kmsapi.New(kmsapi.UnknownOperation, kmsapi.UnknownOperationText)
-	}
 	if len(signed.Body) > kmsapi.BodyMax {
 		return nil, kmsapi.E(kmsapi.RequestEntityTooLarge)
 	}
@@ -150,6 +146,9 @@ func (s *Server) serve(ctx context.Context, c *call) ([]byte, error) {
 		return nil, kmsapi.New(code, string(scratch.Message()))
 	}
 	c.caller = identity
+	if c.op = kmsapi.Route(header(signed, "x-amz-target")); c.op == nil {
+		return nil, kmsapi.New(kmsapi.UnknownOperation, kmsapi.UnknownOperationText)
+	}
 	if !c.op.Built {
 		return nil, kmsapi.New(kmsapi.UnsupportedOperation, kmsapi.NotBuiltText(c.op))
 	}

@@ -3,6 +3,7 @@ package controlplane
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"strings"
@@ -55,8 +56,11 @@ func TestUnbuiltAndUnknownOperations(t *testing.T) {
 	for _, name := range []string{"", "createKey", "CreateKey ", "DropKey", strings.Repeat("x", 100)} {
 		e.fails(name, "{}", kmsapi.UnknownOperation, kmsapi.UnknownOperationText)
 	}
-	if resp := e.Serve(t.Context(), &Request{Signed: &sigv4.Request{}}); resp.Code != kmsapi.UnknownOperation {
-		t.Errorf("no target: %s", resp.Body)
+	// What does not exist is said to nobody who has not signed.
+	unsigned := e.sign("DropKey", []byte("{}"))
+	unsigned.Headers = unsigned.Headers[:len(unsigned.Headers)-1]
+	if resp := e.Serve(t.Context(), &Request{Signed: unsigned}); resp.Code != kmsapi.MissingAuthenticationToken {
+		t.Errorf("unsigned: %s", resp.Body)
 	}
 }
 
@@ -167,6 +171,24 @@ func TestPanicIsAnswered(t *testing.T) {
 	}
 	if resp := e.Serve(t.Context(), &Request{}); resp.Code != kmsapi.KMSInternal { // no signed request at all
 		t.Errorf("%s", resp.Body)
+	}
+}
+
+// A fault of the HSM that has an exception is answered with it; the log of one on our side has its cause.
+func TestRandomFault(t *testing.T) {
+	e := newEnv(t)
+	var out bytes.Buffer
+	e.log = slog.New(slog.NewTextHandler(&out, nil))
+	for _, c := range []struct {
+		code   kmsapi.Code
+		logged bool
+	}{{kmsapi.Throttling, false}, {kmsapi.KeyUnavailable, true}} {
+		out.Reset()
+		e.random = func([]byte) error { return fmt.Errorf("%w: the cause", kmsapi.E(c.code)) }
+		e.fails("CreateKey", "{}", c.code, c.code.Text())
+		if strings.Contains(out.String(), "the cause") != c.logged {
+			t.Errorf("%s: log %q", c.code, &out)
+		}
 	}
 }
 

@@ -4,11 +4,39 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/keyplane/keyplane/controlplane/store"
 )
+
+// What a create of unknown outcome may still make is published as well: that it does not exist may be cached.
+func TestUncertainCreatesArePublished(t *testing.T) {
+	e := newEnv(t)
+	key := e.create("{}")
+	e.published.take()
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	serve := func(operation, body string) {
+		e.Serve(gone, &Request{Signed: e.sign(operation, []byte(body)), RequestID: "test", SourceIP: "127.0.0.1"})
+	}
+	serve("CreateKey", "{}")
+	if got := e.published.take(); !strings.HasPrefix(got, "key ") || strings.Contains(got, key.KeyId) {
+		t.Errorf("CreateKey published %q", got)
+	}
+	e.unsettled.mu.Lock()
+	defer e.unsettled.mu.Unlock()
+	if len(e.unsettled.again) != 1 {
+		t.Errorf("%d names are to be published again", len(e.unsettled.again))
+	}
+	for _, tell := range e.unsettled.again {
+		tell()
+	}
+	if got := e.published.take(); !strings.HasPrefix(got, "key ") {
+		t.Errorf("published again %q", got)
+	}
+}
 
 // TestUncertainIsPublishedAgain: what a stalled store may still apply is published at once and once more when a later write has settled.
 // Without the second time, a view that was read in between would stay for ever.

@@ -59,7 +59,10 @@ func (l listener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		pause = 0
-		wrapped := &conn{Conn: c, s: l.s, perIP: l.perIP, ip: clientOf(c.RemoteAddr())}
+		wrapped := &conn{Conn: c, s: l.s, perIP: l.perIP, ip: clientOf(c.RemoteAddr()), slack: l.s.deadlineSlack()}
+		// A TLS handshake writes while the first bytes are read, before anybody has set a deadline for writing.
+		_ = wrapped.SetWriteDeadline(time.Now().Add(l.s.cfg.ReadTimeout))
+		_ = wrapped.writes.arm(wrapped.slack, c.SetWriteDeadline) // what fails here fails the first read or write too
 		if l.perIP.enter(wrapped.ip) {
 			return wrapped, nil
 		}
@@ -102,15 +105,25 @@ type conn struct {
 	ip      netip.Addr
 	perIP   *addrCount
 	closed  atomic.Bool
+
+	reads, writes deadline // the serving goroutine's
+	slack         time.Duration
 }
 
 func (c *conn) Read(p []byte) (int, error) {
 	c.release()
+	if err := c.reads.arm(c.slack, c.Conn.SetReadDeadline); err != nil {
+		return 0, err
+	}
 	return c.Conn.Read(p)
 }
 
 func (c *conn) Write(p []byte) (int, error) {
-	n, err := c.Conn.Write(p)
+	err := c.writes.arm(c.slack, c.Conn.SetWriteDeadline)
+	n := 0
+	if err == nil {
+		n, err = c.Conn.Write(p)
+	}
 	if err != nil {
 		clear(p)
 		return n, err
@@ -118,6 +131,37 @@ func (c *conn) Write(p []byte) (int, error) {
 	clear(p[:n])
 	return n, nil
 }
+
+// deadline is when reads, or writes, are to fail. fasthttp sets three of them for every request, and each costs a timer of the runtime; most
+// are replaced before anything waits for them. So one is kept here until there is something to wait for, and then handed on only where
+// the one in force is later or more than the slack earlier.
+type deadline struct {
+	wanted, armed time.Time
+}
+
+func (d *deadline) arm(slack time.Duration, set func(time.Time) error) error {
+	if d.wanted.Equal(d.armed) {
+		return nil
+	}
+	if !d.wanted.IsZero() && !d.armed.IsZero() {
+		if ahead := d.wanted.Sub(d.armed); ahead >= 0 && ahead <= slack {
+			return nil
+		}
+	}
+	if err := set(d.wanted); err != nil {
+		return err
+	}
+	d.armed = d.wanted
+	return nil
+}
+
+// deadlineSlack is how much too early a deadline may be: an eighth of the shortest one.
+func (s *Server) deadlineSlack() time.Duration { return min(s.cfg.ReadTimeout, writeTimeout) / 8 }
+
+// SetReadDeadline and its like are called by the serving goroutine only; they take effect with its next Read or Write.
+func (c *conn) SetReadDeadline(t time.Time) error  { c.reads.wanted = t; return nil }
+func (c *conn) SetWriteDeadline(t time.Time) error { c.writes.wanted = t; return nil }
+func (c *conn) SetDeadline(t time.Time) error      { c.reads.wanted, c.writes.wanted = t, t; return nil }
 
 // Close may come from Shutdown's goroutine while a request is in flight, so it does not release what is pending; connState does.
 func (c *conn) Close() error {

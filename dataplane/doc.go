@@ -8,7 +8,7 @@
 //	precheck.go   the raw header block: what fasthttp accepts and this service refuses
 //	request.go    everything one request needs, pooled; wiped when its reply has left
 //	input.go      scan (bytes → fields) and check (all constraints, one message)
-//	keys.go       resolve key ID, ARN or alias to a snapshot; load and cache; admit
+//	keys.go       resolve key ID, ARN or alias to a snapshot, on lease from the cache; load; admit
 //	generatedatakey.go, decrypt.go, encrypt.go, reencrypt.go, generaterandom.go
 //	envelope.go   derive (one round in the batcher), seal, open
 //	conn.go       when a reply has left the process, and that nothing of it stays

@@ -10,6 +10,7 @@ import (
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/internal/aesgcm"
 	"github.com/keyplane/keyplane/internal/blob"
+	"github.com/keyplane/keyplane/internal/invariants"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/snapshot"
 	"github.com/keyplane/keyplane/ratelimit"
@@ -25,6 +26,7 @@ func current(k *snapshot.Key) *snapshot.Version { return &k.Versions[k.Current] 
 // wantKey adds the derivation of a new message key under the key's current version to r.job.
 func (r *request) wantKey(k *snapshot.Key) {
 	v := current(k)
+	invariants.Check(v.Offset != [16]byte{}, "a wiped key is used to encrypt")
 	d := &r.job.Derive[r.job.N]
 	d.Offset, d.Draw = v.Offset, true
 	r.job.Root = rootOf(v)
@@ -33,6 +35,7 @@ func (r *request) wantKey(k *snapshot.Key) {
 
 // wantBlobKey adds the derivation of the message key of the blob that was sent.
 func (r *request) wantBlobKey(v *snapshot.Version) {
+	invariants.Check(v.Offset != [16]byte{}, "a wiped key is used to decrypt")
 	d := &r.job.Derive[r.job.N]
 	d.Offset, d.Nonce, d.Draw = v.Offset, r.blob.Nonce, false
 	r.job.Root = rootOf(v)
@@ -59,25 +62,32 @@ func (s *Server) warn(what string, err error, args ...any) {
 	s.cfg.Logger.Warn(what, append(args, "error", err, "not_logged", s.unlogged.Swap(0))...)
 }
 
-// fail turns an internal error into what the client may see of it.
-func (s *Server) fail(r *request, err error) kmsapi.Code {
-	code := kmsapi.KMSInternal
+// CodeOf is the exception that tells a client of an error of Parts.Run or of the store: docs/errors.md, "Faults on our side".
+func CodeOf(err error) kmsapi.Code {
 	switch {
 	case errors.Is(err, batch.ErrFull), errors.Is(err, batch.ErrDeadline):
-		return r.refuse(kmsapi.Throttling)
+		return kmsapi.Throttling
 	case errors.Is(err, batch.ErrClosed):
-		return r.refuse(kmsapi.ServiceUnavailable)
+		return kmsapi.ServiceUnavailable
 	case errors.Is(err, context.DeadlineExceeded):
-		code = kmsapi.DependencyTimeout
-	default:
-		switch hsm.Outcome(err) {
-		case hsm.Timeout:
-			code = kmsapi.DependencyTimeout
-		case hsm.Unavailable:
-			code = kmsapi.KeyUnavailable
-		case hsm.Throttled:
-			code = kmsapi.Throttling
-		}
+		return kmsapi.DependencyTimeout
+	}
+	switch hsm.Outcome(err) {
+	case hsm.Timeout:
+		return kmsapi.DependencyTimeout
+	case hsm.Unavailable:
+		return kmsapi.KeyUnavailable
+	case hsm.Throttled:
+		return kmsapi.Throttling
+	}
+	return kmsapi.KMSInternal
+}
+
+// fail turns an internal error into what the client may see of it. Overload and the end of the process are no faults to log.
+func (s *Server) fail(r *request, err error) kmsapi.Code {
+	code := CodeOf(err)
+	if errors.Is(err, batch.ErrFull) || errors.Is(err, batch.ErrDeadline) || errors.Is(err, batch.ErrClosed) {
+		return r.refuse(code)
 	}
 	s.warn("a request failed on our side", err, "request", string(r.id[:]), "code", code.Type())
 	return r.refuse(code)

@@ -13,9 +13,6 @@ import (
 	"github.com/keyplane/keyplane/internal/sigv4"
 )
 
-// connAgeMax is how long a connection may serve before it is closed, politely, with a reply.
-const connAgeMax = time.Hour
-
 // handle serves one request: pre-check, authenticate, route, run the operation, answer. It is the main path of the service, and with
 // serveHealth and refuseHTTP the only code that sees *fasthttp.RequestCtx.
 func (s *Server) handle(ctx *fasthttp.RequestCtx) {
@@ -127,6 +124,7 @@ func (s *Server) finish(ctx *fasthttp.RequestCtx, c *conn, r *request, code *kms
 		ctx.SetConnectionClose()
 		return
 	}
+	r.releaseKeys()
 	status := fasthttp.StatusOK
 	switch {
 	case *code != kmsapi.OK:
@@ -138,7 +136,7 @@ func (s *Server) finish(ctx *fasthttp.RequestCtx, c *conn, r *request, code *kms
 	case r.op == nil:
 		status = ctx.Response.StatusCode() // the control plane's
 	}
-	if r.now.Sub(ctx.ConnTime()) > connAgeMax {
+	if r.now.Sub(ctx.ConnTime()) > s.connAgeMax {
 		ctx.SetConnectionClose()
 	}
 	clear(ctx.Request.Body()) // it may hold plaintext
@@ -185,6 +183,10 @@ func (s *Server) refuseHTTP(ctx *fasthttp.RequestCtx, err error) {
 		code = kmsapi.RequestEntityTooLarge
 	case errors.As(err, &netErr) && netErr.Timeout():
 		code = kmsapi.RequestTimeout
+	}
+	// The deadline in force for writing is that of the reply before, or of the handshake: it may have passed.
+	if c := ctx.Conn(); c != nil {
+		_ = c.SetWriteDeadline(time.Now().Add(writeTimeout))
 	}
 	var id [requestIDLen]byte
 	s.ids.fill(&id)

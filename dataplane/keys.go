@@ -6,6 +6,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/keyplane/keyplane/cache"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/snapshot"
@@ -14,12 +15,8 @@ import (
 // loadTimeout bounds one read of the store on a cache miss.
 const loadTimeout = 3 * time.Second
 
-// alias is the cached view of an alias: where it points. Immutable.
-type alias struct {
-	account keyid.Account
-	name    string
-	target  keyid.ID
-}
+// aliasSize is the size of an alias's cached view, the ID of the key it points at.
+const aliasSize = 24
 
 // Names in the caches.
 const keyNameLen = 8 + 1 + 16
@@ -68,15 +65,15 @@ func (s *Server) resolve(r *request, text []byte) (*snapshot.Key, kmsapi.Code) {
 	}
 	key, err := s.key(r, account, id)
 	switch {
-	case err == nil:
-		return key, kmsapi.OK
-	case errors.Is(err, snapshot.ErrNotFound):
+	case err != nil:
+		return nil, s.fail(r, err)
+	case key == nil:
 		r.msg = append(r.msg[:0], "Key '"...)
 		r.msg = keyid.AppendKeyARN(r.msg, s.partition, s.cfg.Region, account, id)
 		r.msg = append(r.msg, "' does not exist"...)
 		return nil, kmsapi.NotFound
 	}
-	return nil, s.fail(r, err)
+	return key, kmsapi.OK
 }
 
 // deny refuses a foreign account's key, whether it exists or not.
@@ -100,11 +97,11 @@ func (s *Server) deny(r *request) kmsapi.Code {
 func (s *Server) blobKey(r *request) (*snapshot.Key, kmsapi.Code) {
 	if r.blob.Account == r.who.Principal().Account {
 		key, err := s.key(r, r.blob.Account, r.blob.Key)
-		if err == nil {
-			return key, kmsapi.OK
-		}
-		if !errors.Is(err, snapshot.ErrNotFound) {
+		if err != nil {
 			return nil, s.fail(r, err)
+		}
+		if key != nil {
+			return key, kmsapi.OK
 		}
 	}
 	return nil, r.refuseText(kmsapi.AccessDenied, "The ciphertext refers to a customer master key that does not exist, does not exist in this region, or you are not allowed to access.")
@@ -112,45 +109,75 @@ func (s *Server) blobKey(r *request) (*snapshot.Key, kmsapi.Code) {
 
 func (s *Server) aliasTarget(r *request, account keyid.Account, name []byte) (keyid.ID, kmsapi.Code) {
 	r.name = appendAliasName(emptied(r.name), account, name)
-	if a := s.aliases.Get(r.name); a != nil && a.account == account && a.name == string(name) {
-		return a.target, kmsapi.OK
+	lease, ok := s.aliases.Get(r.name)
+	if !ok {
+		var err error
+		if lease, err = s.loadAlias(r, account, name); err != nil {
+			return keyid.ID{}, s.fail(r, err)
+		}
 	}
-	a, err := s.aliases.Load(r.name, func() (*alias, int64, error) {
+	defer lease.Release()
+	if target := lease.Value(); target != nil {
+		return *target, kmsapi.OK
+	}
+	r.msg = append(r.msg[:0], "Alias "...)
+	r.msg = keyid.AppendAliasARN(r.msg, s.partition, s.cfg.Region, account, name)
+	r.msg = append(r.msg, " is not found."...)
+	return keyid.ID{}, kmsapi.NotFound
+}
+
+// loadAlias reads where the alias r.name points.
+func (s *Server) loadAlias(r *request, account keyid.Account, name []byte) (cache.Lease[keyid.ID], error) {
+	return s.aliases.Load(r.name, func() (*keyid.ID, int64, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), loadTimeout)
 		defer cancel()
-		a := &alias{account: account, name: string(name)}
-		var err error
-		a.target, err = s.parts.Records.AliasTarget(ctx, s.cfg.Region, account, a.name)
-		return a, int64(64 + len(name)), err
+		target, err := s.parts.Records.AliasTarget(ctx, s.cfg.Region, account, string(name))
+		if errors.Is(err, snapshot.ErrNotFound) {
+			return nil, 0, nil
+		}
+		return &target, aliasSize, err
 	})
-	switch {
-	case err == nil:
-		return a.target, kmsapi.OK
-	case errors.Is(err, snapshot.ErrNotFound):
-		r.msg = append(r.msg[:0], "Alias "...)
-		r.msg = keyid.AppendAliasARN(r.msg, s.partition, s.cfg.Region, account, name)
-		r.msg = append(r.msg, " is not found."...)
-		return keyid.ID{}, kmsapi.NotFound
-	}
-	return keyid.ID{}, s.fail(r, err)
 }
 
-// key returns the latest view of a key: nothing that a completed KeyChanged made old.
+// key returns the latest view of a key, nothing that a completed KeyChanged made old; nil if there is no such key. r holds it until
+// releaseKeys.
 func (s *Server) key(r *request, account keyid.Account, id keyid.ID) (*snapshot.Key, error) {
 	r.name = appendKeyName(emptied(r.name), account, id)
-	if k := s.keys.Get(r.name); k != nil && k.ID == id && k.Account == account {
-		return k, nil
+	lease, ok := s.keys.Get(r.name)
+	if !ok {
+		var err error
+		if lease, err = s.loadKey(r, account, id); err != nil {
+			return nil, err
+		}
 	}
-	return s.keys.Load(r.name, func() (*snapshot.Key, int64, error) { return s.load(account, id) })
+	k := lease.Value()
+	if k != nil {
+		r.hold(lease)
+	}
+	return k, nil
 }
 
-// load reads a key's record and has the HSM compute the offset of each of its versions.
-func (s *Server) load(account keyid.Account, id keyid.ID) (*snapshot.Key, int64, error) {
+// loadKey reads the key r.name.
+func (s *Server) loadKey(r *request, account keyid.Account, id keyid.ID) (cache.Lease[snapshot.Key], error) {
+	return s.keys.Load(r.name, func() (*snapshot.Key, int64, error) {
+		k, err := s.view(account, id)
+		switch {
+		case errors.Is(err, snapshot.ErrNotFound):
+			return nil, 0, nil
+		case err != nil:
+			return nil, 0, err
+		}
+		return k, int64(256 + len(k.ARN) + 112*len(k.Versions)), nil
+	})
+}
+
+// view reads a key's record and has the HSM compute the offset of each of its versions.
+func (s *Server) view(account keyid.Account, id keyid.ID) (*snapshot.Key, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), loadTimeout)
 	defer cancel()
 	rec, err := s.parts.Records.KeyRecord(ctx, s.cfg.Region, account, id)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	defer rec.Wipe()
 	k := &snapshot.Key{
@@ -163,10 +190,11 @@ func (s *Server) load(account keyid.Account, id keyid.ID) (*snapshot.Key, int64,
 		v := &rec.Versions[i]
 		k.Versions[i] = snapshot.Version{Number: v.Number, Root: v.Root, MaterialID: v.MaterialID}
 		if err := s.offsets.Offset(v.Root, &v.Salt, &k.Versions[i].Offset); err != nil {
-			return nil, 0, err
+			k.Wipe()
+			return nil, err
 		}
 	}
-	return k, int64(256 + len(k.ARN) + 112*len(k.Versions)), nil
+	return k, nil
 }
 
 // admit says whether the key may do this plane's symmetric operations now: usage and algorithm first, then state.

@@ -1,9 +1,6 @@
 package dataplane
 
-import (
-	"github.com/keyplane/keyplane/internal/awsjson"
-	"github.com/keyplane/keyplane/internal/kmsapi"
-)
+import "github.com/keyplane/keyplane/internal/awsjson"
 
 // The body of a success, member by member, in r.out. Member names are constants that need no escaping.
 
@@ -20,14 +17,15 @@ func (r *request) memberName(name string) {
 	r.out = append(r.out, '"', ':')
 }
 
+// member and memberText are for values of our own making that need no escaping: ARNs, key material IDs, names of algorithms.
 func (r *request) member(name string, value []byte) {
 	r.memberName(name)
-	r.out = kmsapi.AppendString(r.out, value)
+	r.out = append(append(append(r.out, '"'), value...), '"')
 }
 
 func (r *request) memberText(name, value string) {
 	r.memberName(name)
-	r.out = kmsapi.AppendString(r.out, value)
+	r.out = append(append(append(r.out, '"'), value...), '"')
 }
 
 func (r *request) memberBlob(name string, value []byte) {

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/keyplane/keyplane/cache"
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/internal/awsjson"
 	"github.com/keyplane/keyplane/internal/blob"
@@ -30,9 +31,10 @@ type request struct {
 	in     input // borrows
 	faults kmsapi.Violations
 
-	key, dest *snapshot.Key // what the request uses; dest is ReEncrypt's destination
-	blob      blob.Header   // of the ciphertext sent
-	sealed    []byte        // borrows; ciphertext || tag of the ciphertext sent
+	key, dest *snapshot.Key // what the request uses, on lease; dest is ReEncrypt's destination
+	leases    [2]cache.Lease[snapshot.Key]
+	blob      blob.Header // of the ciphertext sent
+	sealed    []byte      // borrows; ciphertext || tag of the ciphertext sent
 	job       hsm.Job
 
 	name  []byte // buffer: cache names and ARNs
@@ -93,6 +95,7 @@ func (p *requestPool) release(r *request) {
 // reset leaves nothing of a request but empty buffers. Within a request buffers only grow, or are emptied first, so clearing up to their lengths leaves their whole
 // capacities zero; builds with invariants check that.
 func (r *request) reset() {
+	r.releaseKeys()
 	r.header.reset()
 	r.auth.Reset()
 	r.scan.Reset(nil)
@@ -101,9 +104,28 @@ func (r *request) reset() {
 	r.job.Wipe()
 	r.now, r.id = time.Time{}, [requestIDLen]byte{}
 	r.signed, r.who, r.op = sigv4.Request{}, sigv4.Identity{}, nil
-	r.key, r.dest, r.blob, r.sealed = nil, nil, blob.Header{}, nil
+	r.blob, r.sealed = blob.Header{}, nil
 	r.name, r.aad, r.plain = wiped(r.name, nameCap), wiped(r.aad, aadCap), wiped(r.plain, plainCap)
 	r.ctext, r.out, r.msg = wiped(r.ctext, ctextCap), wiped(r.out, outCap), wiped(r.msg, msgCap)
+}
+
+// hold keeps a lease of a key until releaseKeys. One request uses two keys at most.
+func (r *request) hold(l cache.Lease[snapshot.Key]) {
+	i := 0
+	if r.leases[0].Value() != nil {
+		i = 1
+	}
+	invariants.Check(r.leases[i].Value() == nil, "a request uses more keys than it can hold")
+	r.leases[i] = l
+}
+
+// releaseKeys gives the keys back, whose offsets may be wiped from then on. Nothing of the request reads them afterwards: job and reply have
+// copies. That holds for a request that panicked too: whatever used its keys ran on the goroutine that has unwound.
+func (r *request) releaseKeys() {
+	r.key, r.dest = nil, nil
+	for i := range r.leases {
+		r.leases[i].Release()
+	}
 }
 
 // wiped clears b and empties it. A buffer that outgrew four times its class is dropped.

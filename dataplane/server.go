@@ -34,11 +34,13 @@ type Config struct {
 	Ready  func() error
 	Logger *slog.Logger
 
-	KeyCacheBytes   int64         // bound of the snapshot cache; 0 is 256 MiB
-	AliasCacheBytes int64         // bound of the alias cache; 0 is 32 MiB
-	ConnsMax        int           // open connections; 0 is 20 000
-	ConnsPerIPMax   int           // open connections of one address; 0 is 1 000
-	ReadTimeout     time.Duration // for one request, header and body; 0 is 5 s
+	// KeyCacheBytes bounds the snapshot cache, 0 is 256 MiB, AliasCacheBytes the alias cache, 0 is 32 MiB. Names that do not exist have
+	// a sixteenth of each besides.
+	KeyCacheBytes, AliasCacheBytes int64
+
+	ConnsMax      int           // open connections; 0 is 20 000
+	ConnsPerIPMax int           // open connections of one address; 0 is 1 000
+	ReadTimeout   time.Duration // for one request, header and body; 0 is 5 s
 }
 
 // Parts is what a Server serves with. All fields are required.
@@ -65,6 +67,9 @@ func set[T int | int64 | time.Duration](v *T, dflt T) {
 	}
 }
 
+// writeTimeout is how long a client may take to read one reply.
+const writeTimeout = 5 * time.Second
+
 // Server is the data plane.
 type Server struct {
 	cfg       Config
@@ -73,7 +78,7 @@ type Server struct {
 	partition string
 	http      *fasthttp.Server
 	keys      *cache.Cache[snapshot.Key]
-	aliases   *cache.Cache[alias]
+	aliases   *cache.Cache[keyid.ID]
 	offsets   hsm.Offsets
 	requests  requestPool
 	ids       requestIDs
@@ -81,6 +86,8 @@ type Server struct {
 	warnings  ratelimit.GCRA
 	unlogged  atomic.Uint64 // warnings left out since the last one
 	draining  atomic.Bool
+
+	connAgeMax time.Duration // after which a connection is closed with its next reply
 }
 
 // New makes a server that answers /healthz and /readyz; Start has it serve.
@@ -89,12 +96,12 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Region == "" || cfg.Ready == nil || cfg.Logger == nil {
 		return nil, errors.New("dataplane: a required field of Config is missing")
 	}
-	s := &Server{cfg: cfg, partition: keyid.Partition(cfg.Region)}
+	s := &Server{cfg: cfg, partition: keyid.Partition(cfg.Region), connAgeMax: time.Hour}
 	var err error
-	if s.keys, err = cache.New[snapshot.Key](cfg.KeyCacheBytes); err != nil {
+	if s.keys, err = cache.New(cfg.KeyCacheBytes, absentBytes(cfg.KeyCacheBytes), (*snapshot.Key).Wipe); err != nil {
 		return nil, err
 	}
-	if s.aliases, err = cache.New[alias](cfg.AliasCacheBytes); err != nil {
+	if s.aliases, err = cache.New[keyid.ID](cfg.AliasCacheBytes, absentBytes(cfg.AliasCacheBytes), nil); err != nil {
 		s.keys.Close()
 		return nil, err
 	}
@@ -104,7 +111,7 @@ func New(cfg Config) (*Server, error) {
 		ErrorHandler: s.refuseHTTP,
 
 		ReadTimeout:        cfg.ReadTimeout,
-		WriteTimeout:       5 * time.Second,
+		WriteTimeout:       writeTimeout,
 		IdleTimeout:        60 * time.Second,
 		MaxRequestsPerConn: 100_000,
 		Concurrency:        cfg.ConnsMax,
@@ -124,6 +131,9 @@ func New(cfg Config) (*Server, error) {
 	}
 	return s, nil
 }
+
+// absentBytes is the bound for names that do not exist beside one for those that do.
+func absentBytes(present int64) int64 { return max(present/16, 1<<16) }
 
 // Start gives the server its parts, once. Requests that come before are answered with ServiceUnavailableException.
 func (s *Server) Start(p Parts) error {
@@ -159,7 +169,8 @@ func (s *Server) Close() {
 	s.aliases.Close()
 }
 
-// KeyChanged makes every view of the key that was read until now unreachable: the control plane calls it between commit and reply.
+// KeyChanged makes every view of the key that was read until now unreachable, also that there is none: the control plane calls it between
+// commit and reply.
 func (s *Server) KeyChanged(a keyid.Account, id keyid.ID) {
 	var name [keyNameLen]byte
 	s.keys.Invalidate(appendKeyName(name[:0], a, id))

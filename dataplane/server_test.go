@@ -249,6 +249,13 @@ func TestKeyChangedBinds(t *testing.T) {
 		w.AliasChanged(ours, "alias/a")
 		want("alias deleted", "NotFoundException")
 		set(func() { w.records.aliases["alias/a"] = keyID("k1") })
-		want("alias made again: what does not exist is not cached", "")
+		w.AliasChanged(ours, "alias/a")
+		want("alias made again", "")
+		set(func() { delete(w.records.keys, k.ID) })
+		w.KeyChanged(ours, k.ID)
+		want("key deleted", "NotFoundException")
+		set(func() { w.records.keys[k.ID] = k })
+		w.KeyChanged(ours, k.ID)
+		want("key made again", "")
 	}
 }

@@ -72,8 +72,9 @@ type world struct {
 }
 
 type worldConfig struct {
-	plain        bool // the soft token itself, with its rounds in the caller's goroutine; else a Faulty around it
-	tcp          bool // a loopback listener; else one in memory
+	plain        bool                            // the soft token itself, with its rounds in the caller's goroutine; else a Faulty around it
+	tcp          bool                            // a loopback listener; else one in memory
+	wrap         func(net.Listener) net.Listener // around a loopback listener; nil for none
 	roundTimeout time.Duration
 	server       Config
 	control      func(r *sigv4.Request, requestID, sourceIP string) (int, []byte)
@@ -135,6 +136,9 @@ func newWorld(t testing.TB, cfg worldConfig) *world {
 	if cfg.tcp {
 		w.ln, err = net.Listen("tcp", "127.0.0.1:0")
 		w.must(err)
+		if cfg.wrap != nil {
+			w.ln = cfg.wrap(w.ln)
+		}
 		w.dial = func() (net.Conn, error) { return net.Dial("tcp", w.ln.Addr().String()) }
 	} else {
 		ln := fasthttputil.NewInmemoryListener()
@@ -166,11 +170,13 @@ type records struct {
 	keys    map[keyid.ID]*snapshot.Record
 	aliases map[string]keyid.ID
 	err     error // of every read, unless nil
+	reads   int
 }
 
 func (r *records) KeyRecord(_ context.Context, region string, a keyid.Account, id keyid.ID) (*snapshot.Record, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.reads++
 	if r.err != nil {
 		return nil, r.err
 	}
@@ -186,6 +192,7 @@ func (r *records) KeyRecord(_ context.Context, region string, a keyid.Account, i
 func (r *records) AliasTarget(_ context.Context, region string, a keyid.Account, alias string) (keyid.ID, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.reads++
 	if r.err != nil {
 		return keyid.ID{}, r.err
 	}

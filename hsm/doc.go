@@ -5,7 +5,7 @@
 //	batch.Batcher ──► Shards.Run(shard, round)          one round at a time per shard
 //	                    group the jobs by root
 //	                    draw nonces, build the blocks    internal/kdf
-//	                    Session.Round                    one crossing: C_GenerateRandom, C_EncryptInit + C_Encrypt
+//	                    Session.Round                    one crossing: C_GenerateRandom, C_EncryptUpdate or C_EncryptInit + C_Encrypt
 //	                    outcome into every job           or classify the CKR (class.go), act, retry once
 //
 // Read shards.go, run.go, lane.go (a session and its buffers), class.go (the table of what each return value leads to), slot.go (canaries,

@@ -2,6 +2,7 @@ package hsm
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -18,6 +19,18 @@ const (
 )
 
 func (s State) String() string { return [...]string{"serving", "quarantined", "stopped"}[s] }
+
+// MarshalText and UnmarshalText make State its name in JSON.
+func (s State) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+func (s *State) UnmarshalText(text []byte) error {
+	for i := serving; i <= stopped; i++ {
+		if i.String() == string(text) {
+			*s = i
+			return nil
+		}
+	}
+	return fmt.Errorf("hsm: no state is called %q", text)
+}
 
 const (
 	backoffMin   = 100 * time.Millisecond

@@ -17,7 +17,7 @@
 //	    reply.go         is the answer a good one, and if not, of which kind (kind.go)
 //	    recorder.go      counters and histograms; timeline.go: the same by interval
 //	search.go        Search: the highest rate that keeps p99 within a bound, by probes that are runs
-//	report.go        Report and its JSON; text.go: the same for people, and the progress line; html.go, plot.go: as a page with plots
+//	report.go        Report and its JSON; text.go: the same for people, and the progress line; html.go: as a page with plots
 //
 // What the figures mean. In an open loop (Config.Rate > 0) a request has an intended start, and its latency counts from there, whether
 // or not a connection was free: a server that stalls is charged for every request that was due meanwhile. In a closed loop each worker

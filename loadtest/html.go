@@ -3,9 +3,10 @@ package loadtest
 import (
 	"html/template"
 	"io"
-	"slices"
 	"strconv"
 	"time"
+
+	"github.com/keyplane/keyplane/internal/plot"
 )
 
 const (
@@ -33,116 +34,115 @@ func (f *SearchReport) WriteHTML(w io.Writer) error {
 	if f.Best != nil {
 		plots = f.Best.plots()
 	}
-	return page.Execute(w, document{"Search", f.Schema, f, template.HTML(f.plot().svg()), f.Best, plots})
+	return page.Execute(w, document{"Search", f.Schema, f, inline(f.plot()), f.Best, plots})
 }
 
-// plots draws latency and throughput over time and the distribution of latency. The texts in an svg are escaped there.
+// plots draws latency and throughput over time and the distribution of latency.
 func (p *Report) plots() []template.HTML {
-	all := []plot{p.latencyPlot(), p.throughputPlot(), p.distributionPlot()}
-	drawn := make([]template.HTML, len(all))
-	for i := range all {
-		drawn[i] = template.HTML(all[i].svg())
-	}
-	return drawn
+	return []template.HTML{inline(p.latencyPlot()), inline(p.throughputPlot()), inline(p.distributionPlot())}
+}
+
+// inline draws a plot for the page. The texts in it are escaped there.
+func inline(g *plot.Plot) template.HTML {
+	g.Inline = true
+	return template.HTML(g.SVG())
 }
 
 // overTime is a series with a level stretch per interval; ok is false where there is no value.
-func (p *Report) overTime(name, colour string, value func(*Interval) (v float64, ok bool)) series {
-	s := series{name: name, colour: colour}
+func (p *Report) overTime(name, colour string, value func(*Interval) (v float64, ok bool)) plot.Series {
+	s := plot.Series{Name: name, Colour: colour}
 	for i := range p.Timeline {
 		v := &p.Timeline[i]
 		if y, ok := value(v); ok {
-			s.points = append(s.points, point{v.At, y}, point{v.At + v.Seconds, y})
+			s.Points = append(s.Points, plot.At(v.At, y), plot.At(v.At+v.Seconds, y))
 		} else {
-			s.points = append(s.points, gap)
+			s.Points = append(s.Points, plot.Gap)
 		}
 	}
 	return s
 }
 
-func (p *Report) latencyPlot() plot {
-	of := func(name, colour string, pick func(*Latency) float64) series {
+func (p *Report) latencyPlot() *plot.Plot {
+	of := func(name, colour string, pick func(*Latency) float64) plot.Series {
 		return p.overTime(name, colour, func(v *Interval) (float64, bool) { return pick(&v.Latency), v.Latency.Max > 0 })
 	}
-	g := plot{title: "Latency over time, by the time the request was due", xLabel: "seconds", yLabel: "latency", x: linear(0, p.Seconds), series: []series{
+	g := &plot.Plot{Title: "Latency over time, by the time the request was due", XLabel: "seconds", YLabel: "latency", X: plot.Linear(0, p.Seconds), Series: []plot.Series{
 		of("p50", colourP50, func(l *Latency) float64 { return l.P50 }),
 		of("p99", colourP99, func(l *Latency) float64 { return l.P99 }),
 		of("p99.9", colourP999, func(l *Latency) float64 { return l.P999 }),
 	}}
-	g.y = latencyAxis(g.series...)
+	g.Y = plot.Latencies(g.Series...)
 	return g
 }
 
-func (p *Report) throughputPlot() plot {
-	g := plot{title: "Throughput over time", xLabel: "seconds", yLabel: "requests per second", x: linear(0, p.Seconds)}
+func (p *Report) throughputPlot() *plot.Plot {
+	g := &plot.Plot{Title: "Throughput over time", XLabel: "seconds", YLabel: "requests per second", X: plot.Linear(0, p.Seconds)}
 	if p.Loop == OpenLoop {
-		g.series = append(g.series, p.overTime("offered", colourDue, func(v *Interval) (float64, bool) { return v.Rate, true }))
-		g.series[0].wide = true
+		g.Series = append(g.Series, p.overTime("offered", colourDue, func(v *Interval) (float64, bool) { return v.Rate, true }))
+		g.Series[0].Kind = plot.Band
 	}
-	g.series = append(g.series,
+	g.Series = append(g.Series,
 		p.overTime("served", colourP99, func(v *Interval) (float64, bool) { return v.Throughput, true }),
 		p.overTime("refused", colourRefused, func(v *Interval) (float64, bool) { return float64(v.Refused) / max(v.Seconds, 1e-9), true }),
 		p.overTime("failed otherwise", colourConnection, func(v *Interval) (float64, bool) {
 			return float64(v.Otherwise()) / max(v.Seconds, 1e-9), true
 		}))
 	top := 0.0
-	for _, s := range g.series {
-		for _, at := range s.points {
-			top = max(top, at.y)
+	for _, s := range g.Series {
+		for _, at := range s.Points {
+			top = max(top, at.Y)
 		}
 	}
-	g.y = linear(0, top*1.05)
+	g.Y = plot.Linear(0, top*1.05)
 	return g
 }
 
-// distributionPlot has percentiles on an axis that gives every further nine the same room: 1/(1-q) on a logarithmic scale.
-func (p *Report) distributionPlot() plot {
-	s := series{name: "latency", colour: colourP99}
+// distributionPlot has the latency of every percentile recorded.
+func (p *Report) distributionPlot() *plot.Plot {
+	s := plot.Series{Name: "latency", Colour: colourP99}
 	right := 10.0
 	for _, at := range p.Distribution {
 		x := 2 * right // 100 %, the largest, stands where one more halving of what is left would
 		if at.Percentile < 100 {
-			x = 100 / (100 - at.Percentile)
+			x = plot.Percentile(at.Percentile)
 			right = max(right, x)
 		}
-		s.points = append(s.points, point{x, at.Latency})
+		s.Points = append(s.Points, plot.At(x, at.Latency))
 		if at.Percentile >= 100 {
 			right = x
 			break
 		}
 	}
-	g := plot{title: "Latency by percentile", xLabel: "per cent of the requests take no longer", yLabel: "latency", series: []series{s}, y: latencyAxis(s)}
-	g.x = logarithmic(1, right, func(v float64) string { return strconv.FormatFloat(100-100/v, 'g', 9, 64) + " %" })
-	g.x.hi = right
-	g.x.ticks = slices.DeleteFunc(g.x.ticks, func(t tick) bool { return t.at > right })
+	g := &plot.Plot{Title: "Latency by percentile", XLabel: "per cent of the requests take no longer", YLabel: "latency", Series: []plot.Series{s}, Y: plot.Latencies(s)}
+	g.X = plot.Percentiles(right)
 	return g
 }
 
 // plot draws the probes: which rates held the bound.
-func (f *SearchReport) plot() *plot {
-	held, failed := series{name: "held", colour: colourP50, dots: true}, series{name: "failed", colour: colourP999, dots: true}
-	bound := series{name: "bound", colour: colourDue}
+func (f *SearchReport) plot() *plot.Plot {
+	held, failed := plot.Series{Name: "held", Colour: colourP50, Kind: plot.Dots}, plot.Series{Name: "failed", Colour: colourP999, Kind: plot.Dots}
+	bound := plot.Series{Name: "bound", Colour: colourDue}
 	hi := 1.0
 	for _, p := range f.Probes {
 		hi = max(hi, p.Rate)
 		switch {
 		case p.Held:
-			held.points = append(held.points, point{p.Rate, *p.P99})
+			held.Points = append(held.Points, plot.At(p.Rate, *p.P99))
 		case p.P99 != nil:
-			failed.points = append(failed.points, point{p.Rate, *p.P99})
+			failed.Points = append(failed.Points, plot.At(p.Rate, *p.P99))
 		default:
-			failed.points = append(failed.points, point{p.Rate, 10 * f.Bound}) // it has no p99; drawn clearly above the bound
+			failed.Points = append(failed.Points, plot.At(p.Rate, 10*f.Bound)) // it has no p99; drawn clearly above the bound
 		}
 	}
-	g := &plot{title: "Probes: p99 at the rates offered", xLabel: "requests per second offered", yLabel: "p99", x: linear(0, hi*1.05)}
-	bound.points = []point{{0, f.Bound}, {g.x.hi, f.Bound}}
-	g.series = []series{bound, held, failed}
-	g.y = latencyAxis(g.series...)
+	g := &plot.Plot{Title: "Probes: p99 at the rates offered", XLabel: "requests per second offered", YLabel: "p99", X: plot.Linear(0, hi*1.05)}
+	bound.Points = []plot.Point{plot.At(0, f.Bound), plot.At(g.X.Hi, f.Bound)}
+	g.Series = []plot.Series{bound, held, failed}
+	g.Y = plot.Latencies(g.Series...)
 	return g
 }
 
 var page = template.Must(template.New("report").Funcs(template.FuncMap{
-	"grouped": grouped, "count": count, "loop": (*Report).loopText, "client": (*Report).clientText, "failures": failures, "time": inUnits,
+	"grouped": grouped, "count": count, "loop": (*Report).loopText, "client": (*Report).clientText, "failures": failures, "time": plot.Micros,
 	"keys":    func(n int) string { return count(uint64(n)) },
 	"missed":  func(n int64) string { return count(uint64(n)) },
 	"seconds": func(f float64) string { return strconv.FormatFloat(f, 'f', 1, 64) },
@@ -151,7 +151,7 @@ var page = template.Must(template.New("report").Funcs(template.FuncMap{
 		if p == nil {
 			return "none"
 		}
-		return inUnits(*p)
+		return plot.Micros(*p)
 	},
 }).Parse(`<!DOCTYPE html>
 <html xmlns="http://www.w3.org/1999/xhtml" lang="en">

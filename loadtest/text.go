@@ -5,9 +5,10 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"strconv"
 	"strings"
 	"time"
+
+	"github.com/keyplane/keyplane/internal/plot"
 )
 
 const progressEvery = time.Second
@@ -155,17 +156,7 @@ func (p *Report) clientText() string {
 // grouped prints a number without fraction, its digits in threes.
 func grouped(f float64) string { return count(uint64(f + 0.5)) }
 
-func count(n uint64) string {
-	digits := strconv.FormatUint(n, 10)
-	var b []byte
-	for i := range len(digits) {
-		if i > 0 && (len(digits)-i)%3 == 0 {
-			b = append(b, ' ')
-		}
-		b = append(b, digits[i])
-	}
-	return string(b)
-}
+func count(n uint64) string { return plot.Grouped(n) }
 
 // progress draws one line a second over the last one, until the sending ends.
 func (r *run) progress(sending context.Context) {

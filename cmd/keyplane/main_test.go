@@ -119,6 +119,8 @@ log_level: warn
 		{"--hsm pkcs11:token=a --hsm pkcs11:token=b", func(c *node.Config) { c.HSM = []string{"pkcs11:token=a", "pkcs11:token=b"} }},
 		{"--soft-token-pin-file flag-pin", func(c *node.Config) { c.SoftTokenPINFile = "flag-pin" }},
 		{"--portable-crypto", func(c *node.Config) { c.PortableCrypto = true }},
+		{"--tls-cert c --tls-key k", func(c *node.Config) { c.TLSCert, c.TLSKey = "c", "k" }},
+		{"--stats-socket s", func(c *node.Config) { c.StatsSocket = "s" }},
 		{"--log-level debug", func(c *node.Config) { c.LogLevel = "debug" }},
 	} {
 		changed := want

@@ -40,6 +40,10 @@ func serve(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	n, err := node.Start(ctx, cfg, log)
+	if err != nil && ctx.Err() != nil {
+		log.Info("stopped before it served")
+		return 0
+	}
 	if err != nil {
 		fmt.Fprintln(stderr, "keyplane serve:", err)
 		return 1
@@ -74,6 +78,9 @@ func serveConfig(args []string, stdout, stderr io.Writer) (cfg node.Config, done
 	fs.Var(&hsms, "hsm", "PKCS#11 `URI` of a token (RFC 7512), may be repeated: pkcs11:token=LABEL;serial=S?module-path=/P&pin-source=file:/F\n(default: the soft token, whose keys are protected by this host only)")
 	fs.StringVar(&flags.SoftTokenPINFile, "soft-token-pin-file", "", "`FILE` that unseals the soft token (default DATA-DIR/softtoken/pin)")
 	fs.BoolVar(&flags.PortableCrypto, "portable-crypto", false, "constant-time software AES-GCM even where the CPU has AES instructions")
+	fs.StringVar(&flags.TLSCert, "tls-cert", "", "PEM `FILE` of the certificate chain: serve HTTPS (default plain HTTP)")
+	fs.StringVar(&flags.TLSKey, "tls-key", "", "PEM `FILE` of its private key, mode 0600")
+	fs.StringVar(&flags.StatsSocket, "stats-socket", "", "`PATH` of a Unix socket that answers GET /stats with counters as JSON (default none)")
 	fs.StringVar(&flags.LogLevel, "log-level", "", "debug, info, warn or error (default info)")
 	showVersion := fs.Bool("version", false, "print the version and exit")
 	if err := fs.Parse(args); err != nil {
@@ -107,6 +114,12 @@ func serveConfig(args []string, stdout, stderr io.Writer) (cfg node.Config, done
 			cfg.SoftTokenPINFile = flags.SoftTokenPINFile
 		case "portable-crypto":
 			cfg.PortableCrypto = flags.PortableCrypto
+		case "tls-cert":
+			cfg.TLSCert = flags.TLSCert
+		case "tls-key":
+			cfg.TLSKey = flags.TLSKey
+		case "stats-socket":
+			cfg.StatsSocket = flags.StatsSocket
 		case "log-level":
 			cfg.LogLevel = flags.LogLevel
 		}
@@ -117,7 +130,11 @@ func serveConfig(args []string, stdout, stderr io.Writer) (cfg node.Config, done
 
 // announce says what serves, and what to type next. It names the credentials file, never what is in it.
 func announce(w io.Writer, cfg node.Config, n *node.Node) {
-	fmt.Fprintf(w, "keyplane %s serves AWS KMS for account %s in %s at http://%s\n", versionText(), cfg.Account, cfg.Region, n.Addr())
+	url := "http://" + n.Addr()
+	if cfg.TLSCert != "" {
+		url = "https://" + n.Addr()
+	}
+	fmt.Fprintf(w, "keyplane %s serves AWS KMS for account %s in %s at %s\n", versionText(), cfg.Account, cfg.Region, url)
 	for _, t := range n.Tokens() {
 		if len(cfg.HSM) == 0 {
 			fmt.Fprintf(w, "keys: the soft token, serial %s. This is the embedded default: keys are protected by this host only. Use --hsm for an HSM.\n", t.Serial)
@@ -129,13 +146,13 @@ func announce(w io.Writer, cfg node.Config, n *node.Node) {
 		}
 	}
 	fmt.Fprintf(w, "AES-GCM of envelope data: %s\n", aesgcm.Path())
-	if host, _, err := net.SplitHostPort(n.Addr()); err == nil && !netip.MustParseAddr(host).IsLoopback() {
-		fmt.Fprintln(w, "There is no TLS yet: plaintexts cross this network in the clear. Keep it one that you trust.")
+	if host, _, err := net.SplitHostPort(n.Addr()); err == nil && cfg.TLSCert == "" && !netip.MustParseAddr(host).IsLoopback() {
+		fmt.Fprintln(w, "Without --tls-cert plaintexts cross this network in the clear. Keep it one that you trust.")
 	}
 	if _, err := os.Stat(n.CredentialsPath()); err != nil {
 		fmt.Fprintf(w, "administrator's credentials: %s is not there; set %s and %s to make an access key\n", n.CredentialsPath(), node.EnvAdminID, node.EnvAdminSecret)
 		return
 	}
 	fmt.Fprintf(w, "administrator's credentials: %s\n\nTry:\n", n.CredentialsPath())
-	fmt.Fprintf(w, "  AWS_SHARED_CREDENTIALS_FILE=%s aws --endpoint-url http://%s --region %s kms create-key\n", n.CredentialsPath(), n.Addr(), cfg.Region)
+	fmt.Fprintf(w, "  AWS_SHARED_CREDENTIALS_FILE=%s aws --endpoint-url %s --region %s kms create-key\n", n.CredentialsPath(), url, cfg.Region)
 }

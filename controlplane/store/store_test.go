@@ -156,14 +156,11 @@ func TestKill(t *testing.T) {
 func TestSecondOpenIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	s := openAt(t, dir)
-	start := time.Now()
+	// That it comes back at all is a part of the test: etcd itself waits for the lock on its file, without end.
 	_, err := OpenEmbedded(t.Context(), EmbeddedConfig{Dir: dir, Logger: quiet})
 	want := fmt.Sprintf("store: data directory %s is in use by another keyplane (pid %d)", dir, os.Getpid())
 	if err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
-	}
-	if d := time.Since(start); d > time.Second {
-		t.Errorf("the refusal took %s", d)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "LOCK"), []byte("who knows"), 0o600); err != nil {
 		t.Fatal(err)

@@ -17,6 +17,7 @@ func serve(t *testing.T, uri string) (*Token, *hsm.Shards) {
 		t.Fatal(err)
 	}
 	token := mustOpen(t, uri)
+	token.streamAge = 0 // the next round notices a loss
 	shards, err := hsm.NewShards(hsm.ShardsConfig{Tokens: []hsm.Token{token}, SessionsPerToken: 2, RoundMax: 8})
 	if err != nil {
 		t.Fatal(err)

@@ -34,7 +34,9 @@ struct kp_functions {
 	void *functions_19_to_28[10];
 	unsigned long (*C_EncryptInit)(unsigned long, ck_mechanism *, unsigned long);
 	unsigned long (*C_Encrypt)(unsigned long, const unsigned char *, unsigned long, unsigned char *, unsigned long *);
-	void *functions_31_to_63[33];
+	unsigned long (*C_EncryptUpdate)(unsigned long, const unsigned char *, unsigned long, unsigned char *, unsigned long *);
+	unsigned long (*C_EncryptFinal)(unsigned long, unsigned char *, unsigned long *);
+	void *functions_33_to_63[31];
 	unsigned long (*C_GenerateRandom)(unsigned long, unsigned char *, unsigned long);
 	void *functions_65_to_67[3];
 };
@@ -91,8 +93,46 @@ unsigned long kp_login(kp_functions *f, unsigned long session, const unsigned ch
 // A call through a volatile pointer is not optimised away.
 static void *(*const volatile wipe)(void *, int, size_t) = memset;
 
-kp_result kp_round(kp_functions *f, unsigned long session, unsigned long key, const unsigned char *in, unsigned char *out, unsigned long n,
-                   unsigned char *random, unsigned long random_len)
+// encrypt is the half of kp_round that encrypts. It returns where it ended.
+static kp_result encrypt(kp_functions *f, unsigned long session, unsigned long key, unsigned long mode, const unsigned char *in, unsigned char *out,
+                         unsigned long n)
+{
+	kp_result r = {CKR_OK, KP_DONE};
+	if (mode == KP_RENEW) {
+		unsigned char rest[16];
+		unsigned long len = sizeof rest;
+		r.rv = f->C_EncryptFinal(session, rest, &len);
+		r.phase = KP_ENCRYPT_FINAL;
+		if (r.rv == CKR_OK && len != 0) {
+			r.rv = CKR_GENERAL_ERROR;
+			r.phase = KP_LENGTH;
+		}
+	}
+	if (r.rv == CKR_OK && mode != KP_NEXT) {
+		ck_mechanism ecb = {CKM_AES_ECB, NULL, 0};
+		r.rv = f->C_EncryptInit(session, &ecb, key);
+		r.phase = KP_ENCRYPT_INIT;
+	}
+	if (r.rv != CKR_OK) {
+		return r;
+	}
+	unsigned long len = n;
+	if (mode == KP_SINGLE) {
+		r.rv = f->C_Encrypt(session, in, n, out, &len);
+		r.phase = KP_ENCRYPT;
+	} else {
+		r.rv = f->C_EncryptUpdate(session, in, n, out, &len);
+		r.phase = KP_ENCRYPT_UPDATE;
+	}
+	if (r.rv == CKR_OK && len != n) {
+		r.rv = CKR_GENERAL_ERROR;
+		r.phase = KP_LENGTH;
+	}
+	return r;
+}
+
+kp_result kp_round(kp_functions *f, unsigned long session, unsigned long key, unsigned long mode, const unsigned char *in, unsigned char *out,
+                   unsigned long n, unsigned char *random, unsigned long random_len)
 {
 	kp_result r = {CKR_OK, KP_DONE};
 	if (random_len > 0) {
@@ -100,18 +140,7 @@ kp_result kp_round(kp_functions *f, unsigned long session, unsigned long key, co
 		r.phase = KP_RANDOM;
 	}
 	if (r.rv == CKR_OK && n > 0) {
-		ck_mechanism ecb = {CKM_AES_ECB, NULL, 0};
-		r.rv = f->C_EncryptInit(session, &ecb, key);
-		r.phase = KP_ENCRYPT_INIT;
-	}
-	if (r.rv == CKR_OK && n > 0) {
-		unsigned long len = n;
-		r.rv = f->C_Encrypt(session, in, n, out, &len);
-		r.phase = KP_ENCRYPT;
-		if (r.rv == CKR_OK && len != n) {
-			r.rv = CKR_GENERAL_ERROR;
-			r.phase = KP_LENGTH;
-		}
+		r = encrypt(f, session, key, mode, in, out, n);
 	}
 	if (r.rv == CKR_OK) {
 		r.phase = KP_DONE;
@@ -124,4 +153,9 @@ kp_result kp_round(kp_functions *f, unsigned long session, unsigned long key, co
 		wipe(out, 0, n);
 	}
 	return r;
+}
+
+int kp_streams(kp_functions *f)
+{
+	return f->C_EncryptUpdate != NULL && f->C_EncryptFinal != NULL;
 }

@@ -51,9 +51,19 @@ func (f functions) login(session uint, pin []byte) error {
 	return ckr("C_Login", uint64(C.kp_login(f.list, C.ulong(session), (*C.uchar)(&pin[0]), C.ulong(len(pin)))))
 }
 
+// mode is how a round encrypts: shim.h.
+type mode uint
+
+const (
+	single mode = C.KP_SINGLE
+	begin  mode = C.KP_BEGIN
+	next   mode = C.KP_NEXT
+	renew  mode = C.KP_RENEW
+)
+
 // round is the crossing. The slices are pinned for the call, as every pointer argument of cgo is; nothing here escapes or allocates.
-func (f functions) round(session, key uint, in, out, random []byte) error {
-	r := C.kp_round(f.list, C.ulong(session), C.ulong(key),
+func (f functions) round(session, key uint, m mode, in, out, random []byte) error {
+	r := C.kp_round(f.list, C.ulong(session), C.ulong(key), C.ulong(m),
 		(*C.uchar)(unsafe.SliceData(in)), (*C.uchar)(unsafe.SliceData(out)), C.ulong(len(in)),
 		(*C.uchar)(unsafe.SliceData(random)), C.ulong(len(random)))
 	if r.rv == 0 {
@@ -64,11 +74,17 @@ func (f functions) round(session, key uint, in, out, random []byte) error {
 		return ckr("C_GenerateRandom", uint64(r.rv))
 	case C.KP_ENCRYPT_INIT:
 		return ckr("C_EncryptInit", uint64(r.rv))
+	case C.KP_ENCRYPT_UPDATE:
+		return ckr("C_EncryptUpdate", uint64(r.rv))
+	case C.KP_ENCRYPT_FINAL:
+		return ckr("C_EncryptFinal", uint64(r.rv))
 	case C.KP_LENGTH:
 		return hsm.ErrWrong
 	}
 	return ckr("C_Encrypt", uint64(r.rv))
 }
+
+func (f functions) streams() bool { return C.kp_streams(f.list) != 0 }
 
 func ckr(function string, rv uint64) error {
 	if rv == 0 {

@@ -7,7 +7,11 @@
 typedef struct kp_functions kp_functions;
 
 // Where a round ended.
-enum kp_phase { KP_DONE, KP_RANDOM, KP_ENCRYPT_INIT, KP_ENCRYPT, KP_LENGTH };
+enum kp_phase { KP_DONE, KP_RANDOM, KP_ENCRYPT_INIT, KP_ENCRYPT, KP_ENCRYPT_UPDATE, KP_ENCRYPT_FINAL, KP_LENGTH };
+
+// How a round encrypts: C_EncryptInit and C_Encrypt; or one operation that stays active over many rounds, which KP_BEGIN starts, KP_NEXT goes
+// on with and KP_RENEW ends and starts again, by C_EncryptInit, C_EncryptUpdate and C_EncryptFinal.
+enum kp_mode { KP_SINGLE, KP_BEGIN, KP_NEXT, KP_RENEW };
 
 typedef struct {
 	unsigned long rv; // CK_RV
@@ -24,9 +28,12 @@ unsigned long kp_finalize(kp_functions *f);
 // kp_login logs the user in. pin need not end in a zero byte; it is not copied.
 unsigned long kp_login(kp_functions *f, unsigned long session, const unsigned char *pin, unsigned long pin_len);
 
-// kp_round fills random, then encrypts n bytes of in to out with CKM_AES_ECB. A length of 0 leaves that half out. On any failure both
-// outputs are wiped.
-kp_result kp_round(kp_functions *f, unsigned long session, unsigned long key, const unsigned char *in, unsigned char *out, unsigned long n,
-                   unsigned char *random, unsigned long random_len);
+// kp_round fills random, then encrypts n bytes of in, whole blocks, to out with CKM_AES_ECB. A length of 0 leaves that half out. On any
+// failure both outputs are wiped.
+kp_result kp_round(kp_functions *f, unsigned long session, unsigned long key, unsigned long mode, const unsigned char *in, unsigned char *out,
+                   unsigned long n, unsigned char *random, unsigned long random_len);
+
+// kp_streams says whether the module has the functions of the modes besides KP_SINGLE.
+int kp_streams(kp_functions *f);
 
 #endif

@@ -25,7 +25,7 @@ func TestConformanceSlow(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if r.Calls["C_Encrypt"] < 200 || r.Calls["C_Initialize"] == 0 || r.Calls["C_Initialize"] != r.Calls["C_Finalize"] ||
+			if r.Calls["C_EncryptUpdate"] < 200 || r.Calls["C_Initialize"] == 0 || r.Calls["C_Initialize"] != r.Calls["C_Finalize"] ||
 				r.Calls["C_OpenSession"] == 0 || r.Faults != 0 {
 				t.Errorf("%+v", r)
 			}
@@ -100,10 +100,14 @@ type slowRig struct {
 // slowTimeout is long enough for a round without a fault on a busy machine.
 const slowTimeout = 2 * time.Second
 
-func newSlowRig(t *testing.T) slowRig {
+// newSlowRig has its rounds encrypt by C_Encrypt, or by an operation that is begun anew for each.
+func newSlowRig(t *testing.T, streams bool) slowRig {
 	t.Helper()
 	slow := slowhsm.Over(t, hsmtest.SoftHSM(t), slowhsm.Settings{})
-	token := opener(t, slow.URI())(t)
+	token := opener(t, slow.URI())(t).(*Token)
+	if token.streamAge = 0; !streams {
+		token.streaming.Store(streamsNo)
+	}
 	t.Cleanup(func() { token.Close() })
 	shards, err := hsm.NewShards(hsm.ShardsConfig{Tokens: []hsm.Token{token}, SessionsPerToken: 2, RoundMax: 8, RoundTimeout: slowTimeout})
 	if err != nil {
@@ -136,6 +140,16 @@ func (r slowRig) heals(t *testing.T) {
 	}
 }
 
+// eachWay runs a test of a fault for each way in which rounds encrypt.
+func eachWay(t *testing.T, name string, f *slowhsm.Fault, test func(*testing.T, bool, slowhsm.Fault)) {
+	t.Run(name+"/C_Encrypt", func(t *testing.T) { test(t, false, *f) })
+	part := *f
+	if part.Function == "C_Encrypt" {
+		part.Function = "C_EncryptUpdate"
+	}
+	t.Run(name+"/C_EncryptUpdate", func(t *testing.T) { test(t, true, part) })
+}
+
 // TestSlowFaultsHidden: what the table of return values can repair on the only token, callers do not see; it strikes at the call it is for.
 func TestSlowFaultsHidden(t *testing.T) {
 	for name, f := range map[string]slowhsm.Fault{
@@ -145,9 +159,13 @@ func TestSlowFaultsHidden(t *testing.T) {
 		"logged out":     {Function: "C_EncryptInit", Nth: 3, CKR: hsm.CKR_USER_NOT_LOGGED_IN},
 		"late, not lost": {Function: "C_Encrypt", Nth: 3, Hang: slowTimeout / 5},
 		"unknown code":   {Function: "C_Encrypt", Nth: 3, CKR: hsm.CKR_VENDOR_DEFINED + 7},
+		"part lost":      {Function: "C_EncryptFinal", Nth: 3, CKR: hsm.CKR_OPERATION_NOT_INITIALIZED},
 	} {
-		t.Run(name, func(t *testing.T) {
-			r := newSlowRig(t)
+		eachWay(t, name, &f, func(t *testing.T, streams bool, f slowhsm.Fault) {
+			r := newSlowRig(t, streams)
+			if f.Function == "C_EncryptFinal" && !streams {
+				return // it is not called
+			}
 			setSlow(t, r.slow, slowhsm.Settings{Faults: []slowhsm.Fault{f}})
 			for i := 1; i <= 4; i++ {
 				before := r.Stats().Shards[0]
@@ -185,9 +203,9 @@ func TestSlowFaultsReported(t *testing.T) {
 		"no room":          {slowhsm.Fault{Function: "C_Encrypt", Nth: 1, Onwards: true, CKR: hsm.CKR_DEVICE_MEMORY}, hsm.Throttled, false},
 		"no answer":        {slowhsm.Fault{Function: "C_Encrypt", Nth: 1, Hang: 2 * slowTimeout}, hsm.Timeout, false},
 	} {
-		t.Run(name, func(t *testing.T) {
-			r := newSlowRig(t)
-			setSlow(t, r.slow, slowhsm.Settings{Faults: []slowhsm.Fault{c.fault}})
+		eachWay(t, name, &c.fault, func(t *testing.T, streams bool, f slowhsm.Fault) {
+			r := newSlowRig(t, streams)
+			setSlow(t, r.slow, slowhsm.Settings{Faults: []slowhsm.Fault{f}})
 			_, err := derive(t, r.Shards, 0)
 			if hsm.Final(err) != c.want || hsm.Retryable(err) == c.final {
 				t.Errorf("%v: outcome %d, retryable %v", err, hsm.Final(err), hsm.Retryable(err))
@@ -205,7 +223,7 @@ func TestSlowFaultsReported(t *testing.T) {
 
 // TestSlowDown: a device that is away is reported as unavailable, and serves again by itself when it is back.
 func TestSlowDown(t *testing.T) {
-	r := newSlowRig(t)
+	r := newSlowRig(t, true)
 	setSlow(t, r.slow, slowhsm.Settings{Down: true})
 	for shard := range r.Len() {
 		if _, err := derive(t, r.Shards, shard); hsm.Final(err) != hsm.Unavailable {

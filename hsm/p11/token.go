@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/miekg/pkcs11"
@@ -19,6 +20,9 @@ type Token struct {
 	info       hsm.TokenInfo
 	generation atomic.Uint64
 	handles    atomic.Uint64 // counts anchors opened: handles of sessions from before are nobody's, or somebody else's
+
+	streaming atomic.Int32  // streamsUnknown, …: found out by the first session
+	streamAge time.Duration // tests change it
 
 	// attribute reads one attribute of an object; tests put a token that lies here.
 	attribute func(pkcs11.SessionHandle, pkcs11.ObjectHandle, uint) ([]byte, error)
@@ -43,7 +47,7 @@ func open(uri string) (*Token, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Token{cfg: cfg, mod: mod}
+	t := &Token{cfg: cfg, mod: mod, streamAge: streamAge}
 	t.attribute = t.getAttribute
 	if err := t.connect(); err != nil {
 		mod.release()

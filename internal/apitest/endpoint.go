@@ -13,7 +13,7 @@ import (
 )
 
 // exchangeTimeout bounds one request, so that a server that hangs fails a test instead of stopping it. Longer than any limit of the server.
-const exchangeTimeout = 30 * time.Second
+const exchangeTimeout = 90 * time.Second
 
 // Endpoint is where a keyplane listens, and the account administrator's access key.
 type Endpoint struct {

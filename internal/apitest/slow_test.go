@@ -9,9 +9,6 @@ import (
 	"time"
 )
 
-// slowMargin is what a busy machine may take beyond the read timeout.
-const slowMargin = 5 * time.Second
-
 // testSlowSenders: who does not finish a request in time is cut off, whatever it sends in between; who goes away early leaves nothing.
 func testSlowSenders(t *testing.T, v *victim) {
 	good := v.bytesOf(t, "Decrypt", decryptBody(v.blob))
@@ -30,9 +27,9 @@ func testSlowSenders(t *testing.T, v *victim) {
 			if _, err := c.Write(s.first); err != nil {
 				t.Fatal(err)
 			}
-			began := time.Now()
 			stop := make(chan struct{})
 			var sender sync.WaitGroup
+			finished := false
 			sender.Go(func() { // a byte at a time, each long before any single read would time out
 				for i := 0; i < len(s.drops)-1; i++ {
 					select {
@@ -44,6 +41,7 @@ func testSlowSenders(t *testing.T, v *victim) {
 						return
 					}
 				}
+				finished = len(s.drops) > 0
 			})
 			br := bufio.NewReader(c)
 			r, err := readReply(br)
@@ -54,8 +52,9 @@ func testSlowSenders(t *testing.T, v *victim) {
 			isClosed(t, c)
 			close(stop)
 			sender.Wait()
-			if took := time.Since(began); took > hostileReadTimeout+slowMargin {
-				t.Errorf("cut off after %v, read_timeout is %v", took, hostileReadTimeout)
+			// All bytes take many times the read timeout, however busy the machine is.
+			if finished {
+				t.Errorf("not cut off before all %d bytes were sent, read_timeout is %v", len(s.drops), hostileReadTimeout)
 			}
 		})
 	}

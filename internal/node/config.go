@@ -16,8 +16,12 @@ import (
 
 // Config is the configuration of `keyplane serve`: the file given with --config, over which flags win. Every field has a default.
 type Config struct {
-	// Listen is the address of the one client endpoint, host:port. Default 127.0.0.1:4599. There is no TLS yet: keep it on a network you trust.
+	// Listen is the address of the one client endpoint, host:port. Default 127.0.0.1:4599. Without TLS, keep it on a network you trust.
 	Listen string `yaml:"listen"`
+	// TLSCert and TLSKey are PEM files of the endpoint's certificate chain and private key (mode 0600). Default none: plain HTTP. They are read
+	// at the start.
+	TLSCert string `yaml:"tls_cert"`
+	TLSKey  string `yaml:"tls_key"`
 	// DataDir holds all state: etcd, the soft token, the administrator's credentials. Default ./keyplane-data, made with mode 0700.
 	DataDir string `yaml:"data_dir"`
 	// Region is the AWS Region this process is, in ARNs and in signatures. Default AWS_REGION, else us-east-1.
@@ -40,7 +44,7 @@ type Config struct {
 	QueueTimeMax time.Duration `yaml:"queue_time_max"`
 	// RoundTimeout is how long one call into the HSM may take before its session counts as lost. Default 2s.
 	RoundTimeout time.Duration `yaml:"round_timeout"`
-	// KeyCacheBytes bounds the cache of key snapshots; 100 000 keys need about 50 MB. Default 268435456.
+	// KeyCacheBytes bounds the cache of key snapshots; 100 000 keys need about 80 MB. Default 268435456.
 	KeyCacheBytes int64 `yaml:"key_cache_bytes"`
 	// ConnsMax and ConnsPerIPMax bound open connections, in all and of one client address. Defaults 20000 and 1000.
 	ConnsMax      int `yaml:"conns_max"`
@@ -49,6 +53,8 @@ type Config struct {
 	ReadTimeout time.Duration `yaml:"read_timeout"`
 	// PortableCrypto takes the constant-time software path for AES-GCM even where the CPU has AES instructions. Default false.
 	PortableCrypto bool `yaml:"portable_crypto"`
+	// StatsSocket is the path of a Unix socket on which GET /stats answers counters as JSON (Stats); only this user can open it. Default none.
+	StatsSocket string `yaml:"stats_socket"`
 	// LogLevel is debug, info, warn or error. Default info.
 	LogLevel string `yaml:"log_level"`
 }
@@ -88,6 +94,9 @@ func (c *Config) Validate() error {
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
 		bad("listen: %q is not host:port", c.Listen)
+	}
+	if (c.TLSCert == "") != (c.TLSKey == "") {
+		bad("tls_cert and tls_key: both or neither")
 	}
 	if a, ok := keyid.ParseAccount([]byte(c.Account)); !ok || a == 0 {
 		bad("account: %q does not have 12 digits, or only zeros", c.Account)

@@ -35,7 +35,7 @@ func TestDefaults(t *testing.T) {
 	// Nothing that is set is changed.
 	full := Config{Listen: "[::1]:1", DataDir: "d", Region: "r", Account: "000000000001", HSM: []string{"u"}, SoftTokenPINFile: "p", SessionsPerToken: 3,
 		RoundMax: 5, QueueMax: 7, QueueTimeMax: time.Second, RoundTimeout: 3 * time.Second, KeyCacheBytes: 1 << 20, ConnsMax: 9, ConnsPerIPMax: 8,
-		ReadTimeout: time.Second, PortableCrypto: true, LogLevel: "debug"}
+		ReadTimeout: time.Second, PortableCrypto: true, TLSCert: "c", TLSKey: "k", StatsSocket: "s", LogLevel: "debug"}
 	c = full
 	c.Defaults()
 	if !reflect.DeepEqual(c, full) {
@@ -56,6 +56,9 @@ func TestValidate(t *testing.T) {
 		{func(c *Config) { c.Account = "11112222333a" }, "account:"},
 		{func(c *Config) { c.Region = strings.Repeat("r", 32) }, ""},
 		{func(c *Config) { c.Region = strings.Repeat("r", 33) }, "region:"},
+		{func(c *Config) { c.TLSCert, c.TLSKey = "c", "k" }, ""},
+		{func(c *Config) { c.TLSCert = "c" }, "tls_cert and tls_key: both or neither"},
+		{func(c *Config) { c.TLSKey = "k" }, "tls_cert and tls_key: both or neither"},
 		{func(c *Config) { c.Region = "" }, "region:"},
 		{func(c *Config) { c.Region = "US" }, `region: "US" is not a Region name like us-east-1`},
 		{func(c *Config) { c.Region = "a/b" }, "region:"},

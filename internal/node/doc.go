@@ -8,6 +8,7 @@
 //	  sealer, credentials, administrator
 //	  control plane, deletion worker
 //	  data plane's parts                /readyz 200
+//	  stats socket, if wanted
 //
 // Close undoes it in reverse: what is in flight is answered first.
 package node

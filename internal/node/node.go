@@ -20,6 +20,7 @@ import (
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/internal/aesgcm"
 	"github.com/keyplane/keyplane/internal/keyid"
+	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/sigv4"
 )
 
@@ -28,6 +29,9 @@ const checkEvery = time.Second
 
 // drainTimeout is how long Close waits for requests in flight.
 const drainTimeout = 10 * time.Second
+
+// sealQueueTime is how long a job of the sealer may wait for its round: no client waits for it, and a start must not fail on a busy machine.
+const sealQueueTime = 5 * time.Second
 
 // Node is one running keyplane process.
 type Node struct {
@@ -142,6 +146,10 @@ func (n *Node) start(ctx context.Context) error {
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
 		return err
 	}
+	// It was there before, then. No refusal: volumes of container hosts are often so.
+	if info, err := os.Stat(cfg.DataDir); err == nil && info.Mode()&0o022 != 0 {
+		n.log.Warn("others can write the data directory, and so put files of theirs in place of what is in it", "dir", cfg.DataDir, "mode", info.Mode().Perm().String())
+	}
 	var err error
 	if n.ln, err = net.Listen("tcp", cfg.Listen); err != nil {
 		return errors.Join(err, store.InUse(cfg.DataDir)) // most often another keyplane on the same directory
@@ -152,7 +160,14 @@ func (n *Node) start(ctx context.Context) error {
 	}); err != nil {
 		return errors.Join(err, n.ln.Close())
 	}
-	go func() { n.served <- n.data.Serve(n.ln) }()
+	ln := n.ln
+	if cfg.TLSCert != "" {
+		if ln, err = withTLS(ln, cfg.TLSCert, cfg.TLSKey); err != nil {
+			n.data.Close()
+			return errors.Join(err, n.ln.Close())
+		}
+	}
+	go func() { n.served <- n.data.Serve(ln) }()
 	n.onClose(n.drain)
 
 	n.phase("starting: the store is not open")
@@ -190,7 +205,7 @@ func (n *Node) start(ctx context.Context) error {
 		return err
 	}
 	dispatch := &hsm.Dispatch{Shards: n.shards, Do: n.batcher.Do, QueueTimeMax: cfg.QueueTimeMax}
-	seal.ready(dispatch.Run, n.shards.Primary())
+	seal.ready((&hsm.Dispatch{Shards: n.shards, Do: n.batcher.Do, QueueTimeMax: sealQueueTime}).Run, n.shards.Primary())
 
 	n.phase("starting: credentials are not loaded")
 	creds, err := controlplane.NewCredentials(controlplane.CredentialsConfig{Store: n.store, Region: cfg.Region})
@@ -209,11 +224,7 @@ func (n *Node) start(ctx context.Context) error {
 	}
 	control, err := controlplane.New(controlplane.Config{
 		Region: cfg.Region, Store: n.store, Verifier: verifier, Publisher: publisher{n.data}, Logger: n.log,
-		Random: func(b []byte) error {
-			j := hsm.Job{Random: b}
-			return dispatch.Run(&j, time.Now())
-		},
-		Root: func() [8]byte { return n.shards.Primary() },
+		Random: random(dispatch.Run), Root: func() [8]byte { return n.shards.Primary() },
 	})
 	if err != nil {
 		return err
@@ -228,8 +239,24 @@ func (n *Node) start(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
+	if cfg.StatsSocket != "" {
+		if err := n.serveStats(cfg.StatsSocket); err != nil {
+			return err
+		}
+	}
 	n.state.Store(nil)
 	return nil
+}
+
+// random fills slices from the HSM for the control plane. An error wraps the exception that the data plane would answer.
+func random(run func(*hsm.Job, time.Time) error) func([]byte) error {
+	return func(b []byte) error {
+		j := hsm.Job{Random: b}
+		if err := run(&j, time.Now()); err != nil {
+			return fmt.Errorf("%w: %w", kmsapi.E(dataplane.CodeOf(err)), err)
+		}
+		return nil
+	}
 }
 
 // background runs a worker until Close.
@@ -263,18 +290,6 @@ func (n *Node) Tokens() []hsm.TokenInfo {
 		infos = append(infos, t.Info())
 	}
 	return infos
-}
-
-// Stats are the counters of the node's parts.
-type Stats struct {
-	Batch  batch.Stats
-	HSM    hsm.Stats
-	Panics uint64
-}
-
-// Stats reads the counters.
-func (n *Node) Stats() Stats {
-	return Stats{Batch: n.batcher.Stats(), HSM: n.shards.Stats(), Panics: n.data.Panics()}
 }
 
 // CredentialsPath is where the administrator's credentials are.

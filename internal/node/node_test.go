@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -17,6 +18,7 @@ import (
 	"github.com/keyplane/keyplane/batch"
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/hsm/softtoken"
+	"github.com/keyplane/keyplane/internal/kmsapi"
 )
 
 var quiet = slog.New(slog.DiscardHandler)
@@ -153,6 +155,30 @@ func TestStart(t *testing.T) {
 	n.Close()
 }
 
+// A data directory is made private; one that was there and that others can write is warned of.
+func TestDataDirMode(t *testing.T) {
+	cfg := testConfig(t)
+	for _, mode := range []os.FileMode{0, 0o755, 0o770} {
+		if mode != 0 {
+			if err := os.Chmod(cfg.DataDir, mode); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var log bytes.Buffer
+		n, err := Start(t.Context(), cfg, slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn})))
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.Close()
+		if warned := strings.Contains(log.String(), "others can write the data directory"); warned != (mode&0o022 != 0) {
+			t.Errorf("mode %o: warned %v: %s", mode, warned, &log)
+		}
+		if info, err := os.Stat(cfg.DataDir); mode == 0 && (err != nil || info.Mode().Perm()&0o077 != 0) {
+			t.Errorf("made with mode %v, %v", info.Mode(), err)
+		}
+	}
+}
+
 // A start that fails leaves nothing behind that would stop the next one.
 func TestStartFails(t *testing.T) {
 	cfg := testConfig(t)
@@ -190,6 +216,23 @@ func TestStartFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.Close()
+}
+
+// A fault of the HSM is the same exception on CreateKey as on the data plane's operations.
+func TestRandomFaults(t *testing.T) {
+	for want, err := range map[kmsapi.Code]error{
+		kmsapi.Throttling: batch.ErrDeadline, kmsapi.ServiceUnavailable: batch.ErrClosed, kmsapi.DependencyTimeout: hsm.ErrTimeout,
+		kmsapi.KeyUnavailable: hsm.ErrUnavailable, kmsapi.KMSInternal: hsm.ErrWrong,
+	} {
+		got := random(func(*hsm.Job, time.Time) error { return err })(make([]byte, 8))
+		if !errors.Is(got, err) || kmsapi.AsError(got).Code != want {
+			t.Errorf("%v: %v, want %s", err, got, want)
+		}
+	}
+	b := make([]byte, 8)
+	if err := random(func(j *hsm.Job, _ time.Time) error { j.Random[7] = 1; return nil })(b); err != nil || b[7] != 1 {
+		t.Errorf("%v, %v", b, err)
+	}
 }
 
 func TestNewLogger(t *testing.T) {

@@ -1,5 +1,5 @@
 // Package snapshot holds what the data plane knows of a KMS key: an immutable view that is built from the control plane's records and
-// never changed afterwards. A newer view is a new Key.
+// never changed afterwards, until nobody uses it any more and it is wiped. A newer view is a new Key.
 package snapshot
 
 import (
@@ -7,7 +7,7 @@ import (
 	"github.com/keyplane/keyplane/internal/kmsapi"
 )
 
-// Key is the view of one KMS key at one revision. All fields are read-only after Build.
+// Key is the view of one KMS key at one revision. All fields are read-only until Wipe.
 type Key struct {
 	ID       keyid.ID
 	Account  keyid.Account
@@ -27,6 +27,13 @@ type Version struct {
 	Root       [8]byte  // hsm.RootID of the derivation root
 	Offset     [16]byte // chain(S) xor K1(R)
 	MaterialID [64]byte // hex, as the API shows it
+}
+
+// Wipe clears the offsets. Nobody may use the view any more.
+func (k *Key) Wipe() {
+	for i := range k.Versions {
+		clear(k.Versions[i].Offset[:])
+	}
 }
 
 // Version returns the backing key with the number, or nil.

@@ -1,0 +1,130 @@
+package node
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// newCertificate writes a self-signed certificate for 127.0.0.1 and its key.
+func newCertificate(t *testing.T) (certFile, keyFile string, roots *x509.CertPool) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "keyplane test"}, NotBefore: time.Now().Add(-time.Hour),
+		NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, BasicConstraintsValid: true, IsCA: true}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	dir := t.TempDir()
+	certFile, keyFile = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	for file, text := range map[string][]byte{certFile: certPEM, keyFile: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})} {
+		if err := os.WriteFile(file, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	roots = x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(certPEM) {
+		t.Fatal("no certificate")
+	}
+	return certFile, keyFile, roots
+}
+
+func TestTLS(t *testing.T) {
+	cfg := testConfig(t)
+	var roots *x509.CertPool
+	cfg.TLSCert, cfg.TLSKey, roots = newCertificate(t)
+	cfg.ReadTimeout = 300 * time.Millisecond
+	n, err := Start(t.Context(), cfg, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}}
+	defer client.CloseIdleConnections()
+	resp, err := client.Get("https://" + n.Addr() + "/readyz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.Copy(io.Discard, resp.Body)
+	resp.Body.Close()
+	if resp.StatusCode != 200 || resp.TLS.Version != tls.VersionTLS13 || resp.TLS.CurveID != tls.X25519MLKEM768 {
+		t.Errorf("status %d, TLS %x, key exchange %v", resp.StatusCode, resp.TLS.Version, resp.TLS.CurveID)
+	}
+	if _, err := tls.Dial("tcp", n.Addr(), &tls.Config{RootCAs: roots, MaxVersion: tls.VersionTLS11}); err == nil {
+		t.Error("TLS 1.1 was accepted")
+	}
+
+	// A client that speaks no TLS, and one that says nothing, are cut off; the service goes on.
+	for _, hello := range []string{"GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n", ""} {
+		c, err := net.Dial("tcp", n.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if err := c.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(c, hello); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := io.ReadAll(c); err != nil && os.IsTimeout(err) || strings.Contains(string(b), "ready") {
+			t.Errorf("after %q: %q, %v", hello, b, err)
+		}
+	}
+	if resp, err = client.Get("https://" + n.Addr() + "/healthz"); err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+}
+
+func TestTLSRefused(t *testing.T) {
+	cert, key, _ := newCertificate(t)
+	_, otherKey, _ := newCertificate(t)
+	open := filepath.Join(t.TempDir(), "key.pem")
+	text, err := os.ReadFile(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(open, text, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ cert, key, want string }{
+		{cert, open, "permissions 0644"},
+		{cert, otherKey, "private key does not match"},
+		{key, key, "TLS certificate"},
+		{cert, key + "x", "no such file"},
+	} {
+		cfg := testConfig(t)
+		cfg.TLSCert, cfg.TLSKey = c.cert, c.key
+		n, err := Start(t.Context(), cfg, quiet)
+		if err == nil {
+			n.Close()
+			t.Errorf("%+v was accepted", c)
+		} else if !strings.Contains(err.Error(), c.want) {
+			t.Errorf("want %q: %v", c.want, err)
+		}
+	}
+}
