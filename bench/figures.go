@@ -73,7 +73,7 @@ func (p *plan) bars(table, title string, pick func(*measurement) float64) *plot.
 			names = append(names, name)
 		}
 	}
-	g := &plot.Plot{Title: title, YLabel: title, X: plot.Categories(groups), BarLabel: func(v float64) string { return strconv.FormatFloat(v, 'f', 2, 64) }}
+	g := &plot.Plot{Title: title, YLabel: "times the echo", X: plot.Categories(groups), BarLabel: func(v float64) string { return strconv.FormatFloat(v, 'f', 2, 64) }}
 	top := 1.0
 	for _, n := range names {
 		s := plot.Series{Name: n, Colour: colour(n), Kind: plot.Bars}
@@ -170,6 +170,9 @@ func (p *plan) roundHistogram() *plot.Plot {
 			s.Points = append(s.Points, plot.At(float64(i), part*100))
 		}
 		g.Series = append(g.Series, s)
+	}
+	if len(g.Series) == 1 { // of which there is no legend
+		g.Title += ", " + g.Series[0].Name
 	}
 	g.Y = plot.Linear(0, top*1.1)
 	return g

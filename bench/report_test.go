@@ -120,6 +120,10 @@ func TestStore(t *testing.T) {
 			}
 		}
 	}
+	// The only operation is in the title where there is no legend.
+	if b, err := os.ReadFile(filepath.Join(p.out, "rounds.svg")); err != nil || !strings.Contains(string(b), ">Sizes of rounds, Decrypt</text>") {
+		t.Errorf("%v: %s", err, b)
+	}
 	if kinds[".json"] != 1 || kinds[".txt"] != 1 || kinds[".svg"] != 5 {
 		t.Errorf("%v", kinds)
 	}

@@ -85,7 +85,7 @@ func benchWorker(t testing.TB, rate float64) *worker {
 		t.Fatal(err)
 	}
 	cfg.Warmup = 0
-	r := newRun(&setup{op: findOperation("GenerateDataKey"), dialers: []*dialer{{to: to, timeout: 10 * time.Second}}, targets: []*target{one},
+	r := newRun(&setup{op: findOperation("GenerateDataKey"), dialers: []*dialer{{to: to, timeout: timeoutMax}}, targets: []*target{one},
 		distribution: newDistribution(Uniform, 1)}, &cfg)
 	r.base = time.Now()
 	r.closes.Store(int64(time.Hour))

@@ -20,7 +20,7 @@ const (
 	replyBytesMax   = 64 << 10 // of a reply's body; the largest KMS answer sent here is about 9 KB
 )
 
-// dialer opens connections to the one endpoint of a run.
+// dialer opens connections to one endpoint.
 type dialer struct {
 	to      endpoint
 	roots   *tls.Config // nil for plain HTTP

@@ -59,6 +59,8 @@ type Config struct {
 	Verify          bool          // compare plaintexts, lengths and key ARNs
 	Cleanup         bool          // schedule the deletion of the keys this run created
 	Progress        io.Writer     // one line a second; nil is none
+
+	grace time.Duration // a stopped run waits this long for answers that are on their way; tests change it
 }
 
 // DefaultConfig is a closed loop of GenerateDataKey on one key.
@@ -75,6 +77,7 @@ func DefaultConfig() Config {
 		KeyDistribution: Uniform,
 		Payload:         32,
 		Verify:          true,
+		grace:           stopGrace,
 	}
 }
 

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/valyala/fasthttp"
 
@@ -22,8 +24,13 @@ func twoNodes(t *testing.T) (k *fakeKMS, urls []string) {
 func TestEndpoints(t *testing.T) {
 	k, urls := twoNodes(t)
 	second := strings.TrimPrefix(urls[1], "http://")
-	k.fault = func(ctx *fasthttp.RequestCtx, _ string, n int64) bool {
-		if ctx.LocalAddr().String() != second || n%2 == 0 {
+	var firsts, seconds atomic.Int64 // requests by endpoint
+	k.fault = func(ctx *fasthttp.RequestCtx, _ string, _ int64) bool {
+		if ctx.LocalAddr().String() != second {
+			firsts.Add(1)
+			return false
+		}
+		if seconds.Add(1)%2 == 0 {
 			return false
 		}
 		refuse(ctx, kmsapi.Throttling, "second")
@@ -32,7 +39,9 @@ func TestEndpoints(t *testing.T) {
 	for _, rate := range []float64{0, 1000} {
 		cfg := testConfig("")
 		cfg.Endpoints, cfg.Concurrency, cfg.Rate, cfg.Keys = urls, 5, rate, 3
-		p := mustRun(t, cfg)
+		firsts.Store(0)
+		seconds.Store(0)
+		p := k.runUntil(cfg, func(int64) bool { return firsts.Load() >= 10 && seconds.Load() >= 10 })
 		if k.unsigned.Load() != 0 {
 			t.Fatalf("%d requests did not verify", k.unsigned.Load())
 		}
@@ -49,14 +58,15 @@ func TestEndpoints(t *testing.T) {
 		if b.Requests.Succeeded == 0 || b.Requests.Failed == 0 || len(b.Errors) != 1 || b.Errors[0].Example != "second" {
 			t.Errorf("second endpoint %+v", b)
 		}
-		if sum := (Requests{a.Requests.Sent + b.Requests.Sent, a.Requests.Succeeded + b.Requests.Succeeded, a.Requests.Failed + b.Requests.Failed, 0}); sum != p.Requests {
+		q, r := a.Requests, b.Requests
+		if sum := (Requests{q.Sent + r.Sent, q.Succeeded + r.Succeeded, q.Failed + r.Failed, q.Refused + r.Refused, 0}); sum != p.Requests || r.Refused != r.Failed {
 			t.Errorf("endpoints together %+v, report %+v", sum, p.Requests)
 		}
 		var text bytes.Buffer
 		if err := p.WriteText(&text); err != nil {
 			t.Fatal(err)
 		}
-		for _, want := range []string{" at " + urls[0] + ", " + urls[1] + " (", "endpoint     " + urls[1] + ": ", " over 2 connections, p50 "} {
+		for _, want := range []string{" at " + urls[0] + ", " + urls[1] + " (", "endpoint    " + urls[1] + ": ", " over 2 connections, p50 "} {
 			if !strings.Contains(text.String(), want) {
 				t.Errorf("no %q in\n%s", want, text.String())
 			}
@@ -75,7 +85,8 @@ func TestEndpointDown(t *testing.T) {
 	listener.Close()
 	cfg := testConfig("")
 	cfg.Endpoints = []string{k.url, down}
-	p := mustRun(t, cfg)
+	enough := time.Now().Add(300 * ms) // time for the connections to the one that is down to be tried
+	p := k.runUntil(cfg, func(n int64) bool { return n >= 20 && time.Now().After(enough) })
 	a, b := p.Endpoints[0].Requests, p.Endpoints[1].Requests
 	if a.Succeeded == 0 || a.Failed != 0 || b.Succeeded != 0 || b.Failed == 0 || p.count(kindConnectionRefused) != b.Failed {
 		t.Errorf("requests %+v and %+v, errors %+v", a, b, p.Errors)
@@ -84,7 +95,12 @@ func TestEndpointDown(t *testing.T) {
 		t.Errorf("notes %q", p.Notes)
 	}
 
-	cfg.Operation, cfg.Endpoints = "GenerateRandom", []string{down, strings.Replace(down, "127.0.0.1", "127.0.0.2", 1)}
+	cfg.Endpoints = []string{down, k.url} // set-up goes where it can
+	if p := k.runUntil(cfg, func(n int64) bool { return n >= 20 }); p.Endpoints[1].Requests.Failed != 0 || p.Endpoints[1].Requests.Succeeded == 0 {
+		t.Errorf("first endpoint down: %+v", p.Endpoints)
+	}
+
+	cfg.Endpoints = []string{down, strings.Replace(down, "127.0.0.1", "127.0.0.2", 1)}
 	if _, err := Run(t.Context(), cfg); err == nil || strings.Count(err.Error(), "cannot connect to ") != 2 {
 		t.Errorf("all endpoints down: %v", err)
 	}

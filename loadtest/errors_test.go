@@ -15,6 +15,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -53,7 +54,7 @@ func TestErrorsByType(t *testing.T) {
 		}
 		return true
 	}
-	p := mustRun(t, testConfig(k.url))
+	p := k.runUntil(testConfig(k.url), atLeast(50))
 	for _, want := range []ErrorCount{
 		{"ThrottlingException", true, throttled.Load(), "slow down"},
 		{"AccessDeniedException", true, denied.Load(), "not Allowed"},
@@ -75,20 +76,23 @@ func TestErrorsByType(t *testing.T) {
 	if len(p.Errors) != 3 || p.Errors[0].Type != "ThrottlingException" && p.Errors[0].Type != "UnknownError" {
 		t.Errorf("errors %+v", p.Errors)
 	}
+	if p.Requests.Refused != p.Requests.Failed || p.Timeline[0].Refused != p.Requests.Refused {
+		t.Errorf("requests %+v, first interval %+v: all failures are refusals", p.Requests, p.Timeline[0])
+	}
 	if p.Requests.Succeeded != ok.Load() || p.Requests.Failed != throttled.Load()+denied.Load()+strange.Load()+empty.Load() {
 		t.Errorf("requests %+v, want %d succeeded", p.Requests, ok.Load())
 	}
 }
 
 // rawServer answers each request of each connection with what f writes; f returns whether the connection stays open.
-func rawServer(t *testing.T, f func(conn net.Conn, request, connection int64) bool) string {
+func rawServer(t *testing.T, f func(conn net.Conn, request int64) bool) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { listener.Close() })
-	var requests, connections atomic.Int64
+	var requests atomic.Int64
 	go func() {
 		for {
 			conn, err := listener.Accept()
@@ -97,14 +101,29 @@ func rawServer(t *testing.T, f func(conn net.Conn, request, connection int64) bo
 			}
 			go func() {
 				defer conn.Close()
-				connection, r := connections.Add(1), bufio.NewReader(conn)
+				r := bufio.NewReader(conn)
 				var request fasthttp.Request
-				for request.Read(r) == nil && f(conn, requests.Add(1), connection) {
+				for request.Read(r) == nil && f(conn, requests.Add(1)) {
 				}
 			}()
 		}
 	}()
 	return "http://" + listener.Addr().String()
+}
+
+// runRaw runs against a rawServer until it got the given number of requests.
+func runRaw(t *testing.T, requests int64, timeout time.Duration, f func(conn net.Conn) bool) *Report {
+	t.Helper()
+	var stop func()
+	url := rawServer(t, func(conn net.Conn, request int64) bool {
+		if request >= requests {
+			stop()
+		}
+		return f(conn)
+	})
+	cfg := randomConfig(t, url)
+	cfg.Timeout = timeout
+	return untilStopped(t, cfg, func(s func()) { stop = s })
 }
 
 const goodRandom = "HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{\"Plaintext\":\"AAA=\"}"
@@ -113,61 +132,63 @@ const goodRandom = "HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{\"Plaintext\":
 func randomConfig(t *testing.T, url string) Config {
 	setAWSEnvironment(t)
 	cfg := testConfig(url)
-	cfg.Operation, cfg.Payload, cfg.Duration = "GenerateRandom", 2, 300*time.Millisecond
+	cfg.Operation, cfg.Payload = "GenerateRandom", 2
 	return cfg
 }
 
 // What the client sees for itself is counted by kind.
 func TestClientErrors(t *testing.T) {
+	ended := make(chan struct{})
+	t.Cleanup(func() { close(ended) })
 	for _, c := range []struct {
 		name string
 		want kind
-		f    func(conn net.Conn, request, connection int64) bool
+		f    func(conn net.Conn) bool
 	}{
-		{"reset", kindConnectionReset, func(net.Conn, int64, int64) bool { return false }},
-		{"half an answer", kindConnectionReset, func(conn net.Conn, _, _ int64) bool { io.WriteString(conn, goodRandom[:50]); return false }},
-		{"half a header", kindConnectionReset, func(conn net.Conn, _, _ int64) bool { io.WriteString(conn, goodRandom[:20]); return false }},
-		{"no answer", kindTimeout, func(net.Conn, int64, int64) bool { time.Sleep(time.Second); return false }},
-		{"slow answer", kindTimeout, func(conn net.Conn, _, _ int64) bool {
+		{"reset", kindConnectionReset, func(net.Conn) bool { return false }},
+		{"half an answer", kindConnectionReset, func(conn net.Conn) bool { io.WriteString(conn, goodRandom[:50]); return false }},
+		{"half a header", kindConnectionReset, func(conn net.Conn) bool { io.WriteString(conn, goodRandom[:20]); return false }},
+		{"no answer", kindTimeout, func(net.Conn) bool { <-ended; return false }},
+		{"slow answer", kindTimeout, func(conn net.Conn) bool {
 			io.WriteString(conn, goodRandom[:50])
-			time.Sleep(time.Second)
+			<-ended
 			return false
 		}},
-		{"not HTTP", kindProtocol, func(conn net.Conn, _, _ int64) bool {
+		{"not HTTP", kindProtocol, func(conn net.Conn) bool {
 			io.WriteString(conn, "SSH-2.0-OpenSSH_9.2\r\n\r\n")
 			return false
 		}},
-		{"too large", kindProtocol, func(conn net.Conn, _, _ int64) bool {
+		{"too large", kindProtocol, func(conn net.Conn) bool {
 			fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", replyBytesMax+1, make([]byte, replyBytesMax+1))
 			return false
 		}},
-		{"endless header", kindProtocol, func(conn net.Conn, _, _ int64) bool {
+		{"endless header", kindProtocol, func(conn net.Conn) bool {
 			io.WriteString(conn, "HTTP/1.1 200 OK\r\nX: "+strings.Repeat("x", readBufferBytes)+"\r\n\r\n")
 			return false
 		}},
-		{"not JSON", kindBadReply, func(conn net.Conn, _, _ int64) bool {
+		{"not JSON", kindBadReply, func(conn net.Conn) bool {
 			io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 			return true
 		}},
-		{"empty object", kindBadReply, func(conn net.Conn, _, _ int64) bool {
+		{"empty object", kindBadReply, func(conn net.Conn) bool {
 			io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
 			return true
 		}},
-		{"redirect", kindUnknownError, func(conn net.Conn, _, _ int64) bool {
+		{"redirect", kindUnknownError, func(conn net.Conn) bool {
 			io.WriteString(conn, "HTTP/1.1 307 Temporary Redirect\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n")
 			return true
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			cfg := randomConfig(t, rawServer(t, c.f))
+			timeout := timeoutMax
 			if c.want == kindTimeout {
-				cfg.Timeout = 200 * time.Millisecond
+				timeout = 500 * ms
 			}
-			p := mustRun(t, cfg)
+			p := runRaw(t, 8, timeout, c.f) // with four connections the first are answered by then
 			if p.Requests.Succeeded != 0 || p.Requests.Failed == 0 || len(p.Errors) != 1 || p.Errors[0].Type != c.want.String() {
 				t.Fatalf("requests %+v, errors %+v, want %v", p.Requests, p.Errors, c.want)
 			}
-			if e := p.Errors[0]; e.Count != p.Requests.Failed || e.FromServer != (c.want == kindUnknownError) {
+			if e := p.Errors[0]; e.Count != p.Requests.Failed || e.FromServer != (c.want == kindUnknownError) || (p.Requests.Refused > 0) != e.FromServer {
 				t.Errorf("error %+v of %d", e, p.Requests.Failed)
 			}
 		})
@@ -176,52 +197,84 @@ func TestClientErrors(t *testing.T) {
 
 // A server that goes away in the middle: the workers keep trying, do not spin, and go on when it is back.
 func TestServerRestart(t *testing.T) {
-	handler := func(ctx *fasthttp.RequestCtx) {
-		ctx.SetBodyString(`{"Plaintext":"AAA="}`)
-		time.Sleep(time.Millisecond)
-	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	address := listener.Addr().String()
-	first := &fasthttp.Server{Handler: handler, CloseOnShutdown: true, Logger: quiet{}}
-	go first.Serve(listener)
+	serve := func(listener net.Listener) (s *fasthttp.Server, hundred chan struct{}) {
+		hundred = make(chan struct{}) // closed when so many requests were served
+		var served atomic.Int64
+		s = &fasthttp.Server{CloseOnShutdown: true, Logger: quiet{}, Handler: func(ctx *fasthttp.RequestCtx) {
+			ctx.SetBodyString(`{"Plaintext":"AAA="}`)
+			if served.Add(1) == 100 {
+				close(hundred)
+			}
+		}}
+		go s.Serve(listener)
+		return s, hundred
+	}
+	server, hundred := serve(listener)
+	// At most four of the errors that progress shows are connections that ended: the others are refused, by a server that is away.
+	seen := make(progressErrors)
 	cfg := randomConfig(t, "http://"+address)
-	cfg.Duration = 1500 * time.Millisecond
-	var again *fasthttp.Server
-	restarted := make(chan struct{})
-	time.AfterFunc(300*time.Millisecond, func() {
-		listener.Close()
-		first.Shutdown()
-		time.Sleep(300 * time.Millisecond)
-		defer close(restarted)
-		listener, err := net.Listen("tcp", address)
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		again = &fasthttp.Server{Handler: handler, CloseOnShutdown: true, Logger: quiet{}}
-		go again.Serve(listener)
+	cfg.Progress = seen
+	var away time.Duration
+	done := make(chan struct{})
+	p := untilStopped(t, cfg, func(stop func()) {
+		go func() {
+			defer close(done)
+			defer stop()
+			<-hundred
+			start := time.Now()
+			listener.Close()
+			server.Shutdown()
+			for <-seen < 12 {
+			}
+			listener, err := net.Listen("tcp", address)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			away = time.Since(start)
+			server, hundred = serve(listener)
+			<-hundred
+		}()
+		go func() { // progress goes on after nobody wants to know
+			<-done
+			for range seen {
+			}
+		}()
 	})
-	p := mustRun(t, cfg)
-	<-restarted
-	if again != nil {
-		again.Shutdown()
+	<-done
+	close(seen)
+	server.Shutdown()
+	// A worker waits 10 ms after the first failure, then twice as long each time up to a second: nine attempts in the first second and a half.
+	refused, limit := p.count(kindConnectionRefused), uint64(4*(10+away/time.Second))
+	if refused < 8 || refused > limit || p.Connections.Opened < 5 || p.Requests.Succeeded < 190 {
+		t.Fatalf("%d refused in %v, at most %d; requests %+v, connections %+v, errors %+v", refused, away, limit, p.Requests, p.Connections, p.Errors)
 	}
-	refused := p.count(kindConnectionRefused)
-	if refused < 4 || refused > 200 || p.Connections.Opened < 8 || p.Requests.Succeeded < 100 {
-		t.Fatalf("%d refused, requests %+v, connections %+v, errors %+v", refused, p.Requests, p.Connections, p.Errors)
+}
+
+// progressErrors gets the number of errors from each line of progress.
+type progressErrors chan int
+
+func (c progressErrors) Write(line []byte) (int, error) {
+	words := strings.Fields(string(line))
+	if len(words) > 1 {
+		if n, err := strconv.Atoi(words[len(words)-2]); err == nil {
+			c <- n
+		}
 	}
+	return len(line), nil
 }
 
 // A connection that the server closed while it was idle costs no error: the request goes out again on a new one.
 func TestIdleConnectionClosed(t *testing.T) {
-	url := rawServer(t, func(conn net.Conn, _, _ int64) bool {
+	p := runRaw(t, 40, timeoutMax, func(conn net.Conn) bool {
 		io.WriteString(conn, goodRandom) // keep-alive is promised, and not kept
 		return false
 	})
-	p := mustRun(t, randomConfig(t, url))
 	if p.Requests.Failed > 0 || p.Requests.Succeeded < 10 || p.Connections.Retried+4 < p.Requests.Sent {
 		t.Fatalf("requests %+v, connections %+v, errors %+v", p.Requests, p.Connections, p.Errors)
 	}
@@ -229,11 +282,10 @@ func TestIdleConnectionClosed(t *testing.T) {
 
 // Connection: close is obeyed without a retry.
 func TestConnectionClose(t *testing.T) {
-	url := rawServer(t, func(conn net.Conn, _, _ int64) bool {
+	p := runRaw(t, 40, timeoutMax, func(conn net.Conn) bool {
 		io.WriteString(conn, strings.Replace(goodRandom, "\r\n", "\r\nConnection: close\r\n", 1))
 		return false
 	})
-	p := mustRun(t, randomConfig(t, url))
 	if p.Requests.Failed > 0 || p.Connections.Retried > 0 || p.Connections.Opened < p.Requests.Sent {
 		t.Fatalf("requests %+v, connections %+v, errors %+v", p.Requests, p.Connections, p.Errors)
 	}
@@ -270,17 +322,19 @@ func selfSigned(t *testing.T) (*tls.Config, string) {
 	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}, file
 }
 
+// A server that speaks TLS 1.3 and nothing older, its root from --ca-file or AWS_CA_BUNDLE; set-up, requests and every connection use it.
 func TestTLS(t *testing.T) {
 	secured, caFile := selfSigned(t)
+	secured.MinVersion = tls.VersionTLS13
 	k := newFakeKMS(t, secured)
 	cfg := testConfig(k.url)
 	cfg.CAFile, cfg.Operation = caFile, "Decrypt"
-	if p := mustRun(t, cfg); p.Requests.Failed > 0 || p.Requests.Succeeded == 0 || uint64(k.calls.Load()) != p.Requests.Sent {
+	if p := k.runUntil(cfg, atLeast(20)); p.Requests.Failed > 0 || p.Requests.Succeeded == 0 || uint64(k.calls.Load()) != p.Requests.Sent {
 		t.Errorf("requests %+v, errors %+v", p.Requests, p.Errors)
 	}
 	t.Setenv("AWS_CA_BUNDLE", caFile)
 	cfg.CAFile = ""
-	if p := mustRun(t, cfg); p.Requests.Failed > 0 || p.Requests.Succeeded == 0 {
+	if p := k.runUntil(cfg, atLeast(20)); p.Requests.Failed > 0 || p.Requests.Succeeded == 0 {
 		t.Errorf("AWS_CA_BUNDLE: requests %+v, errors %+v", p.Requests, p.Errors)
 	}
 	t.Setenv("AWS_CA_BUNDLE", "")

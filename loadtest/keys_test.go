@@ -68,7 +68,7 @@ func TestKeyIDs(t *testing.T) {
 	cfg := testConfig(k.url)
 	cfg.KeyIDs = []string{a, k.keys[a].arn, "alias/app"}
 	cfg.Cleanup = true
-	p := mustRun(t, cfg)
+	p := k.runUntil(cfg, atLeast(100))
 	if p.Requests.Failed > 0 || p.Keys != 3 || p.KeysRemoved != 0 || k.byKey[a] == 0 || k.byKey[b] == 0 {
 		t.Errorf("keys %d, requests %+v, errors %+v, by key %v", p.Keys, p.Requests, p.Errors, k.byKey)
 	}

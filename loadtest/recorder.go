@@ -32,7 +32,8 @@ type result struct {
 	text     []byte        // of an error; copied if kept
 	due      time.Duration // the intended start
 	latency  time.Duration // from the intended start
-	lag      time.Duration // from the intended to the actual start
+	waited   time.Duration // of the time from the intended to the actual start: for a connection, all were busy
+	late     time.Duration // the rest of it: the generator's own
 	measured bool          // it started in the window
 	inWindow bool          // it started and was answered in the window
 }
@@ -41,17 +42,36 @@ type result struct {
 type tally struct {
 	latency   *hdrhistogram.Histogram // successes
 	succeeded uint64
-	inWindow  uint64 // successes answered inside the window
-	lagMax    time.Duration
+	inWindow  uint64                  // successes answered inside the window
+	late      *hdrhistogram.Histogram // how late the generator was; of all requests of an open loop, nil in a closed one
+	waited    uint64                  // requests that waited for a connection
+	waitMax   time.Duration
+	lagMax    time.Duration // of waited and late together
 	errors    [kindCount]uint64
 	examples  map[kind]string // the first text of each kind
 }
 
-func newTally() tally { return tally{latency: newHistogram(), examples: make(map[kind]string)} }
+func newTally(open bool) tally {
+	t := tally{latency: newHistogram(), examples: make(map[kind]string)}
+	if open {
+		t.late = newTimelineHistogram() // two digits will do
+	}
+	return t
+}
 
 func (t *tally) failed() (n uint64) {
 	for _, count := range t.errors {
 		n += count
+	}
+	return n
+}
+
+// refused are the failures that the server answered with an error of its own.
+func (t *tally) refused() (n uint64) {
+	for k, count := range t.errors {
+		if kind(k).fromServer() {
+			n += count
+		}
 	}
 	return n
 }
@@ -61,6 +81,7 @@ func (t *tally) failed() (n uint64) {
 type recorder struct {
 	shards    []shard // shard i is of endpoint i modulo endpoints
 	endpoints int
+	open      bool // the loop is
 	timeline  *timeline
 }
 
@@ -74,11 +95,11 @@ type shard struct {
 }
 
 // newRecorder makes an empty one; a live one keeps what progress shows.
-func newRecorder(endpoints int, line *timeline, live bool) *recorder {
+func newRecorder(endpoints int, line *timeline, open, live bool) *recorder {
 	each := (2*runtime.GOMAXPROCS(0) + endpoints - 1) / endpoints
-	r := &recorder{shards: make([]shard, each*endpoints), endpoints: endpoints, timeline: line}
+	r := &recorder{shards: make([]shard, each*endpoints), endpoints: endpoints, open: open, timeline: line}
 	for i := range r.shards {
-		r.shards[i].tally, r.shards[i].lane = newTally(), newLane(line)
+		r.shards[i].tally, r.shards[i].lane = newTally(open), newLane(line)
 		if live {
 			r.shards[i].recent = newHistogram()
 		}
@@ -102,7 +123,13 @@ func (s *shard) add(res *result) {
 	if !res.measured {
 		return
 	}
-	s.lagMax = max(s.lagMax, res.lag)
+	if s.late != nil {
+		record(s.late, res.late)
+		if res.waited > 0 {
+			s.waited++
+		}
+		s.waitMax, s.lagMax = max(s.waitMax, res.waited), max(s.lagMax, res.waited+res.late)
+	}
 	s.lane.add(res)
 	if res.kind != kindOK {
 		s.errors[res.kind]++
@@ -131,7 +158,7 @@ func example(text []byte) string {
 
 // total adds the shards up.
 func (r *recorder) total() *tally {
-	sum := newTally()
+	sum := newTally(r.open)
 	for i := range r.shards {
 		r.shards[i].addTo(&sum)
 	}
@@ -140,7 +167,7 @@ func (r *recorder) total() *tally {
 
 // endpoint adds the shards of one endpoint up.
 func (r *recorder) endpoint(e int) *tally {
-	sum := newTally()
+	sum := newTally(r.open)
 	for i := e; i < len(r.shards); i += r.endpoints {
 		r.shards[i].addTo(&sum)
 	}
@@ -153,7 +180,11 @@ func (s *shard) addTo(sum *tally) {
 	sum.latency.Merge(s.latency)
 	sum.succeeded += s.succeeded
 	sum.inWindow += s.inWindow
-	sum.lagMax = max(sum.lagMax, s.lagMax)
+	if s.late != nil {
+		sum.late.Merge(s.late)
+	}
+	sum.waited += s.waited
+	sum.waitMax, sum.lagMax = max(sum.waitMax, s.waitMax), max(sum.lagMax, s.lagMax)
 	for k, n := range s.errors {
 		sum.errors[k] += n
 	}
@@ -164,9 +195,10 @@ func (s *shard) addTo(sum *tally) {
 	}
 }
 
-// over completes the timeline and returns, interval by interval, the successes that were answered and the failures that were due in it.
-func (r *recorder) over() (line *timeline, answered, failed []uint64) {
-	answered, failed = make([]uint64, r.timeline.n), make([]uint64, r.timeline.n)
+// over completes the timeline and returns, interval by interval, the successes that were answered and the failures that were due in it, and
+// of these the refused ones.
+func (r *recorder) over() (line *timeline, answered, failed, refused []uint64) {
+	answered, failed, refused = make([]uint64, r.timeline.n), make([]uint64, r.timeline.n), make([]uint64, r.timeline.n)
 	for i := range r.shards {
 		s := &r.shards[i]
 		s.mu.Lock()
@@ -174,10 +206,11 @@ func (r *recorder) over() (line *timeline, answered, failed []uint64) {
 		for j := range answered {
 			answered[j] += s.lane.answered[j]
 			failed[j] += s.lane.failed[j]
+			refused[j] += s.lane.refused[j]
 		}
 		s.mu.Unlock()
 	}
-	return r.timeline, answered, failed
+	return r.timeline, answered, failed, refused
 }
 
 // recentInto moves what happened since the last call into h and returns the number of errors; only where the recorder is live.

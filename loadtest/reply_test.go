@@ -108,12 +108,12 @@ func TestVerify(t *testing.T) {
 	}
 	cfg := testConfig(k.url)
 	cfg.Operation, cfg.Keys = "Decrypt", 2
-	p := mustRun(t, cfg)
+	p := k.runUntil(cfg, atLeast(50))
 	if want := uint64(k.calls.Load() / 10); p.count(kindVerifyMismatch) != want || p.Requests.Failed != want || want == 0 {
 		t.Fatalf("requests %+v, errors %+v, want %d mismatches", p.Requests, p.Errors, want)
 	}
 	cfg.Verify = false
-	if p := mustRun(t, cfg); p.Requests.Failed != 0 || p.Verified {
+	if p := k.runUntil(cfg, atLeast(50)); p.Requests.Failed != 0 || p.Verified {
 		t.Fatalf("requests %+v, errors %+v", p.Requests, p.Errors)
 	}
 }

@@ -14,6 +14,9 @@ import (
 // ReportSchema names the JSON form of Report; it changes when a field changes its meaning.
 const ReportSchema = "keyplane-loadtest/2"
 
+// lateNoted is the generator's own delay, p99 in microseconds, from which a report remarks on it.
+const lateNoted = 1000
+
 // Kinds of loop, as reported.
 const (
 	ClosedLoop = "closed"
@@ -39,7 +42,10 @@ type Report struct {
 	WarmupSeconds   float64      `json:"warmup_seconds"`
 	Seconds         float64      `json:"seconds"` // of the measured window as it was, shorter when interrupted
 	Interrupted     bool         `json:"interrupted"`
+	Offered         float64      `json:"offered_per_second"`    // due in the window; 0 in a closed loop
+	SendRate        float64      `json:"sent_per_second"`       // of those, sent; in a closed loop all that was sent
 	Throughput      float64      `json:"throughput_per_second"` // successes answered in the window
+	RefusalRate     float64      `json:"refused_per_second"`    // sent in the window and refused
 	Requests        Requests     `json:"requests"`
 	Latency         Latency      `json:"latency_us"`
 	Schedule        Lag          `json:"schedule"`
@@ -73,8 +79,12 @@ type Interval struct {
 	Rate       float64 `json:"rate_per_second"` // of the requests due; 0 in a closed loop
 	Throughput float64 `json:"throughput_per_second"`
 	Failed     uint64  `json:"failed"`
+	Refused    uint64  `json:"refused"` // of Failed
 	Latency    Latency `json:"latency_us"`
 }
+
+// Otherwise counts the failures without an error reply of the server.
+func (v Interval) Otherwise() uint64 { return v.Failed - v.Refused }
 
 // Point says that Percentile per cent of the successes took at most Latency.
 type Point struct {
@@ -87,8 +97,12 @@ type Requests struct {
 	Sent       uint64 `json:"sent"`
 	Succeeded  uint64 `json:"succeeded"`
 	Failed     uint64 `json:"failed"`
+	Refused    uint64 `json:"refused"`    // of Failed: answered with an error of the server's
 	Unfinished uint64 `json:"unfinished"` // under way when the run was stopped
 }
+
+// Otherwise counts the failures without an error reply of the server: lost connections, time-outs, wrong replies.
+func (r Requests) Otherwise() uint64 { return r.Failed - r.Refused }
 
 // Latency is of successes, in microseconds; in an open loop from the intended start.
 type Latency struct {
@@ -101,10 +115,20 @@ type Latency struct {
 	Max  float64 `json:"max"`
 }
 
-// Lag says how far the sending fell behind an open loop's schedule.
+// Lag says how far the sending fell behind an open loop's schedule, and why: a connection was missing, or the generator was late itself.
 type Lag struct {
-	Missed int64   `json:"missed"`     // requests due in the window that no connection was free for before its end
-	LagMax float64 `json:"lag_max_us"` // from the intended to the actual start
+	Missed  int64   `json:"missed"`      // requests due in the window that no connection was free for before its end
+	LagMax  float64 `json:"lag_max_us"`  // from the intended to the actual start
+	Waited  uint64  `json:"waited"`      // requests that were due when every connection was busy
+	WaitMax float64 `json:"wait_max_us"` // until one was free
+	Late    Late    `json:"late_us"`     // from when both request and connection were ready to the actual start
+}
+
+// Late is the generator's own delay, in microseconds, to two digits. It is part of the latencies reported.
+type Late struct {
+	P50 float64 `json:"p50"`
+	P99 float64 `json:"p99"`
+	Max float64 `json:"max"`
 }
 
 // Bytes are of whole HTTP messages, before TLS and with those of the warm-up.
@@ -127,16 +151,18 @@ type ErrorCount struct {
 	Example    string `json:"example"` // the first one's message
 }
 
-// Client is the machine the load came from.
+// Client is the machine the load came from. Where the generator uses nearly all its CPUs it measured itself.
 type Client struct {
 	OS   string `json:"os"`
 	Arch string `json:"arch"`
 	CPUs int    `json:"cpus"`
 	Go   string `json:"go"`
+
+	CPUsUsed float64 `json:"cpus_used"` // by the generator, on average of warm-up and window; 0 where the system does not tell
 }
 
 // report adds up what the workers did; they have all returned.
-func (r *run) report(startedAt time.Time, workers []*worker) *Report {
+func (r *run) report(startedAt time.Time, cpusUsed float64, workers []*worker) *Report {
 	sum := r.recorder.total()
 	window := max(r.closesAt()-r.cfg.Warmup, 0)
 	p := &Report{
@@ -145,13 +171,13 @@ func (r *run) report(startedAt time.Time, workers []*worker) *Report {
 		Loop: ClosedLoop, Concurrency: r.cfg.Concurrency, Profile: r.cfg.Profile, Rate: r.cfg.Rate, RateTo: r.cfg.Rate,
 		Keys: r.keys, KeyDistribution: r.cfg.KeyDistribution, PayloadBytes: r.cfg.Payload, Verified: r.cfg.Verify,
 		WarmupSeconds: r.cfg.Warmup.Seconds(), Seconds: window.Seconds(), Interrupted: window < r.cfg.Duration,
-		Throughput: perSecond(sum.inWindow, window),
-		Requests:   Requests{Succeeded: sum.succeeded, Failed: sum.failed()},
-		Latency:    latencyOf(sum.latency), Distribution: pointsOf(sum.latency),
-		Schedule: Lag{LagMax: micros(int64(sum.lagMax))},
-		Errors:   errorCounts(sum),
-		Client:   Client{OS: runtime.GOOS, Arch: runtime.GOARCH, CPUs: runtime.GOMAXPROCS(0), Go: runtime.Version()},
-		Notes:    append([]string{}, r.notes...),
+		Throughput:  perSecond(sum.inWindow, window),
+		RefusalRate: perSecond(sum.refused(), window),
+		Requests:    Requests{Succeeded: sum.succeeded, Failed: sum.failed(), Refused: sum.refused()},
+		Latency:     latencyOf(sum.latency), Distribution: pointsOf(sum.latency),
+		Errors: errorCounts(sum),
+		Client: Client{OS: runtime.GOOS, Arch: runtime.GOARCH, CPUs: runtime.GOMAXPROCS(0), Go: runtime.Version(), CPUsUsed: cpusUsed},
+		Notes:  append([]string{}, r.notes...),
 	}
 	if r.cfg.Profile != Constant {
 		p.RateTo = r.cfg.RateTo
@@ -168,9 +194,14 @@ func (r *run) report(startedAt time.Time, workers []*worker) *Report {
 	}
 	p.Requests.Sent = p.Requests.Succeeded + p.Requests.Failed + p.Requests.Unfinished
 	p.Timeline, p.Steps = r.intervals(window)
+	p.SendRate = perSecond(p.Requests.Sent, window)
 	if r.schedule.open() {
-		p.Loop = OpenLoop
-		p.Schedule.Missed = max(r.schedule.between(r.cfg.Warmup, r.closesAt())-int64(p.Requests.Sent), 0)
+		due := r.schedule.between(r.cfg.Warmup, r.closesAt())
+		p.Loop, p.Offered = OpenLoop, perSecond(uint64(due), window)
+		p.Schedule = Lag{Missed: max(due-int64(p.Requests.Sent), 0), LagMax: micros(int64(sum.lagMax)), Waited: sum.waited, WaitMax: micros(int64(sum.waitMax))}
+		if late := latencyOf(sum.late); sum.late.TotalCount() > 0 {
+			p.Schedule.Late = Late{late.P50, late.P99, late.Max}
+		}
 	}
 	p.explain()
 	return p
@@ -181,7 +212,7 @@ func (r *run) endpoints(workers []*worker, window time.Duration) []Endpoint {
 	all := make([]Endpoint, len(r.dialers))
 	for i := range all {
 		sum := r.recorder.endpoint(i)
-		all[i] = Endpoint{URL: r.dialers[i].to.url, Requests: Requests{Succeeded: sum.succeeded, Failed: sum.failed()},
+		all[i] = Endpoint{URL: r.dialers[i].to.url, Requests: Requests{Succeeded: sum.succeeded, Failed: sum.failed(), Refused: sum.refused()},
 			Throughput: perSecond(sum.inWindow, window), Latency: latencyOf(sum.latency), Errors: errorCounts(sum)}
 	}
 	for _, w := range workers {
@@ -204,7 +235,7 @@ func perSecond(n uint64, d time.Duration) float64 {
 
 // intervals reports the timeline as far as it was reached, and the steps of the profile Step.
 func (r *run) intervals(window time.Duration) (line, steps []Interval) {
-	over, answered, failed := r.recorder.over()
+	over, answered, failed, refused := r.recorder.over()
 	line, steps = []Interval{}, []Interval{}
 	last := r.cfg.Warmup + window
 	join := func(from, to int) Interval { // intervals from <= i < to as one
@@ -214,6 +245,7 @@ func (r *run) intervals(window time.Duration) (line, steps []Interval) {
 		for i := from; i < to; i++ {
 			n += answered[i]
 			v.Failed += failed[i]
+			v.Refused += refused[i]
 			if h := over.latency[i]; h != nil {
 				latency.Merge(h)
 			}
@@ -248,7 +280,10 @@ func (p *Report) explain() {
 		p.Notes = append(p.Notes, "closed loop: a slow server was asked less, so the tail of the latency is a lower bound; use --rate for latency at a given load")
 	}
 	if p.Schedule.Missed > 0 {
-		p.Notes = append(p.Notes, fmt.Sprintf("%d requests were due but never sent: server or generator did not keep up with the rate, and their latency is not in the figures", p.Schedule.Missed))
+		p.Notes = append(p.Notes, fmt.Sprintf("%s requests were due but never sent, as all %s connections were busy until the end: their latency is not in the figures; if the client has CPUs to spare, more connections (--concurrency) send more", count(uint64(p.Schedule.Missed)), count(uint64(p.Concurrency))))
+	}
+	if p.Schedule.Late.P99 > lateNoted {
+		p.Notes = append(p.Notes, fmt.Sprintf("the generator itself sent one request in a hundred %.1f ms late or more: its machine is busy, and that is part of the latencies", p.Schedule.Late.P99/1000))
 	}
 }
 

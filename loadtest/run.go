@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2" // see distribution.go
 	"slices"
 	"sync"
@@ -12,7 +13,6 @@ import (
 )
 
 const (
-	// A stopped run waits this long for answers that are on their way.
 	stopGrace = time.Second
 	// After a failure to sign again, the next attempt.
 	resignRetry = 5 * time.Second
@@ -26,6 +26,8 @@ type run struct {
 	recorder *recorder
 	seed     uint64
 
+	measuredFrom int64 // number of the first request due in the measured window; of an open loop
+
 	base    time.Time    // when the first request may start; set before any worker runs
 	closes  atomic.Int64 // end of the measured window, nanoseconds after base; earlier when stopped
 	stopped chan struct{}
@@ -36,13 +38,15 @@ type run struct {
 }
 
 func newRun(s *setup, cfg *Config) *run {
+	schedule := newSchedule(cfg)
 	return &run{
-		setup:    s,
-		cfg:      *cfg,
-		schedule: newSchedule(cfg),
-		recorder: newRecorder(len(s.dialers), newTimeline(cfg), cfg.Progress != nil),
-		seed:     rand.Uint64(),
-		stopped:  make(chan struct{}),
+		setup:        s,
+		cfg:          *cfg,
+		schedule:     schedule,
+		recorder:     newRecorder(len(s.dialers), newTimeline(cfg), schedule.open(), cfg.Progress != nil),
+		seed:         rand.Uint64(),
+		measuredFrom: schedule.between(0, cfg.Warmup),
+		stopped:      make(chan struct{}),
 	}
 }
 
@@ -90,9 +94,10 @@ func (r *run) measure(ctx context.Context) (*Report, error) {
 	if err := r.connectAll(ctx, workers); err != nil {
 		return nil, err
 	}
-	startedAt := time.Now()
+	startedAt, busy := time.Now(), processorTime()
 	r.send(ctx, workers)
-	return r.report(startedAt, workers), nil
+	used := float64(processorTime()-busy) / float64(time.Since(startedAt))
+	return r.report(startedAt, math.Round(100*used)/100, workers), nil
 }
 
 // connectAll opens every worker's connection before the clock starts. It fails only if no endpoint takes the first connection to it; other
@@ -160,7 +165,7 @@ func (r *run) watch(ctx, sending context.Context, sent context.CancelFunc, worke
 	}
 	r.closes.Store(min(r.closes.Load(), int64(r.now())))
 	close(r.stopped)
-	grace := time.NewTimer(stopGrace)
+	grace := time.NewTimer(r.cfg.grace)
 	defer grace.Stop()
 	select {
 	case <-sending.Done():

@@ -82,6 +82,17 @@ func (s *schedule) open() bool { return len(s.legs) > 0 }
 // take returns the due time of the next request in line.
 func (s *schedule) take() time.Duration { return s.due(s.next.Add(1) - 1) }
 
+// skip gives up the requests before number first and returns the due time of the next one.
+func (s *schedule) skip(first int64) time.Duration {
+	for {
+		next := s.next.Load()
+		taken := max(next, first)
+		if s.next.CompareAndSwap(next, taken+1) {
+			return s.due(taken)
+		}
+	}
+}
+
 func (s *schedule) due(i int64) time.Duration {
 	n := len(s.legs) - 1
 	for n > 0 && s.legs[n].number > float64(i) {

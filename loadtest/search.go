@@ -40,6 +40,7 @@ type Probe struct {
 	P99        *float64 `json:"p99_us"` // of all requests due; null where more than one in a hundred had no good answer
 	Failed     uint64   `json:"failed"`
 	Missed     int64    `json:"missed"`
+	Late       float64  `json:"late_p99_us"` // of it the generator's own delay
 	Held       bool     `json:"held"`
 }
 
@@ -58,7 +59,10 @@ func Search(ctx context.Context, cfg Config, bound time.Duration, seen func(Prob
 	}
 	defer s.close()
 	found := &SearchReport{Schema: SearchSchema, Bound: micros(int64(bound)), Seconds: cfg.Duration.Seconds(), Probes: []Probe{}, Notes: []string{}}
-	err = found.search(ctx, s, &cfg, bound, seen)
+	err = found.search(cfg.Rate, seen, func(rate float64) (Probe, *Report, error) {
+		cfg.Rate = rate
+		return probeOnce(ctx, s, &cfg, bound)
+	})
 	removed, cleanErr := s.clean(ctx)
 	if err != nil {
 		return nil, errors.Join(err, cleanErr)
@@ -81,17 +85,16 @@ func validateSearch(cfg *Config, bound time.Duration) error {
 	return err
 }
 
-// search probes until the bracket is narrow enough.
-func (f *SearchReport) search(ctx context.Context, s *setup, cfg *Config, bound time.Duration, seen func(Probe)) error {
-	b := bracket{start: cfg.Rate}
+// search probes from a rate on, 0 being searchStart, until the bracket is narrow enough.
+func (f *SearchReport) search(start float64, seen func(Probe), probe func(rate float64) (Probe, *Report, error)) error {
+	b := bracket{start: start}
 	if b.start == 0 {
 		b.start = searchStart
 	}
 	for rate, more := b.next(); more; rate, more = b.next() {
 		held := false
 		for attempt := 0; attempt < 2 && !held; attempt++ {
-			cfg.Rate = rate
-			probe, report, err := probeOnce(ctx, s, cfg, bound)
+			p, report, err := probe(rate)
 			if err != nil {
 				if len(f.Probes) == 0 {
 					return err
@@ -104,12 +107,12 @@ func (f *SearchReport) search(ctx context.Context, s *setup, cfg *Config, bound 
 				f.Interrupted = true
 				return nil
 			}
-			f.Probes = append(f.Probes, probe)
-			if held = probe.Held; held {
+			f.Probes = append(f.Probes, p)
+			if held = p.Held; held {
 				f.Best = report
 			}
 			if seen != nil {
-				seen(probe)
+				seen(p)
 			}
 		}
 		b.learn(rate, held)
@@ -117,6 +120,12 @@ func (f *SearchReport) search(ctx context.Context, s *setup, cfg *Config, bound 
 	}
 	if f.RateFailed == 0 {
 		f.Notes = append(f.Notes, "the bound holds at the highest rate the load test can offer")
+	}
+	for i := len(f.Probes) - 1; i >= 0; i-- {
+		if p := &f.Probes[i]; p.Rate == f.RateFailed && p.Late > f.Bound/2 {
+			f.Notes = append(f.Notes, fmt.Sprintf("at %.0f requests/s the generator itself was late by more than half of the bound: its machine, not the server, may be what failed", p.Rate))
+			break
+		}
 	}
 	return nil
 }
@@ -128,7 +137,7 @@ func probeOnce(ctx context.Context, s *setup, cfg *Config, bound time.Duration) 
 	if err != nil {
 		return Probe{}, nil, err
 	}
-	probe := Probe{Rate: cfg.Rate, Throughput: p.Throughput, Failed: p.Requests.Failed + p.Requests.Unfinished, Missed: p.Schedule.Missed}
+	probe := Probe{Rate: cfg.Rate, Throughput: p.Throughput, Failed: p.Requests.Failed + p.Requests.Unfinished, Missed: p.Schedule.Missed, Late: p.Schedule.Late.P99}
 	due := float64(p.Requests.Sent) + float64(p.Schedule.Missed)
 	if of := searchQuantile * due / float64(p.Requests.Succeeded); of <= 1 { // NaN and infinity where there are none
 		p99 := micros(r.recorder.total().latency.ValueAtQuantile(100 * of))

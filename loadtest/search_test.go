@@ -62,30 +62,83 @@ func (b *bottleneck) wait() {
 	}
 }
 
-// A search finds the capacity of a server within 15 %. The machine may be busy with something else, so it has three attempts.
+// A search finds the capacity of a server to its tolerance, even if one probe in two fails without a reason, and then says what it saw.
+func TestSearch(t *testing.T) {
+	for _, capacity := range []float64{3, 800, 12_345, rateMax} {
+		for _, disturbed := range []bool{false, true} {
+			f, n := &SearchReport{Bound: 1000}, 0
+			var seen []Probe
+			err := f.search(500, func(p Probe) { seen = append(seen, p) }, func(rate float64) (Probe, *Report, error) {
+				n++
+				p99 := 500.0
+				if rate > capacity || disturbed && n%2 == 1 {
+					p99 = 1500
+				}
+				return Probe{Rate: rate, P99: &p99, Held: p99 <= 1000}, &Report{Rate: rate}, nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if capacity == rateMax {
+				if f.Rate != rateMax || f.RateFailed != 0 || len(f.Notes) != 1 {
+					t.Errorf("no limit: %+v", f)
+				}
+				continue
+			}
+			checkSearch(t, f, seen)
+			if f.Rate > capacity || f.RateFailed <= capacity || f.RateFailed > max(searchTolerance*f.Rate, f.Rate+1) {
+				t.Errorf("capacity %v, disturbed %v: found %v to %v", capacity, disturbed, f.Rate, f.RateFailed)
+			}
+		}
+	}
+}
+
+// A rate that failed while the generator was late itself is remarked on: it may not be the server's limit.
+func TestSearchGeneratorLate(t *testing.T) {
+	for _, late := range []float64{400, 600} {
+		f := &SearchReport{Bound: 1000}
+		err := f.search(500, nil, func(rate float64) (Probe, *Report, error) {
+			p99 := rate
+			return Probe{Rate: rate, P99: &p99, Late: late, Held: p99 <= 1000}, &Report{}, nil
+		})
+		if noted := strings.Contains(strings.Join(f.Notes, ""), "the generator itself was late"); err != nil || noted != (late > 500) {
+			t.Errorf("late by %v: %v, notes %q", late, err, f.Notes)
+		}
+	}
+}
+
+// Against a real server the search never finds much more than its capacity, on any machine: of requests offered faster for half a second, more
+// than one in a hundred are answered later than the bound of 100 ms, 1.21 being (0.5+0.1)/0.5/0.99. That it finds no less takes a machine
+// that answers in time when it is not overloaded; there are some attempts.
 func TestSearchFindsCapacity(t *testing.T) {
-	const capacity = 800.0
+	const capacity = 400.0
 	b := &bottleneck{every: time.Second / capacity}
 	url := serve(t, nil, func(ctx *fasthttp.RequestCtx) {
 		b.wait()
 		ctx.SetBodyString(`{"Plaintext":"AAA="}`)
 	})
 	cfg := randomConfig(t, url)
-	cfg.Rate, cfg.Concurrency, cfg.Warmup, cfg.Duration = 600, 128, 50*ms, 350*ms
+	cfg.Rate, cfg.Concurrency, cfg.Warmup, cfg.Duration = 300, 128, 0, 500*ms
 	var f *SearchReport
-	for range 3 {
+	for range 6 {
 		var seen []Probe
 		var err error
-		f, err = Search(t.Context(), cfg, 20*ms, func(p Probe) { seen = append(seen, p) })
+		f, err = Search(t.Context(), cfg, 100*ms, func(p Probe) { seen = append(seen, p) })
 		if err != nil {
 			t.Fatal(err)
 		}
-		checkSearch(t, f, seen)
-		if f.Rate > 0.85*capacity && f.Rate < 1.15*capacity {
-			return
-		}
 		for _, p := range seen {
 			t.Log(p)
+		}
+		if f.Best == nil {
+			continue
+		}
+		checkSearch(t, f, seen)
+		if f.Rate > 1.25*capacity {
+			t.Fatalf("found %v/s, the server does %v/s", f.Rate, capacity)
+		}
+		if f.Rate > 0.85*capacity {
+			return
 		}
 	}
 	t.Errorf("found %v/s, the server does %v/s", f.Rate, capacity)
@@ -113,12 +166,9 @@ func checkSearch(t *testing.T, f *SearchReport, seen []Probe) {
 
 // Refused requests are slower than any bound: a server that throttles fast does not hold a rate.
 func TestSearchCountsRefusals(t *testing.T) {
-	var refuseFrom sync.Map // one key: the hundredth of requests that is refused
-	refuseFrom.Store(0, int64(50))
 	k := newFakeKMS(t, nil)
 	k.fault = func(ctx *fasthttp.RequestCtx, _ string, n int64) bool {
-		every, _ := refuseFrom.Load(0)
-		if n%every.(int64) != 0 {
+		if n%50 != 0 {
 			return false
 		}
 		ctx.SetStatusCode(400)
@@ -126,23 +176,25 @@ func TestSearchCountsRefusals(t *testing.T) {
 		return true
 	}
 	cfg := testConfig(k.url)
-	cfg.Rate, cfg.Duration = 1, 150*ms
+	cfg.Rate, cfg.Duration = 400, 500*ms // 200 requests: four of them are refused
+	var f *SearchReport
 	var lines []string
-	f, err := Search(t.Context(), cfg, time.Minute, func(p Probe) { lines = append(lines, p.String()) })
-	if err != nil {
-		t.Fatal(err)
-	}
-	if f.Best == nil || f.RateFailed == 0 {
-		t.Fatalf("report %+v", f)
-	}
-	failed := f.Probes[len(f.Probes)-1]
-	for _, p := range f.Probes {
-		if !p.Held {
-			failed = p
+	for range 20 { // a machine that stands still does not send them all
+		var err error
+		if f, err = Search(t.Context(), cfg, time.Minute, func(p Probe) { lines = append(lines, p.String()) }); err != nil {
+			t.Fatal(err)
+		}
+		if f.Probes[0].Missed+f.Probes[1].Missed == 0 {
+			break
 		}
 	}
-	if failed.P99 != nil || failed.Failed == 0 || !strings.Contains(strings.Join(lines, "\n"), "p99 out of reach") {
-		t.Errorf("a refused probe: %+v, lines %q", failed, lines)
+	for _, p := range f.Probes[:2] {
+		if p.Rate != 400 || p.Held || p.P99 != nil || p.Failed < 3 || p.Failed > 5 {
+			t.Errorf("a probe with refusals: %+v", p)
+		}
+	}
+	if f.RateFailed == 0 || f.RateFailed > 400 || !strings.Contains(strings.Join(lines, "\n"), "p99 out of reach") {
+		t.Errorf("report %+v, lines %q", f, lines)
 	}
 }
 
@@ -170,14 +222,14 @@ func TestSearchMainJSON(t *testing.T) {
 	b := &bottleneck{every: time.Second / 200}
 	k.fault = func(*fasthttp.RequestCtx, string, int64) bool { b.wait(); return false }
 	var stdout, stderr bytes.Buffer
-	status := Main([]string{"--endpoint", k.url, "--search-p99", "60ms", "--rate", "100", "--duration", "200ms", "--warmup", "0s", "--json"}, &stdout, &stderr)
+	status := Main([]string{"--endpoint", k.url, "--search-p99", "300ms", "--rate", "100", "--duration", "200ms", "--warmup", "0s", "--json"}, &stdout, &stderr)
 	var f SearchReport
 	decoder := json.NewDecoder(bytes.NewReader(stdout.Bytes()))
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(&f); err != nil {
 		t.Fatalf("status %d, %v: %s %s", status, err, stdout.String(), stderr.String())
 	}
-	if status != exitOK || f.Schema != SearchSchema || f.Bound != 60_000 || f.Seconds != 0.2 || f.Best == nil || f.Best.Schema != ReportSchema {
+	if status != exitOK || f.Schema != SearchSchema || f.Bound != 300_000 || f.Seconds != 0.2 || f.Best == nil || f.Best.Schema != ReportSchema {
 		t.Errorf("status %d, report %+v", status, f)
 	}
 	if n := strings.Count(stderr.String(), "probe "); n != len(f.Probes) || n < 3 {
@@ -187,7 +239,7 @@ func TestSearchMainJSON(t *testing.T) {
 	if err := f.WriteJSON(&again); err != nil || again.String() != stdout.String() {
 		t.Errorf("%v: the document does not read back as itself", err)
 	}
-	if err := f.WriteText(&text); err != nil || !strings.Contains(text.String(), fmt.Sprintf("p99 within 60000.0 µs: %s requests/s hold, %s fail\n", grouped(f.Rate), grouped(f.RateFailed))) ||
+	if err := f.WriteText(&text); err != nil || !strings.Contains(text.String(), fmt.Sprintf("p99 within 300000.0 µs: %s requests/s hold, %s fail\n", grouped(f.Rate), grouped(f.RateFailed))) ||
 		!strings.Contains(text.String(), "at that rate: GenerateDataKey at ") {
 		t.Errorf("%v: %s", err, text.String())
 	}
@@ -196,17 +248,24 @@ func TestSearchMainJSON(t *testing.T) {
 // A search that is interrupted reports what it found so far.
 func TestSearchInterrupted(t *testing.T) {
 	k := newFakeKMS(t, nil)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
 	cfg := testConfig(k.url)
-	cfg.Rate, cfg.Duration, cfg.Cleanup = 50, 100*ms, true
-	f, err := Search(ctx, cfg, time.Minute, func(p Probe) {
-		if p.Rate == 100 {
-			cancel()
+	cfg.Rate, cfg.Duration, cfg.Cleanup = 50, 200*ms, true
+	var f *SearchReport
+	for range 20 { // a machine that stands still does not hold the first rate
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var err error
+		f, err = Search(ctx, cfg, time.Minute, func(p Probe) {
+			if p.Rate != 50 {
+				cancel()
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
 		}
-	})
-	if err != nil {
-		t.Fatal(err)
+		if f.Rate == 100 {
+			break
+		}
 	}
 	if !f.Interrupted || f.Rate != 100 || f.Best == nil || len(f.Probes) != 2 || f.KeysRemoved != 1 {
 		t.Errorf("report %+v", f)
@@ -221,6 +280,7 @@ func TestSearchUsage(t *testing.T) {
 	setAWSEnvironment(t)
 	for _, c := range []struct{ args, want string }{
 		{"--search-p99 -1ms", "bound of p99 must be"},
+		{"--search-p99 0s", "bound of p99 must be"},
 		{"--search-p99 5m1s", "bound of p99 must be"},
 		{"--search-p99 1ms --profile ramp --rate 1 --rate-to 2", "a search needs the profile constant"},
 		{"--search-p99 1ms --keys 0", "keys must be"},
@@ -236,8 +296,8 @@ func TestSearchUsage(t *testing.T) {
 		args             string
 		duration, warmup time.Duration
 	}{{"", 10 * time.Second, 2 * time.Second}, {"--search-p99 1ms", probeDuration, probeWarmup}, {"--search-p99 1ms --duration 5s --warmup 1s", 5 * time.Second, time.Second}} {
-		cfg, _, err := parseFlags(strings.Fields(c.args), &bytes.Buffer{})
-		if err != nil || cfg.Duration != c.duration || cfg.Warmup != c.warmup {
+		cfg, opt, err := parseFlags(strings.Fields(c.args), &bytes.Buffer{})
+		if err != nil || cfg.Duration != c.duration || cfg.Warmup != c.warmup || opt.searching != (c.args != "") {
 			t.Errorf("%q: %v after %v, %v", c.args, cfg.Duration, cfg.Warmup, err)
 		}
 	}

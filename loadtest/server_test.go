@@ -2,6 +2,7 @@ package loadtest
 
 import (
 	"bytes"
+	"context"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/rand"
@@ -308,12 +309,47 @@ func (k *fakeKMS) count(m map[string]int, name string) int {
 	return m[name]
 }
 
-// testConfig is a short closed loop against url.
+// testConfig is a short closed loop against url. Its time-outs outlast a machine that is suspended for a while.
 func testConfig(url string) Config {
 	cfg := DefaultConfig()
+	cfg.Timeout = timeoutMax
 	cfg.Endpoints, cfg.Concurrency, cfg.Warmup, cfg.Duration = []string{url}, 4, 0, 300*time.Millisecond
 	return cfg
 }
+
+// untilStopped runs without an end of its own; start gets the function that stops it. What is sent then does not depend on how fast the
+// machine is, as it would in a window of fixed length.
+func untilStopped(t testing.TB, cfg Config, start func(stop func())) *Report {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	cfg.Duration, cfg.grace = time.Hour, timeoutMax
+	start(stop)
+	report, err := Run(ctx, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return report
+}
+
+// runUntil runs until enough says so; it sees each data-plane request's number in this run before the fault does. By then all but as many as
+// there are connections are answered.
+func (k *fakeKMS) runUntil(cfg Config, enough func(n int64) bool) *Report {
+	k.t.Helper()
+	fault, before := k.fault, k.calls.Load()
+	defer func() { k.fault = fault }()
+	return untilStopped(k.t, cfg, func(stop func()) {
+		k.fault = func(ctx *fasthttp.RequestCtx, op string, n int64) bool {
+			if enough(n - before) {
+				stop()
+			}
+			return fault != nil && fault(ctx, op, n)
+		}
+	})
+}
+
+// atLeast is enough for runUntil.
+func atLeast(requests int64) func(int64) bool { return func(n int64) bool { return n >= requests } }
 
 // mustRun runs and fails the test on an error.
 func mustRun(t testing.TB, cfg Config) *Report {

@@ -26,7 +26,7 @@ type setup struct {
 	cleanup bool
 }
 
-// prepare connects to the first endpoint, finds or makes the keys and signs the requests. It writes into cfg what the AWS chain decided.
+// prepare connects, finds or makes the keys and signs the requests. It writes into cfg what the AWS chain decided.
 // After an error nothing is left but what clean-up, where it was asked for, could not remove.
 func prepare(ctx context.Context, cfg *Config) (*setup, error) {
 	at, err := connectSite(ctx, cfg)
@@ -38,7 +38,9 @@ func prepare(ctx context.Context, cfg *Config) (*setup, error) {
 	for _, d := range s.dialers {
 		s.signer.hosts = append(s.signer.hosts, d.to.host)
 	}
-	if err := s.fill(ctx, cfg); err != nil {
+	err = s.fill(ctx, cfg)
+	s.site.close() // servers limit the connections of one address; these would count
+	if err != nil {
 		_, cleanErr := s.clean(ctx)
 		s.close()
 		return nil, errors.Join(err, cleanErr)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -21,7 +22,7 @@ const setupAttempts = 8
 type site struct {
 	dialers     []*dialer // one per endpoint
 	credentials aws.CredentialsProvider
-	api         *kms.Client // for set-up and clean-up, at the first endpoint
+	api         *kms.Client // for set-up and clean-up, at the first endpoint that answers
 	transport   *http.Transport
 }
 
@@ -41,6 +42,7 @@ func connectSite(ctx context.Context, cfg *Config) (*site, error) {
 	if err := resolve(cfg, &chain); err != nil {
 		return nil, err
 	}
+	chain.Region = cfg.Region
 	if _, err := chain.Credentials.Retrieve(ctx); err != nil {
 		return nil, fmt.Errorf("AWS credentials: %w", err)
 	}
@@ -56,13 +58,17 @@ func connectSite(ctx context.Context, cfg *Config) (*site, error) {
 		}
 		s.dialers = append(s.dialers, d)
 	}
+	first, err := s.reachable(ctx)
+	if err != nil {
+		return nil, err
+	}
 	s.transport = &http.Transport{ // no proxy: requests go to the endpoints and nowhere else
-		TLSClientConfig:     s.dialers[0].roots.Clone(),
+		TLSClientConfig:     first.roots.Clone(),
 		MaxIdleConnsPerHost: setupParallel,
 		IdleConnTimeout:     30 * time.Second,
 	}
 	s.api = kms.NewFromConfig(chain, func(o *kms.Options) {
-		o.BaseEndpoint = aws.String(s.dialers[0].to.url)
+		o.BaseEndpoint = aws.String(first.to.url)
 		o.RetryMaxAttempts = setupAttempts
 		o.HTTPClient = &http.Client{
 			Transport:     s.transport,
@@ -71,6 +77,27 @@ func connectSite(ctx context.Context, cfg *Config) (*site, error) {
 		}
 	})
 	return s, nil
+}
+
+// reachable is the first endpoint that takes a connection. The SDK would repeat its call to a wrong address for half a minute.
+func (s *site) reachable(ctx context.Context) (*dialer, error) {
+	failed := make([]error, len(s.dialers))
+	_ = parallel(ctx, len(failed), func(ctx context.Context, i int) error {
+		conn, err := s.dialers[i].dial(ctx)
+		if err != nil {
+			failed[i] = fmt.Errorf("cannot connect to %s: %w", s.dialers[i].to.url, err)
+			return nil
+		}
+		conn.Close()
+		return nil
+	})
+	if err := ctx.Err(); err != nil { // then some were not asked
+		return nil, err
+	}
+	if i := slices.Index(failed, nil); i >= 0 {
+		return s.dialers[i], nil
+	}
+	return nil, errors.Join(failed...)
 }
 
 // resolve fills in Region, Endpoints and CAFile.

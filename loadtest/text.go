@@ -5,9 +5,10 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"strconv"
 	"strings"
 	"time"
+
+	"github.com/keyplane/keyplane/internal/plot"
 )
 
 const progressEvery = time.Second
@@ -29,26 +30,29 @@ func (p *Report) WriteText(w io.Writer) error {
 		line("keys", "%d, %s", p.Keys, p.KeyDistribution)
 	}
 	line("payload", "%d bytes", p.PayloadBytes)
-	line("client", "%s/%s, %d CPUs, %s", p.Client.OS, p.Client.Arch, p.Client.CPUs, p.Client.Go)
+	line("client", "%s", p.clientText())
 	b.WriteByte('\n')
 	line("throughput", "%s requests/s", grouped(p.Throughput))
-	line("requests", "%s sent, %s succeeded, %s failed, %s unfinished", count(p.Requests.Sent), count(p.Requests.Succeeded),
-		count(p.Requests.Failed), count(p.Requests.Unfinished))
+	if p.Loop == OpenLoop {
+		line("per second", "%s offered, %s sent, %s served, %s refused", grouped(p.Offered), grouped(p.SendRate), grouped(p.Throughput), grouped(p.RefusalRate))
+	}
+	line("requests", "%s sent, %s succeeded, %s, %s unfinished", count(p.Requests.Sent), count(p.Requests.Succeeded),
+		failures(p.Requests.Failed, p.Requests.Refused), count(p.Requests.Unfinished))
 	l := p.Latency
 	line("latency µs", "p50 %.1f   p90 %.1f   p99 %.1f   p99.9 %.1f   max %.1f", l.P50, l.P90, l.P99, l.P999, l.Max)
 	line("bytes", "%s sent, %s received", count(p.Bytes.Sent), count(p.Bytes.Received))
 	line("connections", "%s opened, %s requests sent again", count(p.Connections.Opened), count(p.Connections.Retried))
 	if p.Loop == OpenLoop {
-		line("schedule", "%s missed, at most %.1f µs late to start", count(uint64(p.Schedule.Missed)), p.Schedule.LagMax)
+		s := &p.Schedule
+		line("schedule", "%s never sent, %s waited for a connection, for at most %.1f µs", count(uint64(s.Missed)), count(s.Waited), s.WaitMax)
+		line("generator", "late itself by µs: p50 %.1f   p99 %.1f   max %.1f", s.Late.P50, s.Late.P99, s.Late.Max)
 	}
 	for _, s := range p.Steps {
-		line("step", "%s requests/s for %.1f s: %s answered, p50 %.1f   p99 %.1f   p99.9 %.1f, %s failed", grouped(s.Rate), s.Seconds, grouped(s.Throughput),
-			s.Latency.P50, s.Latency.P99, s.Latency.P999, count(s.Failed))
+		line("step", "%s requests/s for %.1f s: %s served, %s, %s", grouped(s.Rate), s.Seconds, grouped(s.Throughput), s.Latency.brief(), failures(s.Failed, s.Refused))
 	}
 	if len(p.Endpoints) > 1 {
 		for _, e := range p.Endpoints {
-			line("endpoint", "%s: %s requests/s over %d connections, p50 %.1f   p99 %.1f   p99.9 %.1f, %s failed", e.URL, grouped(e.Throughput), e.Workers,
-				e.Latency.P50, e.Latency.P99, e.Latency.P999, count(e.Requests.Failed))
+			line("endpoint", "%s: %s requests/s over %d connections, %s, %s", e.URL, grouped(e.Throughput), e.Workers, e.Latency.brief(), failures(e.Requests.Failed, e.Requests.Refused))
 		}
 	}
 	if len(p.Errors) == 0 {
@@ -109,7 +113,7 @@ func (p Probe) String() string {
 	if p.Held {
 		verdict = "holds"
 	}
-	return fmt.Sprintf("probe %s/s: %s, %s/s answered, %s failed, %s missed: %s", grouped(p.Rate), p99, grouped(p.Throughput), count(p.Failed), count(uint64(p.Missed)), verdict)
+	return fmt.Sprintf("probe %s/s: %s, %s/s served, %s failed, %s never sent, generator late %.1f µs: %s", grouped(p.Rate), p99, grouped(p.Throughput), count(p.Failed), count(uint64(p.Missed)), p.Late, verdict)
 }
 
 // loopText says in words how requests were offered.
@@ -124,20 +128,35 @@ func (p *Report) loopText() string {
 	return fmt.Sprintf("open, %s requests/s, at most %d at a time", rate, p.Concurrency)
 }
 
+// brief is a latency within a line.
+func (l *Latency) brief() string {
+	if l.Max == 0 {
+		return "no successes"
+	}
+	return fmt.Sprintf("p50 %.1f   p99 %.1f   p99.9 %.1f µs", l.P50, l.P99, l.P999)
+}
+
+// failures says how many requests failed, and how many of them the server refused.
+func failures(failed, refused uint64) string {
+	if failed == 0 {
+		return "0 failed"
+	}
+	return fmt.Sprintf("%s failed (%s refused)", count(failed), count(refused))
+}
+
+func (p *Report) clientText() string {
+	c := &p.Client
+	text := fmt.Sprintf("%s/%s, %d CPUs", c.OS, c.Arch, c.CPUs)
+	if c.CPUsUsed > 0 {
+		text += fmt.Sprintf(" (%.2f used)", c.CPUsUsed)
+	}
+	return text + ", " + c.Go
+}
+
 // grouped prints a number without fraction, its digits in threes.
 func grouped(f float64) string { return count(uint64(f + 0.5)) }
 
-func count(n uint64) string {
-	digits := strconv.FormatUint(n, 10)
-	var b []byte
-	for i := range len(digits) {
-		if i > 0 && (len(digits)-i)%3 == 0 {
-			b = append(b, ' ')
-		}
-		b = append(b, digits[i])
-	}
-	return string(b)
-}
+func count(n uint64) string { return plot.Grouped(n) }
 
 // progress draws one line a second over the last one, until the sending ends.
 func (r *run) progress(sending context.Context) {

@@ -70,10 +70,11 @@ type lane struct {
 	current  *hdrhistogram.Histogram
 	answered []uint64 // successes by the interval of the answer, not of the start
 	failed   []uint64 // by the interval of the intended start
+	refused  []uint64 // of failed
 }
 
 func newLane(l *timeline) lane {
-	return lane{line: l, current: newTimelineHistogram(), answered: make([]uint64, l.n), failed: make([]uint64, l.n)}
+	return lane{line: l, current: newTimelineHistogram(), answered: make([]uint64, l.n), failed: make([]uint64, l.n), refused: make([]uint64, l.n)}
 }
 
 // add takes a measured request.
@@ -81,6 +82,9 @@ func (l *lane) add(res *result) {
 	i := l.line.at(res.due)
 	if res.kind != kindOK {
 		l.failed[i]++
+		if res.kind.fromServer() {
+			l.refused[i]++
+		}
 		return
 	}
 	if res.inWindow {

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/valyala/fasthttp"
+
+	"github.com/keyplane/keyplane/internal/kmsapi"
 )
 
 func TestTimelineDivision(t *testing.T) {
@@ -46,7 +48,7 @@ func TestTimelineDivision(t *testing.T) {
 // Latencies are filed under the intended start, in whatever order the answers come; answers under their own time.
 func TestLane(t *testing.T) {
 	cfg := &Config{Duration: 4 * time.Second, Rate: 1, Profile: Constant}
-	r := newRecorder(1, newTimeline(cfg), false)
+	r := newRecorder(1, newTimeline(cfg), true, false)
 	for _, c := range []struct {
 		shard        int
 		due, latency time.Duration
@@ -58,19 +60,21 @@ func TestLane(t *testing.T) {
 		{0, 900 * ms, 2000 * ms, kindOK}, // a straggler: two seconds late, due in the first interval
 		{1, 3100 * ms, 40 * ms, kindOK},
 		{1, 2500 * ms, 0, kindTimeout},
+		{1, 1500 * ms, 0, kind(kmsapi.Throttling)},
 		{0, 3900 * ms, 500 * ms, kindOK}, // answered after the window
 	} {
 		r.shard(c.shard).add(&result{due: c.due, latency: c.latency, kind: c.kind, measured: true, inWindow: c.kind == kindOK && c.due+c.latency <= cfg.Duration})
 	}
-	line, answered, failed := r.over()
+	line, answered, failed, refused := r.over()
 	for i, want := range []struct {
 		n      int64
 		max    time.Duration
 		answer uint64
 		failed uint64
-	}{{3, 2000 * ms, 2, 0}, {1, 30 * ms, 1, 0}, {0, 0, 1, 1}, {2, 500 * ms, 1, 0}} {
-		if answered[i] != want.answer || failed[i] != want.failed {
-			t.Errorf("interval %d: %d answered, %d failed", i, answered[i], failed[i])
+		refuse uint64
+	}{{3, 2000 * ms, 2, 0, 0}, {1, 30 * ms, 1, 1, 1}, {0, 0, 1, 1, 0}, {2, 500 * ms, 1, 0, 0}} {
+		if answered[i] != want.answer || failed[i] != want.failed || refused[i] != want.refuse {
+			t.Errorf("interval %d: %d answered, %d failed, %d refused", i, answered[i], failed[i], refused[i])
 		}
 		if h := line.latency[i]; h == nil {
 			if want.n != 0 {
@@ -82,15 +86,29 @@ func TestLane(t *testing.T) {
 	}
 }
 
+// allSent repeats a run until the machine had the time to send everything. Each begins with request 1 and with the fault that make returns.
+func allSent(t *testing.T, k *fakeKMS, make func() func(*fasthttp.RequestCtx, string, int64) bool, cfg Config) (p *Report) {
+	t.Helper()
+	for range 20 {
+		if k != nil {
+			k.calls.Store(0)
+			k.fault = make()
+		}
+		if p = mustRun(t, cfg); p.Schedule.Missed == 0 {
+			break
+		}
+	}
+	return p
+}
+
 // A server that stands still from the middle of one interval to the middle of the next shows in both, although all its answers came in the
 // second: a timeline by the time of the answer would show a first interval without a blemish.
 func TestTimelineShowsStallWhereItBegan(t *testing.T) {
 	k := newFakeKMS(t, nil)
-	k.fault = stallOnce(70, 500*ms)
 	cfg := testConfig(k.url)
 	cfg.Profile, cfg.Steps, cfg.Rate, cfg.RateTo = Step, 3, 200, 200 // intervals of half a second
 	cfg.Duration = 1500 * ms
-	p := mustRun(t, cfg)
+	p := allSent(t, k, stallOnce(70, 500*ms), cfg)
 	if len(p.Timeline) != 3 || len(p.Steps) != 3 {
 		t.Fatalf("timeline %+v, steps %+v", p.Timeline, p.Steps)
 	}
@@ -113,7 +131,7 @@ func TestStepRun(t *testing.T) {
 	url := serve(t, nil, func(ctx *fasthttp.RequestCtx) { ctx.SetBodyString(`{"Plaintext":"AAA="}`) })
 	cfg := randomConfig(t, url)
 	cfg.Profile, cfg.Rate, cfg.RateTo, cfg.Steps, cfg.Duration = Step, 100, 400, 4, 800*ms
-	p := mustRun(t, cfg)
+	p := allSent(t, nil, nil, cfg)
 	if got := p.Requests.Sent + uint64(p.Schedule.Missed); got != 200 { // (100+200+300+400)·0.2
 		t.Errorf("%d requests", got)
 	}

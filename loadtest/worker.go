@@ -22,6 +22,7 @@ type worker struct {
 	shard    *shard
 	sleep    *sleeper
 
+	free       time.Duration // when it could take the request at hand
 	redialWait time.Duration
 	unfinished uint64 // measured requests given up because the run was stopped
 }
@@ -56,30 +57,33 @@ func (w *worker) loop(ctx context.Context) {
 // next waits until the worker's next request is due and returns when that was to be; ok is false when there is none.
 func (w *worker) next() (due time.Duration, ok bool) {
 	r := w.run
+	w.free = r.now()
 	if !r.schedule.open() {
-		due = r.now()
-		return due, due < r.closesAt()
+		return w.free, w.free < r.closesAt()
 	}
-	if r.now() >= r.closesAt() {
+	if w.free >= r.closesAt() {
 		return 0, false // what is still due by now is reported as missed
 	}
 	due = r.schedule.take()
+	if due < r.cfg.Warmup && w.free >= r.cfg.Warmup {
+		due = r.schedule.skip(r.measuredFrom) // what the warm-up left over is no part of the window
+	}
 	if due >= r.closesAt() {
 		return 0, false
 	}
 	w.sleep.until(r, due)
-	return due, r.now() < r.closesAt()
+	return due, due < r.closesAt() // if the generator is late, it is sent still; if it was stopped, not
 }
 
 // one sends a request that was due at due, and records it.
 func (w *worker) one(ctx context.Context, due time.Duration) {
 	r := w.run
 	t := r.targets[r.distribution.pick(w.random)]
-	begin := due
+	res := result{due: due, measured: due >= r.cfg.Warmup}
 	if r.schedule.open() {
-		begin = r.now()
+		res.waited = max(w.free-due, 0)
+		res.late = r.now() - due - res.waited
 	}
-	res := result{due: due, measured: due >= r.cfg.Warmup, lag: begin - due}
 	status, err := w.client.exchange(ctx, *t.signed[w.endpoint].Load())
 	end := r.now()
 	res.latency = end - due

@@ -71,7 +71,7 @@ func TestSlowRounds(t *testing.T) {
 		return time.Since(start)
 	}
 	best := together()
-	for n := 0; n < 20 && best >= 3*latency; n++ { // the machine may be busy
+	for n := 0; n < 200 && best >= 3*latency; n++ { // the machine may be busy
 		best = min(best, together())
 	}
 	// One after the other they take 8 latencies.
@@ -97,7 +97,8 @@ type slowRig struct {
 	want [48]byte
 }
 
-const slowTimeout = 250 * time.Millisecond
+// slowTimeout is long enough for a round without a fault on a busy machine.
+const slowTimeout = 2 * time.Second
 
 // newSlowRig has its rounds encrypt by C_Encrypt, or by an operation that is begun anew for each.
 func newSlowRig(t *testing.T, streams bool) slowRig {
@@ -123,7 +124,7 @@ func newSlowRig(t *testing.T, streams bool) slowRig {
 // heals waits until all shards serve and nothing hangs any more.
 func (r slowRig) heals(t *testing.T) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		st := r.Stats().Slots[0]
 		if r.Healthy() == nil && st.Serving == r.Len() && st.Stuck == 0 {
 			break

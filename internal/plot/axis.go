@@ -2,10 +2,14 @@ package plot
 
 import (
 	"math"
+	"slices"
 	"strconv"
 )
 
-const ticksAbout = 6 // on a linear axis
+const (
+	ticksAbout = 6    // on a linear axis
+	slack      = 1e-9 // 1000.0000001 is a thousand
+)
 
 // Axis maps Lo..Hi to the drawing; both are > 0 where Log is set.
 type Axis struct {
@@ -32,15 +36,14 @@ func Linear(lo, hi float64) Axis {
 		}
 	}
 	a := Axis{Lo: lo, Hi: hi}
-	for i := math.Ceil(lo / step); i*step <= hi*(1+1e-9); i++ {
-		a.Ticks = append(a.Ticks, Tick{i * step, strconv.FormatFloat(i*step, 'g', 6, 64)})
+	for i := math.Ceil(lo / step); i*step <= hi*(1+slack); i++ {
+		a.Ticks = append(a.Ticks, Tick{i * step, tickLabel(i * step)})
 	}
 	return a
 }
 
 // Logarithmic is an axis over whole powers of ten around lo..hi, labelled by label.
 func Logarithmic(lo, hi float64, label func(float64) string) Axis {
-	const slack = 1e-9 // 1000.0000001 is a thousand
 	from, to := math.Floor(math.Log10(lo)+slack), math.Ceil(math.Log10(hi)-slack)
 	if to <= from {
 		to = from + 1
@@ -84,23 +87,18 @@ func Latencies(all ...Series) Axis {
 	if hi == 0 {
 		lo, hi = 1, 10
 	}
-	return Logarithmic(lo, hi, func(us float64) string {
-		switch {
-		case us >= 1e6:
-			return strconv.FormatFloat(us/1e6, 'g', -1, 64) + " s"
-		case us >= 1e3:
-			return strconv.FormatFloat(us/1e3, 'g', -1, 64) + " ms"
-		}
-		return strconv.FormatFloat(us, 'g', 3, 64) + " µs"
-	})
+	return Logarithmic(lo, hi, Micros)
 }
 
 // Percentile is the place of a percentile below 100 on the axis that Percentiles makes.
 func Percentile(p float64) float64 { return 100 / (100 - p) }
 
-// Percentiles is an axis up to a place from Percentile that gives every further nine the same room: 1/(1-q) on a logarithmic scale.
+// Percentiles is an axis to hi, a place from Percentile beyond 1, that gives every further nine the same room: 1/(1-q) on a logarithmic scale.
 func Percentiles(hi float64) Axis {
-	return Logarithmic(1, hi, func(v float64) string { return strconv.FormatFloat(100-100/v, 'g', 9, 64) + " %" })
+	a := Logarithmic(1, hi, func(v float64) string { return strconv.FormatFloat(100-100/v, 'g', 9, 64) + " %" })
+	a.Hi = hi
+	a.Ticks = slices.DeleteFunc(a.Ticks, func(t Tick) bool { return t.At > hi*(1+slack) })
+	return a
 }
 
 // place maps v to from..to.

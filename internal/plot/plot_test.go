@@ -85,7 +85,7 @@ func TestBars(t *testing.T) {
 func TestGapEndsALine(t *testing.T) {
 	p := Plot{X: Linear(0, 10), Y: Linear(0, 10), Series: []Series{{Name: "l", Colour: "#111", Points: []Point{At(0, 0), At(10, 10), Gap, At(10, 0)}}}}
 	got := marks(t, p.SVG(), "l", "path")
-	if len(got) != 1 || got[0]["d"] != "M70.0 256.0L830.0 34.0M830.0 256.0" {
+	if len(got) != 1 || got[0]["d"] != "M70.0 276.0L830.0 56.0M830.0 276.0" {
 		t.Errorf("%v", got)
 	}
 }
@@ -113,11 +113,83 @@ func TestAxes(t *testing.T) {
 	if got := []string{a.Ticks[0].Label, a.Ticks[1].Label, a.Ticks[2].Label}; strings.Join(got, " ") != "1 8 64" {
 		t.Errorf("ticks %q", got)
 	}
-	if l := Linear(0, 1100); len(l.Ticks) != 6 || l.Ticks[1].Label != "200" {
+	if l := Linear(0, 1100); len(l.Ticks) != 6 || l.Ticks[1].Label != "200" || l.Ticks[5].Label != "1 000" {
 		t.Errorf("ticks %v", l.Ticks)
+	}
+	// An axis of percentiles ends where it is told to, with the last nine before it or there.
+	for at, want := range map[float64]string{99.9: "99.9 %", 99.99: "99.99 %", 99.95: "99.9 %"} {
+		p := Percentiles(Percentile(at))
+		if p.Hi != Percentile(at) || p.Ticks[len(p.Ticks)-1].Label != want {
+			t.Errorf("percentiles to %v: %+v", at, p)
+		}
 	}
 	l := Latencies(Series{Points: []Point{At(0, 90), Gap, At(1, 2e6)}})
 	if l.Lo != 10 || l.Hi != 1e7 || l.Ticks[0].Label != "10 µs" || l.Ticks[2].Label != "1 ms" || l.Ticks[5].Label != "1 s" {
 		t.Errorf("latencies %+v", l)
+	}
+}
+
+// Ticks are round, few, and no label is wider than the room beside the plot.
+func TestLinearTicks(t *testing.T) {
+	for _, hi := range []float64{0, 0.3, 1, 7, 20, 63, 105, 999, 1001, 52_500, 1.05e6} {
+		a := Linear(0, hi)
+		if n := len(a.Ticks); n < 2 || n > ticksAbout+1 || a.Ticks[0].At != 0 || a.Ticks[n-1].At > a.Hi*(1+slack) || a.Ticks[n-1].At < a.Hi/2 {
+			t.Errorf("0 to %v: %+v", hi, a)
+		}
+		for _, tick := range a.Ticks {
+			if len(tick.Label)*int(character) > int(padLeft) {
+				t.Errorf("0 to %v: %q does not fit", hi, tick.Label)
+			}
+		}
+	}
+}
+
+func TestMicros(t *testing.T) {
+	for us, want := range map[float64]string{0: "0 µs", 0.5: "0.5 µs", 42.04: "42 µs", 999.4: "999 µs", 999.6: "1 ms", 12_468: "12.5 ms", 999_600: "1 s", 61e6: "61 s", 7200e6: "7 200 s"} {
+		if got := Micros(us); got != want {
+			t.Errorf("%v µs is written %q, want %q", us, got, want)
+		}
+	}
+}
+
+// A picture of its own has a ground and a colour; one within a page has neither. Both have their title in sight.
+func TestColours(t *testing.T) {
+	p := Plot{Title: "a & b", X: Linear(0, 1), Y: Linear(0, 1)}
+	const title, ground, colour = `font-weight="bold">a &amp; b</text>`, `<rect width="860" height="320" fill="#fff"/>`, ` color="#333"`
+	if svg := p.SVG(); !strings.Contains(svg, title) || !strings.Contains(svg, ground) || !strings.Contains(svg, colour) {
+		t.Error(svg)
+	}
+	p.Inline = true
+	if svg := p.SVG(); !strings.Contains(svg, title) || strings.Contains(svg, "#") {
+		t.Error(svg)
+	}
+}
+
+// A label that would leave the picture ends at its edge.
+func TestLabelAtTheEdge(t *testing.T) {
+	p := Plot{X: Axis{Hi: 1, Ticks: []Tick{{0, "left, of any length"}, {1, "short"}}}, Y: Linear(0, 1)}
+	if svg := p.SVG(); !strings.Contains(svg, `x="830.0" y="292.0" text-anchor="middle">short<`) {
+		t.Error(svg)
+	}
+	p.X.Ticks[1].Label = "99.9999 % and more"
+	if svg := p.SVG(); !strings.Contains(svg, `x="860.0" y="292.0" text-anchor="end">99.9999 % and more<`) {
+		t.Error(svg)
+	}
+}
+
+// Two series are named, one is not; a band is drawn as broad beside its name as in the plot.
+func TestLegend(t *testing.T) {
+	p := Plot{X: Linear(0, 1), Y: Linear(0, 1), Series: []Series{{Name: "offered", Colour: "#111", Kind: Band, Points: []Point{At(0, 1), At(1, 1)}}}}
+	if svg := p.SVG(); strings.Contains(svg, ">offered<") {
+		t.Errorf("a legend in %s", svg)
+	}
+	p.Series = append(p.Series, Series{Name: "served", Colour: "#222", Points: []Point{At(0, 1), At(1, 0)}})
+	svg := p.SVG()
+	if !strings.Contains(svg, ">offered<") || !strings.Contains(svg, ">served<") || !strings.Contains(svg, `height="6" fill="#111" fill-opacity="0.5"/>`) {
+		t.Errorf("no legend in %s", svg)
+	}
+	band, line := marks(t, svg, "offered", "path"), marks(t, svg, "served", "path")
+	if len(band) != 1 || len(line) != 1 || band[0]["stroke-width"] != "6" || band[0]["stroke-opacity"] != "0.5" || line[0]["stroke-width"] != "1.5" || line[0]["stroke-opacity"] != "1" {
+		t.Errorf("%v %v", band, line)
 	}
 }
