@@ -239,7 +239,7 @@ func (s *Shards) ready(sh *shard) error {
 	if sh.slot.state.Load() != serving {
 		return ErrUnavailable
 	}
-	if sh.lane != nil && sh.lane.gen == sh.slot.token.Generation() {
+	if sh.current() {
 		return nil
 	}
 	if sh.lane == nil {

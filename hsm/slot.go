@@ -333,14 +333,12 @@ func (s *Shards) probe(sl *slot) error {
 	return s.canary(sl)
 }
 
-// reopen gives a session to every shard that has none, or one of an older generation.
+// reopen gives a session to every shard that has none, or one of an older generation. Such a one stays until the new one is open: a round that
+// comes meanwhile replaces it itself.
 func (s *Shards) reopen(sl *slot) error {
 	for _, sh := range sl.shards {
 		sh.mu.Lock()
-		if sh.lane != nil && sh.lane.gen != sl.token.Generation() {
-			sh.drop()
-		}
-		need := sh.lane == nil
+		need := !sh.current()
 		sh.mu.Unlock()
 		if !need {
 			continue
@@ -350,7 +348,8 @@ func (s *Shards) reopen(sl *slot) error {
 			return err
 		}
 		sh.mu.Lock()
-		if sh.lane == nil {
+		if !sh.current() {
+			sh.drop()
 			sh.install(l)
 			l = nil
 		}
@@ -361,6 +360,9 @@ func (s *Shards) reopen(sl *slot) error {
 	}
 	return nil
 }
+
+// current says whether the shard has a session of the token's present generation. It needs sh.mu.
+func (sh *shard) current() bool { return sh.lane != nil && sh.lane.gen == sh.slot.token.Generation() }
 
 // judge lets an error met outside a round change the slot's state.
 func (s *Shards) judge(sl *slot, err error) {
