@@ -18,7 +18,7 @@ func (p *plan) floorTable() error {
 		return err
 	}
 	defer hsm.stop()
-	baseline, err := startBaseline(p.self, p.tmp, p.uri)
+	baseline, err := startBaseline(p.self, p.tmp, p.uri, benchSessions)
 	if err != nil {
 		return err
 	}

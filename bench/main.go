@@ -87,7 +87,7 @@ func run(args []string) error {
 	fs.StringVar(&p.out, "out", "bench/results", "`DIR` to store results in")
 	fs.BoolVar(&p.check, "check", false, "end with an error if a promise is missed")
 	_ = fs.Parse(args)
-	if fs.NArg() > 0 || p.rounds < 1 || p.each < time.Second || p.surge < 2*time.Second || p.conns < 1 || p.keys < 1 {
+	if fs.NArg() > 0 || p.rounds < 1 || p.each < time.Second || p.each%time.Second != 0 || p.surge < 2*time.Second || p.conns < 1 || p.keys < 1 {
 		return errors.New("no arguments but flags; rounds, seconds, connections and keys from 1; see -help")
 	}
 	p.ops, p.tables = strings.Split(*ops, ","), strings.Split(*chosen, ",")

@@ -11,8 +11,9 @@ import (
 )
 
 const (
-	slowLatency = time.Millisecond // of one call into the HSM
-	slowConns   = 256
+	slowLatency  = time.Millisecond // of one call into the HSM
+	slowConns    = 256
+	slowSessions = 4
 
 	nearName         = "SoftHSM, 0 ms a call"
 	farName          = "SoftHSM, 1 ms a call"
@@ -28,7 +29,7 @@ func (p *plan) slowTable() error {
 	if err != nil {
 		return err
 	}
-	config, err := p.config("slow", fmt.Sprintf("sessions_per_token: %d\n", benchSessions))
+	config, err := p.config("slow", fmt.Sprintf("sessions_per_token: %d\n", slowSessions))
 	if err != nil {
 		return err
 	}
@@ -39,7 +40,7 @@ func (p *plan) slowTable() error {
 		return err
 	}
 	defer server.stop()
-	baseline, err := startThrough(slow, func() (*target, error) { return startBaseline(p.self, p.tmp, slow.URI()) })
+	baseline, err := startThrough(slow, func() (*target, error) { return startBaseline(p.self, p.tmp, slow.URI(), slowSessions) })
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -50,7 +51,7 @@ const (
 	benchAccount  = "111122223333"
 	benchID       = "AKIAKEYPLANEBENCH000"
 	benchSecret   = "keyplane-bench-secret-not-a-secret-0000000"
-	benchSessions = 4 // PKCS#11 sessions of every target that uses a token: keyplane's default
+	benchSessions = 2 // PKCS#11 sessions of the baseline: as many as keyplane has on a software token; a table may set both
 )
 
 var addrLine = regexp.MustCompile(`at (https?)://(127\.0\.0\.1:\d+)`)
@@ -144,8 +145,8 @@ func startKeyplane(name, binary, dir, uri string, extra ...string) (*target, err
 }
 
 // startBaseline runs the one-operation-per-request server on a token. dir is the one beside which newSoftHSM's "softhsm" lies.
-func startBaseline(self, dir, uri string) (*target, error) {
-	cmd := exec.Command(self, "baseline", "-hsm", uri)
+func startBaseline(self, dir, uri string, sessions int) (*target, error) {
+	cmd := exec.Command(self, "baseline", "-hsm", uri, "-sessions", strconv.Itoa(sessions))
 	cmd.Env = append(os.Environ(), "SOFTHSM2_CONF="+filepath.Join(dir, "softhsm", "softhsm2.conf"))
 	return serve(baselineName, cmd)
 }

@@ -19,7 +19,7 @@ func conns(n int) string {
 
 // connsTable varies the number of connections.
 func (p *plan) connsTable() error {
-	// One address may have 1000 connections; wrk has one address. And what waits for 50 ms is throttled, which 1024 connections on two cores
+	// One address may have 1000 connections; wrk has one address. And what would wait longer than 50 ms is throttled, which 1024 connections on two cores
 	// shared with the client come near to.
 	const settings = "conns_per_ip_max: 2000\nqueue_time_max: 1s\n"
 	fmt.Print("settings of keyplane for this table:\n", settings)
@@ -65,8 +65,7 @@ func (p *plan) roundsTable() error {
 		return err
 	}
 	defer on.stop()
-	// As many may wait as with rounds: the default of queue_max is four rounds.
-	config, err := p.config("norounds", "round_max: 1\nqueue_max: 1024\n")
+	config, err := p.config("norounds", "round_max: 1\n")
 	if err != nil {
 		return err
 	}

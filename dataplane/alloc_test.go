@@ -85,6 +85,8 @@ func allocCases(w *world) []allocCase {
 		{"refused/no ciphertext", w.call("Decrypt", `{"CiphertextBlob":"aGVsbG8="}`), "400", allocRequests, allocsMost},
 		{"refused/constraint", w.call("Encrypt", `{"KeyId":"`+k1+`","Plaintext":""}`), "400", allocRequests, allocsMost},
 		{"refused/signature", tampered, "400", allocRequests, allocsMost},
+		{"refused/other key than the ciphertext's", w.call("Decrypt", `{"CiphertextBlob":"`+blob+`","KeyId":"`+k2+`",`+context+`}`), "400", allocRequests, allocsMost},
+		{"refused/foreign key", w.call("GenerateDataKey", `{"KeyId":"`+keyARN("foreign")+`","KeySpec":"AES_256"}`), "400", allocRequests, allocsMost},
 		{"refused/unknown key", w.call("GenerateDataKey", `{"KeyId":"`+keyID("nobody").String()+`","KeySpec":"AES_256"}`), "400", allocRequests, allocsMost},
 		{"refused/unknown alias", w.call("GenerateDataKey", `{"KeyId":"alias/nobody","KeySpec":"AES_256"}`), "400", allocRequests, allocsMost},
 		{"refused/unknown key of a ciphertext", w.call("Decrypt", `{"CiphertextBlob":"`+gone+`"}`), "400", allocRequests, allocsMost},

@@ -2,35 +2,35 @@ package hsm
 
 // Stats counts since NewShards.
 type Stats struct {
-	Slots  []SlotStats  // in token order
-	Shards []ShardStats // by shard number
+	Slots  []SlotStats  `json:"slots"`  // in token order
+	Shards []ShardStats `json:"shards"` // by shard number
 }
 
 // SlotStats is one token's.
 type SlotStats struct {
-	Info        TokenInfo
-	Root        RootID
-	State       State
-	Serving     int // shards that serve now
-	Stuck       int // calls that have not come back
-	Canaries    uint64
-	Quarantines uint64
-	Resets      uint64
-	Hangs       uint64
-	Alarms      uint64 // logged or suppressed
+	Info        TokenInfo `json:"info"`
+	Root        RootID    `json:"root"`
+	State       State     `json:"state"`
+	Serving     int       `json:"serving"` // shards that serve now
+	Stuck       int       `json:"stuck"`   // calls that have not come back
+	Canaries    uint64    `json:"canaries"`
+	Quarantines uint64    `json:"quarantines"`
+	Resets      uint64    `json:"resets"`
+	Hangs       uint64    `json:"hangs"`
+	Alarms      uint64    `json:"alarms"` // logged or suppressed
 }
 
 // ShardStats is one session seat's.
 type ShardStats struct {
-	Slot     int // index into Slots
-	Serving  bool
-	Rounds   uint64 // crossings, failed ones too
-	Jobs     uint64
-	Blocks   uint64 // AES blocks of jobs
-	Random   uint64 // bytes drawn from the token
-	Failures uint64 // crossings that failed
-	Retries  uint64 // rounds run again here, and jobs sent elsewhere
-	Replaced uint64 // sessions replaced
+	Slot     int    `json:"slot"` // index into Slots
+	Serving  bool   `json:"serving"`
+	Rounds   uint64 `json:"rounds"` // crossings, failed ones too
+	Jobs     uint64 `json:"jobs"`
+	Blocks   uint64 `json:"blocks"`   // AES blocks of jobs
+	Random   uint64 `json:"random"`   // bytes drawn from the token
+	Failures uint64 `json:"failures"` // crossings that failed
+	Retries  uint64 `json:"retries"`  // rounds run again here, and jobs sent elsewhere
+	Replaced uint64 `json:"replaced"` // sessions replaced
 }
 
 // Stats reads the counters; the numbers are each exact but not of one instant.

@@ -1,8 +1,23 @@
 package hsm
 
+import (
+	"encoding/hex"
+	"errors"
+)
+
 // RootID names a derivation root R: the first 8 bytes of E(RootIDBlock) under R. Two tokens with the same RootID hold the same key, and a
 // job under that root may run on either.
 type RootID [8]byte
+
+// MarshalText and UnmarshalText make it hexadecimal in JSON.
+func (r RootID) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, r[:]), nil }
+func (r *RootID) UnmarshalText(text []byte) error {
+	if hex.DecodedLen(len(text)) != len(r) {
+		return errors.New("hsm: a root ID has 16 hexadecimal digits")
+	}
+	_, err := hex.Decode(r[:], text)
+	return err
+}
 
 // RootIDBlock is the one AES block that every token encrypts under its derivation root outside the key derivation: its image is the RootID
 // and the known answer of self-tests and canaries.
@@ -18,11 +33,14 @@ type Handle uint64
 
 // TokenInfo says which token this is and what it can do.
 type TokenInfo struct {
-	Label, Serial, Manufacturer, Model string
-	Module                             string // module path, or "soft token"
-	Firmware                           string
-	Software                           bool // keys are protected by this host only
-	InProcess                          bool // its calls are plain Go that always returns: nobody needs to watch over them
+	Label        string `json:"label"`
+	Serial       string `json:"serial"`
+	Manufacturer string `json:"manufacturer"`
+	Model        string `json:"model"`
+	Module       string `json:"module"` // module path, or "soft token"
+	Firmware     string `json:"firmware"`
+	Software     bool   `json:"software"`   // keys are protected by this host only
+	InProcess    bool   `json:"in_process"` // its calls are plain Go that always returns: nobody needs to watch over them
 }
 
 // Roots are the two keys every token of keyplane holds.

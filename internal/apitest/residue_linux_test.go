@@ -115,7 +115,7 @@ func TestNothingStays(t *testing.T) {
 		t.Setenv("GODEBUG", "asyncpreemptoff=1")
 		testResidue(t, 0)
 	})
-	t.Run("as it runs", func(t *testing.T) { testResidue(t, 2*runtime.GOMAXPROCS(0)) })
+	t.Run("as it runs", func(t *testing.T) { testResidue(t, 2*(runtime.GOMAXPROCS(0)+6)) })
 }
 
 // testResidue: interrupted is how many halves of secrets may be left in saved registers.

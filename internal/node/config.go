@@ -42,7 +42,8 @@ type Config struct {
 	// QueueMax bounds the requests that wait for one session; more are throttled. Default 4 × RoundMax, at least 1024.
 	QueueMax int `yaml:"queue_max"`
 	// QueueTimeMax is how long a request should wait for its round. One that would wait longer, going by how long rounds take, is throttled as
-	// it comes; the next round can always be filled. Default 50ms.
+	// it comes; the next round can always be filled. One that was let in waits for QueueTimeMax + RoundTimeout at most. Default
+	// 50ms.
 	QueueTimeMax time.Duration `yaml:"queue_time_max"`
 	// RoundTimeout is how long one call into the HSM may take before its session counts as lost. Default 2s.
 	RoundTimeout time.Duration `yaml:"round_timeout"`

@@ -7,8 +7,8 @@
 //	  tokens, shards, batcher           the soft token, or PKCS#11 modules
 //	  sealer, credentials, administrator
 //	  control plane, deletion worker
-//	  data plane's parts                /readyz 200
-//	  stats socket, if wanted
+//	  data plane's parts
+//	  stats socket, if wanted           /readyz 200
 //
 // Close undoes it in reverse: what is in flight is answered first.
 package node

@@ -162,7 +162,7 @@ func (n *Node) start(ctx context.Context) error {
 	}
 	ln := n.ln
 	if cfg.TLSCert != "" {
-		if ln, err = withTLS(ln, cfg.TLSCert, cfg.TLSKey); err != nil {
+		if ln, err = withTLS(ln, cfg.TLSCert, cfg.TLSKey, handshakes); err != nil {
 			n.data.Close()
 			return errors.Join(err, n.ln.Close())
 		}

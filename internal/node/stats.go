@@ -79,10 +79,14 @@ func (n *Node) serveStats(path string) error {
 
 // listenPrivate listens on a Unix socket with mode 0600. The socket is made in a directory of its own that nobody else can enter and
 // moved into place when its mode is set, so that there is no moment at which others could connect. What lies at path from an earlier
-// process, a socket, is replaced.
+// process, a socket that nobody answers on, is replaced.
 func listenPrivate(path string) (net.Listener, error) {
 	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != os.ModeSocket {
 		return nil, fmt.Errorf("%s exists and is not a socket", path)
+	}
+	if c, err := net.Dial("unix", path); err == nil {
+		_ = c.Close()
+		return nil, fmt.Errorf("%s is in use by another process", path)
 	}
 	dir, err := os.MkdirTemp(filepath.Dir(path), ".s") // short: a socket's path has at most 107 bytes
 	if err != nil {

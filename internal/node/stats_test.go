@@ -74,6 +74,15 @@ func TestStatsSocketRefused(t *testing.T) {
 			t.Errorf("want %q: %v", want, err)
 		}
 	}
+	taken := filepath.Join(dir, "taken")
+	first, err := listenPrivate(taken)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	if second, err := listenPrivate(taken); err == nil || !strings.Contains(err.Error(), "in use") {
+		t.Errorf("a socket in use was taken: %v, %v", second, err)
+	}
 	if b, err := os.ReadFile(file); err != nil || string(b) != "precious" {
 		t.Errorf("the file in the way was touched: %q, %v", b, err)
 	}

@@ -15,8 +15,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/keyplane/keyplane/ratelimit"
 )
 
 // newCertificate writes a self-signed certificate for 127.0.0.1 and its key.
@@ -73,8 +76,13 @@ func TestTLS(t *testing.T) {
 	if resp.StatusCode != 200 || resp.TLS.Version != tls.VersionTLS13 || resp.TLS.CurveID != tls.X25519MLKEM768 {
 		t.Errorf("status %d, TLS %x, key exchange %v", resp.StatusCode, resp.TLS.Version, resp.TLS.CurveID)
 	}
-	if _, err := tls.Dial("tcp", n.Addr(), &tls.Config{RootCAs: roots, MaxVersion: tls.VersionTLS11}); err == nil {
-		t.Error("TLS 1.1 was accepted")
+	for what, c := range map[string]*tls.Config{
+		"TLS 1.1": {RootCAs: roots, MaxVersion: tls.VersionTLS11},
+		"CBC":     {RootCAs: roots, MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA}},
+	} {
+		if _, err := tls.Dial("tcp", n.Addr(), c); err == nil {
+			t.Errorf("%s was accepted", what)
+		}
 	}
 
 	// A client that speaks no TLS, and one that says nothing, are cut off; the service goes on.
@@ -100,6 +108,41 @@ func TestTLS(t *testing.T) {
 	resp.Body.Close()
 }
 
+// Of connections that come faster than the limit as many as its burst are served.
+func TestHandshakeLimit(t *testing.T) {
+	cert, key, roots := newCertificate(t)
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const burst = 3
+	ln, err := withTLS(tcp, cert, key, ratelimit.Limit{Interval: time.Hour, Burst: burst})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var served sync.WaitGroup
+	served.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			served.Go(func() { _ = c.(*tls.Conn).Handshake() })
+		}
+	})
+	for i := range burst + 2 {
+		c, err := tls.Dial("tcp", tcp.Addr().String(), &tls.Config{RootCAs: roots})
+		if (err == nil) != (i < burst) {
+			t.Errorf("connection %d: %v", i+1, err)
+		}
+		if err == nil {
+			defer c.Close()
+		}
+	}
+	ln.Close()
+	served.Wait()
+}
+
 func TestTLSRefused(t *testing.T) {
 	cert, key, _ := newCertificate(t)
 	_, otherKey, _ := newCertificate(t)
@@ -111,11 +154,17 @@ func TestTLSRefused(t *testing.T) {
 	if err := os.WriteFile(open, text, 0o644); err != nil {
 		t.Fatal(err)
 	}
+	large := filepath.Join(t.TempDir(), "large.pem")
+	if err := os.WriteFile(large, make([]byte, pemMax), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct{ cert, key, want string }{
 		{cert, open, "permissions 0644"},
 		{cert, otherKey, "private key does not match"},
 		{key, key, "TLS certificate"},
 		{cert, key + "x", "no such file"},
+		{cert + "x", key, "no such file"},
+		{cert, large, "larger than"},
 	} {
 		cfg := testConfig(t)
 		cfg.TLSCert, cfg.TLSKey = c.cert, c.key
