@@ -56,11 +56,7 @@ func (s *Server) createAlias(ctx context.Context, c *call, in *aliasIn) (none, e
 		return none{}, err
 	}
 	err = s.store.CreateAlias(ctx, n, name, c.now, func(k *store.Key) error { return s.admit(c, k) })
-	published := err
-	if errors.Is(err, store.ErrExists) {
-		published = nil // the call that made it may not have published yet, and this one's answer tells of it
-	}
-	s.publishAlias(n.Account, name, published)
+	s.publishAlias(n.Account, name, err)
 	switch {
 	case errors.Is(err, store.ErrExists):
 		return none{}, kmsapi.New(kmsapi.AlreadyExists, "An alias with the name "+s.aliasARN(n.Account, name)+" already exists")
@@ -72,8 +68,12 @@ func (s *Server) createAlias(ctx context.Context, c *call, in *aliasIn) (none, e
 	return none{}, nil
 }
 
-// publishAlias tells the data plane that an alias may point elsewhere now.
+// publishAlias tells the data plane that an alias may point elsewhere now. That it exists already, or no more, is told too: the call that made
+// it so may not have published yet, and this one's answer tells of it.
 func (s *Server) publishAlias(a keyid.Account, name string, err error) {
+	if errors.Is(err, store.ErrExists) || errors.Is(err, store.ErrNotFound) {
+		err = nil
+	}
 	s.publish("alias/"+a.String()+"/"+name, err, func() { s.publisher.AliasChanged(a, name) })
 }
 

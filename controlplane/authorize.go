@@ -100,9 +100,13 @@ func (s *Server) change(ctx context.Context, c *call, n store.KeyName, edit func
 		}
 		return edit(k)
 	})
-	// Also when nothing was left to change: the call that did change it may not have published yet, and this one's answer must not
-	// promise more than holds.
-	s.publishKey(n, err)
+	// Also when nothing was left to change, or the state refused it: the call that did change it may not have published yet, and this one's
+	// answer must not promise more than holds.
+	published := err
+	if _, refused := errors.AsType[*kmsapi.Error](err); refused {
+		published = nil
+	}
+	s.publishKey(n, published)
 	if err != nil {
 		return nil, s.keyError(n, err)
 	}

@@ -12,33 +12,38 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// listener wraps the connections it accepts and bounds how many one address may have open. Connections beyond the bound are closed unserved.
+// listener wraps the connections it accepts and bounds how many may be open, in all and of one address. Connections beyond the bounds are closed
+// unserved, here: fasthttp would answer them in its accept loop, which with TLS waits there for a handshake.
 type listener struct {
 	net.Listener
 	s     *Server
 	perIP *addrCount
 }
 
-// addrCount counts open connections by client address.
+// addrCount counts open connections, in all and by client address.
 type addrCount struct {
-	mu   sync.Mutex
-	open map[netip.Addr]int
-	most int
+	mu     sync.Mutex
+	open   map[netip.Addr]int
+	most   int // of one address
+	all    int
+	allMax int
 }
 
 func (a *addrCount) enter(ip netip.Addr) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.open[ip] >= a.most {
+	if a.open[ip] >= a.most || a.all >= a.allMax {
 		return false
 	}
 	a.open[ip]++
+	a.all++
 	return true
 }
 
 func (a *addrCount) leave(ip netip.Addr) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.all--
 	if a.open[ip]--; a.open[ip] <= 0 {
 		delete(a.open, ip)
 	}
@@ -60,13 +65,16 @@ func (l listener) Accept() (net.Conn, error) {
 		}
 		pause = 0
 		wrapped := &conn{Conn: c, s: l.s, perIP: l.perIP, ip: clientOf(c.RemoteAddr()), slack: l.s.deadlineSlack()}
-		// A TLS handshake writes while the first bytes are read, before anybody has set a deadline for writing.
-		_ = wrapped.SetWriteDeadline(time.Now().Add(l.s.cfg.ReadTimeout))
-		_ = wrapped.writes.arm(wrapped.slack, c.SetWriteDeadline) // what fails here fails the first read or write too
-		if l.perIP.enter(wrapped.ip) {
-			return wrapped, nil
+		if !l.perIP.enter(wrapped.ip) {
+			_ = c.Close()
+			continue
 		}
-		_ = c.Close()
+		// A TLS handshake reads and writes below this connection, before anybody has set a deadline for writing.
+		wrapped.reads.wanted = time.Now().Add(l.s.cfg.ReadTimeout)
+		wrapped.writes.wanted = wrapped.reads.wanted
+		_ = wrapped.reads.arm(wrapped.slack, c.SetReadDeadline) // what fails here fails the first read or write too
+		_ = wrapped.writes.arm(wrapped.slack, c.SetWriteDeadline)
+		return wrapped, nil
 	}
 }
 
@@ -107,6 +115,7 @@ type conn struct {
 	closed  atomic.Bool
 
 	reads, writes deadline // the serving goroutine's
+	writeSet      bool     // fasthttp has set a deadline for the next Write
 	slack         time.Duration
 }
 
@@ -119,6 +128,10 @@ func (c *conn) Read(p []byte) (int, error) {
 }
 
 func (c *conn) Write(p []byte) (int, error) {
+	if !c.writeSet { // fasthttp sets none for what it says by itself: a refusal, 100 Continue, the second part of a long reply
+		c.writes.wanted = time.Now().Add(writeTimeout)
+	}
+	c.writeSet = false
 	err := c.writes.arm(c.slack, c.Conn.SetWriteDeadline)
 	n := 0
 	if err == nil {
@@ -160,8 +173,10 @@ func (s *Server) deadlineSlack() time.Duration { return min(s.cfg.ReadTimeout, w
 
 // SetReadDeadline and its like are called by the serving goroutine only; they take effect with its next Read or Write.
 func (c *conn) SetReadDeadline(t time.Time) error  { c.reads.wanted = t; return nil }
-func (c *conn) SetWriteDeadline(t time.Time) error { c.writes.wanted = t; return nil }
-func (c *conn) SetDeadline(t time.Time) error      { c.reads.wanted, c.writes.wanted = t, t; return nil }
+func (c *conn) SetWriteDeadline(t time.Time) error { c.writes.wanted, c.writeSet = t, true; return nil }
+func (c *conn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
+}
 
 // Close may come from Shutdown's goroutine while a request is in flight, so it does not release what is pending; connState does.
 func (c *conn) Close() error {

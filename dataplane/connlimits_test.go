@@ -73,7 +73,7 @@ func TestConnLimits(t *testing.T) {
 		c, br := limited(t, func(s *Server) {
 			h := s.http
 			if h.ReadTimeout != 5*time.Second || h.WriteTimeout != 5*time.Second || h.IdleTimeout != time.Minute || h.MaxRequestsPerConn != 1e5 ||
-				h.Concurrency != 20_000 || s.connAgeMax != time.Hour || s.cfg.ConnsPerIPMax != 1000 {
+				s.cfg.ConnsMax != 20_000 || h.Concurrency <= s.cfg.ConnsMax || s.connAgeMax != time.Hour || s.cfg.ConnsPerIPMax != 1000 {
 				t.Errorf("the limits are %+v", h)
 			}
 		})

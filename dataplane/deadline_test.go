@@ -43,6 +43,24 @@ func TestDeadlineArm(t *testing.T) {
 	}
 }
 
+// What fasthttp writes without setting a deadline, after an idle time, is not held to the deadline of the reply before.
+func TestWriteDeadlineAfterIdle(t *testing.T) {
+	fake := &fakeConn{}
+	c := &conn{Conn: fake}
+	past := time.Now().Add(-time.Minute)
+	if err := c.SetWriteDeadline(past); err != nil {
+		t.Fatal(err)
+	}
+	for i, late := range []bool{true, false, false} {
+		if _, err := c.Write([]byte("reply")); err != nil {
+			t.Fatal(err)
+		}
+		if fake.deadline.Equal(past) != late || !late && time.Until(fake.deadline) < writeTimeout/2 {
+			t.Errorf("write %d: until %v", i, fake.deadline)
+		}
+	}
+}
+
 // countingListener counts the deadlines that reach its connections.
 type countingListener struct {
 	net.Listener

@@ -39,7 +39,7 @@ func (s *stream) SetWriteDeadline(time.Time) error { return nil }
 // serve has a server read raw as it reads a connection and returns what it writes.
 func serve(s *Server, raw []byte) []byte {
 	c := &stream{in: bytes.NewReader(raw)}
-	_ = s.http.ServeConn(&conn{Conn: c, s: s, perIP: &addrCount{open: map[netip.Addr]int{}, most: 1}})
+	_ = s.http.ServeConn(&conn{Conn: c, s: s, perIP: &addrCount{open: map[netip.Addr]int{}, most: 1, allMax: 1}})
 	return c.out.Bytes()
 }
 

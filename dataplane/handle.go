@@ -5,7 +5,6 @@ import (
 	"net"
 	"runtime/debug"
 	"strconv"
-	"time"
 
 	"github.com/valyala/fasthttp"
 
@@ -183,10 +182,6 @@ func (s *Server) refuseHTTP(ctx *fasthttp.RequestCtx, err error) {
 		code = kmsapi.RequestEntityTooLarge
 	case errors.As(err, &netErr) && netErr.Timeout():
 		code = kmsapi.RequestTimeout
-	}
-	// The deadline in force for writing is that of the reply before, or of the handshake: it may have passed.
-	if c := ctx.Conn(); c != nil {
-		_ = c.SetWriteDeadline(time.Now().Add(writeTimeout))
 	}
 	var id [requestIDLen]byte
 	s.ids.fill(&id)

@@ -154,6 +154,8 @@ func (s *Server) key(r *request, account keyid.Account, id keyid.ID) (*snapshot.
 	k := lease.Value()
 	if k != nil {
 		r.hold(lease)
+	} else {
+		lease.Release()
 	}
 	return k, nil
 }

@@ -44,6 +44,7 @@ func (s *Server) reEncrypt(r *request) kmsapi.Code {
 	if split {
 		r.job.Wipe()
 		r.wantKey(r.dest)
+		r.renewNow()
 		if code = s.round(r); code != kmsapi.OK {
 			return code
 		}

@@ -114,7 +114,7 @@ func New(cfg Config) (*Server, error) {
 		WriteTimeout:       writeTimeout,
 		IdleTimeout:        60 * time.Second,
 		MaxRequestsPerConn: 100_000,
-		Concurrency:        cfg.ConnsMax,
+		Concurrency:        2 * cfg.ConnsMax, // never reached: the listener counts
 		ConnState:          connState,
 		ReadBufferSize:     kmsapi.HeadersMax, // also the bound on request line and headers
 		WriteBufferSize:    16 << 10,
@@ -153,7 +153,7 @@ func (silent) Printf(string, ...any) {}
 
 // Serve accepts connections until Shutdown. It returns nil after Shutdown, else the listener's error.
 func (s *Server) Serve(ln net.Listener) error {
-	return s.http.Serve(listener{ln, s, &addrCount{open: make(map[netip.Addr]int), most: s.cfg.ConnsPerIPMax}})
+	return s.http.Serve(listener{ln, s, &addrCount{open: make(map[netip.Addr]int), most: s.cfg.ConnsPerIPMax, allMax: s.cfg.ConnsMax}})
 }
 
 // Shutdown stops accepting, answers what is in flight, closes idle connections and returns when all are closed or ctx ends.

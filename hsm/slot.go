@@ -345,6 +345,13 @@ func (s *Shards) reopen(sl *slot) error {
 		}
 		l, err := s.openLane(sl, s.cfg.RoundMax)
 		if err != nil {
+			if e, ok := errors.AsType[*Error](err); ok && e.CKR == CKR_SESSION_COUNT {
+				sh.mu.Lock()
+				if !sh.current() {
+					sh.drop() // the old session makes room for the next attempt
+				}
+				sh.mu.Unlock()
+			}
 			return err
 		}
 		sh.mu.Lock()

@@ -12,7 +12,7 @@ import (
 //
 // Where the module streams, the session's rounds are parts of one encryption that stays active: ECB has no state between blocks, and
 // C_EncryptInit is what a round mostly costs (on SoftHSM a round of one job takes 7 µs of processor time with it and 1.5 without). The
-// operation is ended and begun anew every streamAge, because a root that was destroyed or a login that was lost is noticed by C_EncryptInit.
+// operation is ended and begun anew every streamAge, because a login that was lost, or a root that was destroyed in hardware, is noticed by C_EncryptInit.
 type session struct {
 	token      *Token
 	handle     pkcs11.SessionHandle
@@ -77,25 +77,29 @@ const (
 // streamAge is how long an encryption stays active.
 const streamAge = time.Second
 
+// tryBlocks is a full round of 256 jobs.
+const tryBlocks = 6*256 + 1
+
 // tryStream finds out whether the module streams: whether C_EncryptUpdate gives whole blocks at once, the same as C_Encrypt, with
 // C_GenerateRandom in between. The block that it encrypts is the one whose image is no secret. The session may only be closed afterwards.
 func (t *Token) tryStream(s *session) error {
-	in := bytes.Repeat([]byte(hsm.RootIDBlock), 3)
-	want, got := make([]byte, len(in)), make([]byte, len(in))
+	in := bytes.Repeat([]byte(hsm.RootIDBlock), tryBlocks)
+	got := make([]byte, len(in))
 	var random [16]byte
-	round := func(m mode, n int, out []byte) error {
-		return t.mod.fns.round(uint(s.handle), uint(s.root), m, in[:n], out[:n], random[:])
+	round := func(m mode, n int) error {
+		return t.mod.fns.round(uint(s.handle), uint(s.root), m, in[:n], got[:n], random[:])
 	}
-	if err := round(single, len(in), want); err != nil {
+	if err := round(single, 16); err != nil {
 		return err
 	}
+	want := bytes.Repeat(got[:16], tryBlocks)
 	streams := t.mod.fns.streams()
 	for _, step := range []struct {
 		mode mode
 		n    int
-	}{{begin, 16}, {next, 48}, {renew, 48}, {next, 16}} {
+	}{{begin, 16}, {next, len(in)}, {renew, 48}, {next, 16}} {
 		clear(got)
-		streams = streams && round(step.mode, step.n, got) == nil && bytes.Equal(got[:step.n], want[:step.n])
+		streams = streams && round(step.mode, step.n) == nil && bytes.Equal(got[:step.n], want[:step.n])
 	}
 	if streams {
 		t.streaming.Store(streamsYes)

@@ -310,8 +310,12 @@ func (n *Node) drain() {
 	defer cancel()
 	n.logIf("draining", n.data.Shutdown(ctx))
 	_ = n.ln.Close()
-	if err := n.Wait(); err != nil {
+	select {
+	case err := <-n.served:
+		n.served <- err
 		n.logIf("serving", err)
+	case <-time.After(drainTimeout):
+		n.log.Error("the listener does not end; it is left behind")
 	}
 	n.data.Close()
 }

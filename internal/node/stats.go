@@ -71,7 +71,7 @@ func (n *Node) serveStats(path string) error {
 		}
 	}()
 	n.onClose(func() {
-		n.logIf("closing the stats socket", errors.Join(s.Close(), os.Remove(path)))
+		n.logIf("closing the stats socket", errors.Join(os.Remove(path), s.Close()))
 		<-ended
 	})
 	return nil

@@ -108,6 +108,51 @@ func TestTLS(t *testing.T) {
 	resp.Body.Close()
 }
 
+// A connection that says nothing keeps nobody out, also when it came while all places were taken, and does not hold up the end.
+func TestTLSSilentPeer(t *testing.T) {
+	cfg := testConfig(t)
+	var roots *x509.CertPool
+	cfg.TLSCert, cfg.TLSKey, roots = newCertificate(t)
+	cfg.ConnsMax = 1
+	n, err := Start(t.Context(), cfg, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	dial := func() error {
+		c, err := tls.DialWithDialer(&net.Dialer{Timeout: 10 * time.Second}, "tcp", n.Addr(), &tls.Config{RootCAs: roots})
+		if err == nil {
+			err = c.Close()
+		}
+		return err
+	}
+	first, err := tls.Dial("tcp", n.Addr(), &tls.Config{RootCAs: roots})
+	if err != nil {
+		t.Fatal(err)
+	}
+	silent, err := net.Dial("tcp", n.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	if err := dial(); err == nil {
+		t.Error("a second connection was served")
+	}
+	first.Close()
+	for deadline := time.Now().Add(30 * time.Second); dial() != nil; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("nobody is served any more")
+		}
+	}
+	ended := make(chan struct{})
+	go func() { n.Close(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(3 * drainTimeout):
+		t.Fatal("Close does not return")
+	}
+}
+
 // Of connections that come faster than the limit as many as its burst are served.
 func TestHandshakeLimit(t *testing.T) {
 	cert, key, roots := newCertificate(t)
