@@ -57,6 +57,15 @@ func New[J any](cfg Config, run Run[J]) (*Batcher[J], error) {
 // When Do returns, j belongs to the caller again, whatever the result. A job whose round has begun is waited for even past its deadline,
 // because the round may still write into it; the bound on that wait is Run's own.
 func (b *Batcher[J]) Do(shard int, j *J, deadline time.Time) error {
+	return b.do(shard, j, deadline, false)
+}
+
+// Insist is Do for a job that others wait for: only QueueMax refuses it, not the wait it is going to have.
+func (b *Batcher[J]) Insist(shard int, j *J, deadline time.Time) error {
+	return b.do(shard, j, deadline, true)
+}
+
+func (b *Batcher[J]) do(shard int, j *J, deadline time.Time, insist bool) error {
 	s := &b.shards[shard]
 	st := b.seats.Get().(*seat[J])
 	st.job, st.deadline = j, deadline
@@ -67,7 +76,7 @@ func (b *Batcher[J]) Do(shard int, j *J, deadline time.Time) error {
 		s.mu.Unlock()
 		b.free(st)
 		return ErrClosed
-	case len(s.queue) >= s.room:
+	case len(s.queue) >= s.room && !insist, len(s.queue) >= b.cfg.QueueMax:
 		s.full++
 		s.mu.Unlock()
 		b.free(st)

@@ -326,6 +326,12 @@ func TestWaitMax(t *testing.T) {
 	case <-time.After(10 * time.Second):
 		t.Fatal("a third job waits behind slow rounds")
 	}
+	wg.Go(func() {
+		if err := b.Insist(0, &job{}, time.Time{}); err != nil {
+			t.Error("a job that insists:", err)
+		}
+	})
+	waitQueued(t, b, 3)
 	g.goOn <- struct{}{}
 	<-g.rounds
 	slow = false

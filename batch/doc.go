@@ -17,7 +17,7 @@
 // rounds grow on few cores: without it a leader ends its round before anyone else could run.
 //
 // An overload is refused as it comes: a shard knows how long its rounds take under load, so it knows how long its queue will. Whoever was let
-// in is served, in order of arrival, by rounds that are full.
+// in is served, in order of arrival, by rounds that are full. A few jobs that others wait for come in whatever the wait (Insist).
 //
 // Every goroutine here belongs to a caller of Do. A job belongs to the batcher from the call of Do to its return, whatever it returns.
 package batch

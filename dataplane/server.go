@@ -49,6 +49,8 @@ type Parts struct {
 	Records  Records
 	// Run runs a job in a round on the HSM: hsm.Dispatch.Run.
 	Run func(j *hsm.Job, now time.Time) error
+	// Load is Run for the few jobs of loading a key, which all who ask for the key share: an overload does not refuse them.
+	Load func(j *hsm.Job, now time.Time) error
 	// Control serves the operations that are not ours. It verifies the signature of the original request again and keeps nothing of it.
 	Control func(r *sigv4.Request, requestID, sourceIP string) (status int, body []byte)
 }
@@ -137,11 +139,11 @@ func absentBytes(present int64) int64 { return max(present/16, 1<<16) }
 
 // Start gives the server its parts, once. Requests that come before are answered with ServiceUnavailableException.
 func (s *Server) Start(p Parts) error {
-	if p.Verifier == nil || p.Records == nil || p.Run == nil || p.Control == nil {
+	if p.Verifier == nil || p.Records == nil || p.Run == nil || p.Load == nil || p.Control == nil {
 		return errors.New("dataplane: a part is missing")
 	}
 	s.parts = p
-	s.offsets.Run = p.Run
+	s.offsets.Run = p.Load
 	s.started.Store(true)
 	return nil
 }

@@ -33,11 +33,12 @@ func TestNewAndStartWantTheirParts(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	whole := Parts{Verifier: &sigv4.Verifier{}, Records: &records{}, Run: func(*hsm.Job, time.Time) error { return nil },
+	run := func(*hsm.Job, time.Time) error { return nil }
+	whole := Parts{Verifier: &sigv4.Verifier{}, Records: &records{}, Run: run, Load: run,
 		Control: func(*sigv4.Request, string, string) (int, []byte) { return 0, nil }}
 	for name, drop := range map[string]func(*Parts){
 		"Verifier": func(p *Parts) { p.Verifier = nil }, "Records": func(p *Parts) { p.Records = nil },
-		"Run": func(p *Parts) { p.Run = nil }, "Control": func(p *Parts) { p.Control = nil },
+		"Run": func(p *Parts) { p.Run = nil }, "Load": func(p *Parts) { p.Load = nil }, "Control": func(p *Parts) { p.Control = nil },
 	} {
 		p := whole
 		drop(&p)

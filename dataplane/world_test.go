@@ -154,13 +154,13 @@ func newWorld(t testing.TB, cfg worldConfig) *world {
 	if cfg.control == nil {
 		cfg.control = func(*sigv4.Request, string, string) (int, []byte) { return 200, []byte(`{"Control":true}`) }
 	}
-	w.must(w.Start(Parts{Verifier: verifier, Records: w.records, Control: cfg.control,
-		Run: func(j *hsm.Job, now time.Time) error {
-			if w.instead != nil {
-				return w.instead()
-			}
-			return dispatch.Run(j, now)
-		}}))
+	run := func(j *hsm.Job, now time.Time) error {
+		if w.instead != nil {
+			return w.instead()
+		}
+		return dispatch.Run(j, now)
+	}
+	w.must(w.Start(Parts{Verifier: verifier, Records: w.records, Control: cfg.control, Run: run, Load: run}))
 	if cfg.tcp {
 		w.ln, err = net.Listen("tcp", "127.0.0.1:0")
 		w.must(err)

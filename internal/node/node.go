@@ -30,8 +30,8 @@ const checkEvery = time.Second
 // drainTimeout is how long Close waits for requests in flight.
 const drainTimeout = 10 * time.Second
 
-// sealQueueTime is how long a job of the sealer may wait for its round: no client waits for it, and a start must not fail on a busy machine.
-const sealQueueTime = 5 * time.Second
+// insistTime is how long a job that others wait for may wait for its round: a start must not fail on a busy machine.
+const insistTime = 5 * time.Second
 
 // Node is one running keyplane process.
 type Node struct {
@@ -208,7 +208,9 @@ func (n *Node) start(ctx context.Context) error {
 	}
 	// The queue's own estimate holds requests to QueueTimeMax. Those it let in are served late rather than not at all, unless a call hangs.
 	dispatch := &hsm.Dispatch{Shards: n.shards, Do: n.batcher.Do, Full: batch.ErrFull, QueueTimeMax: cfg.QueueTimeMax + cfg.RoundTimeout}
-	seal.ready((&hsm.Dispatch{Shards: n.shards, Do: n.batcher.Do, Full: batch.ErrFull, QueueTimeMax: sealQueueTime}).Run, n.shards.Primary())
+	// What others wait for, the loading of a key or an access key, is not refused by an overload.
+	insist := &hsm.Dispatch{Shards: n.shards, Do: n.batcher.Insist, Full: batch.ErrFull, QueueTimeMax: insistTime}
+	seal.ready(insist.Run, n.shards.Primary())
 
 	n.phase("starting: credentials are not loaded")
 	creds, err := controlplane.NewCredentials(controlplane.CredentialsConfig{Store: n.store, Region: cfg.Region})
@@ -234,7 +236,7 @@ func (n *Node) start(ctx context.Context) error {
 	}
 	n.background("deletion worker", control.Run)
 	if err := n.data.Start(dataplane.Parts{
-		Verifier: verifier, Records: n.store, Run: dispatch.Run,
+		Verifier: verifier, Records: n.store, Run: dispatch.Run, Load: insist.Run,
 		Control: func(r *sigv4.Request, requestID, sourceIP string) (int, []byte) {
 			resp := control.Serve(context.Background(), &controlplane.Request{Signed: r, RequestID: requestID, SourceIP: sourceIP})
 			return resp.Status, resp.Body
