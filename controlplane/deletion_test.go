@@ -42,6 +42,10 @@ func TestScheduleKeyDeletion(t *testing.T) {
 			t.Errorf("described as %+v", d)
 		}
 		e.fails("ScheduleKeyDeletion", body, kmsapi.KMSInvalidState, m.Arn+" is pending deletion.")
+		// The call that scheduled it might not have published yet, and this one tells that it is.
+		if got := e.published.take(); got != "key "+m.KeyId+"\n" {
+			t.Errorf("a second time: published %q", got)
+		}
 		var cancelled struct{ KeyId string }
 		e.ok("CancelKeyDeletion", obj("KeyId", m.KeyId), &cancelled)
 		if cancelled.KeyId != m.Arn {
