@@ -15,6 +15,7 @@
 //	counters.go     the server's own account of it: CPU time and memory from /proc, allocations and rounds from its stats socket
 //	report.go       medians, ratios, tables; bench/results/*.json and *.txt
 //	figures.go      bench/results/*.svg
+//	profile.go      where the processor time of a request goes, with -profile
 //	promises.go     what the design promises, and whether it was kept
 //
 // A measurement with more than one failed request in a thousand is thrown away, and so is a server that recovered a panic. Children die with

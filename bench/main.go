@@ -26,6 +26,7 @@ type plan struct {
 	tables   []string
 	out      string // folder of results
 	check    bool   // a missed promise is an error
+	perf     bool   // the profile instead of tables
 
 	ctx      context.Context // ends with a signal, and with it the run
 	tmp      string
@@ -85,6 +86,7 @@ func run(args []string) error {
 	ops := fs.String("ops", "GenerateDataKey,Decrypt", "operations, with commas")
 	chosen := fs.String("tables", strings.Join(names, ","), "tables, with commas")
 	fs.StringVar(&p.out, "out", "bench/results", "`DIR` to store results in")
+	fs.BoolVar(&p.perf, "profile", false, "no tables, but where the processor time of a request goes; needs perf (Debian package linux-perf)")
 	fs.BoolVar(&p.check, "check", false, "end with an error if a promise is missed")
 	_ = fs.Parse(args)
 	if fs.NArg() > 0 || p.rounds < 1 || p.each < time.Second || p.each%time.Second != 0 || p.surge < 2*time.Second || p.conns < 1 || p.keys < 1 {
@@ -117,6 +119,9 @@ func (p *plan) run() error {
 	defer os.RemoveAll(p.tmp)
 	if p.uri, err = newSoftHSM(p.keyplane, filepath.Join(p.tmp, "softhsm")); err != nil {
 		return err
+	}
+	if p.perf {
+		return p.profileTable()
 	}
 	fmt.Print(p.heading())
 	for _, t := range tables {
