@@ -5,7 +5,7 @@
 //	open                 C_OpenSession; the new session is the current one
 //	session N            N is the current session, whether it exists or not
 //	forward ECHO         every function with arguments of its own must arrive at the echo module as it was sent
-//	together T NAME      T threads make one call each, all on the current session
+//	together T NAME      T threads make one call each, all on the current session: microseconds from the first start to the last end
 //	apart T NAME         T threads make one call each, each on a session of its own: the slowest thread's microseconds
 //	hammer T N           T threads open, use and close sessions N times
 //	during NAME OTHER    the other function while a thread is in the first, both on the current session: the two return values
@@ -121,16 +121,16 @@ struct task {
 	pthread_barrier_t *start;
 	int function, rounds;
 	word session, rv;
-	long took;
+	long from, to; // microseconds
 };
 
 static void *one_call(void *p)
 {
 	struct task *t = p;
 	pthread_barrier_wait(t->start);
-	long start = micros();
+	t->from = micros();
 	t->rv = call(t->function, t->session);
-	t->took = micros() - start;
+	t->to = micros();
 	return NULL;
 }
 
@@ -151,8 +151,9 @@ static void *churn(void *p)
 	return NULL;
 }
 
-// run starts n tasks at the same moment and returns the longest time.
-static long run(struct task *tasks, int n, void *(*f)(void *))
+// run starts n tasks at the same moment. It returns the longest time of one and in *all that from the first one's start, which on a busy machine is
+// before the others', to the last one's end.
+static long run(struct task *tasks, int n, void *(*f)(void *), long *all)
 {
 	pthread_barrier_t start;
 	pthread_barrier_init(&start, NULL, (unsigned)n);
@@ -162,12 +163,16 @@ static long run(struct task *tasks, int n, void *(*f)(void *))
 			fail("threads", "pthread_create");
 		}
 	}
-	long longest = 0;
+	long longest = 0, first = 0, last = 0;
 	for (int i = 0; i < n; i++) {
-		pthread_join(tasks[i].thread, NULL);
-		longest = tasks[i].took > longest ? tasks[i].took : longest;
+		struct task *t = &tasks[i];
+		pthread_join(t->thread, NULL);
+		longest = t->to - t->from > longest ? t->to - t->from : longest;
+		first = i == 0 || t->from < first ? t->from : first;
+		last = t->to > last ? t->to : last;
 	}
 	pthread_barrier_destroy(&start);
+	*all = last - first;
 	return longest;
 }
 
@@ -190,7 +195,8 @@ static void threads(const char *how, int n, const char *what)
 			tasks[i].function = named(what);
 		}
 	}
-	long took = run(tasks, n, hammer ? churn : one_call);
+	long all;
+	long longest = run(tasks, n, hammer ? churn : one_call, &all);
 	word rv = 0;
 	for (int i = 0; i < n; i++) {
 		rv |= tasks[i].rv;
@@ -198,7 +204,7 @@ static void threads(const char *how, int n, const char *what)
 			call(CLOSE_SESSION, tasks[i].session);
 		}
 	}
-	printf("0x%lx %ld\n", rv, took);
+	printf("0x%lx %ld\n", rv, apart ? longest : all);
 }
 
 // during calls the other function 200 ms into a call, which should last ten times as long: threads start late on a busy machine.
