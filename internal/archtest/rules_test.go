@@ -13,7 +13,7 @@ type rule struct {
 
 // leaves are the internal packages that both planes share.
 var leaves = []string{
-	"internal/aesgcm", "internal/awsjson", "internal/blob", "internal/bytesconv", "internal/invariants", "internal/kdf", "internal/keyid",
+	"internal/aesgcm", "internal/authz", "internal/awsjson", "internal/awsquery", "internal/blob", "internal/bytesconv", "internal/invariants", "internal/kdf", "internal/keyid",
 	"internal/kmsapi", "internal/pkcs11uri", "internal/policy", "internal/secret", "internal/sigv4", "internal/snapshot",
 }
 
@@ -43,9 +43,12 @@ var rules = []rule{
 		not:   []string{"net/http", "database/sql", "os/exec"},
 		reach: []string{ours("controlplane"), "go.etcd.io", "google.golang.org/grpc", ours("hsm/p11"), ours("hsm/softtoken"), "github.com/miekg/pkcs11"},
 		why:   "serves from snapshots: hsm for its types, no storage, no tokens, no other plane"},
-	{pkg: "controlplane", ours: append([]string{"hsm", "controlplane/store"}, leaves...), third: []string{"github.com/go-json-experiment/json"},
+	{pkg: "controlplane", ours: append([]string{"hsm", "controlplane/iam", "controlplane/store"}, leaves...), third: []string{"github.com/go-json-experiment/json"},
 		reach: []string{ours("dataplane"), ours("batch"), ours("hsm/p11"), ours("hsm/softtoken"), "github.com/valyala/fasthttp", "github.com/miekg/pkcs11"},
 		why:   "writes keys to the store and publishes snapshots; it makes keys through the types of hsm"},
+	{pkg: "controlplane/iam", ours: append([]string{"controlplane/store"}, leaves...), third: []string{"github.com/go-json-experiment/json"},
+		reach: []string{ours("dataplane"), ours("batch"), ours("hsm"), "github.com/valyala/fasthttp", "github.com/miekg/pkcs11"},
+		why:   "principals and their policies: IAM's and STS's operations, the table of access keys"},
 	{pkg: "controlplane/store", ours: leaves,
 		third: []string{"go.etcd.io/etcd", "github.com/go-json-experiment/json", "go.uber.org/zap", "google.golang.org/grpc", "golang.org/x/sys/unix"},
 		not:   []string{"net/http"},
@@ -87,11 +90,14 @@ var rules = []rule{
 	{pkg: "internal/kmsapi", not: []string{"net", "net/http"}, reach: aboveLeaves, why: "tables; imports nothing of ours"},
 	{pkg: "internal/pkcs11uri", reach: aboveLeaves, why: "RFC 7512 text; imports nothing of ours"},
 	{pkg: "internal/plot", reach: aboveLeaves, why: "draws; imports nothing of ours"},
-	{pkg: "internal/policy", ours: []string{"internal/keyid", "internal/kmsapi", "internal/invariants"}, reach: aboveLeaves, why: "pure function of principal, action, key and context"},
+	{pkg: "internal/policy", ours: []string{"internal/keyid", "internal/kmsapi", "internal/invariants"}, third: []string{"github.com/go-json-experiment/json"},
+		reach: aboveLeaves, why: "pure function of principal, action, key and context; strict JSON"},
+	{pkg: "internal/authz", ours: []string{"internal/policy", "internal/keyid", "internal/kmsapi", "internal/invariants"}, reach: aboveLeaves,
+		why: "policies and grants together; pure"},
 	{pkg: "internal/secret", reach: aboveLeaves, why: "imports nothing of ours"},
-	{pkg: "internal/sigv4", ours: []string{"internal/bytesconv", "internal/keyid", "internal/kmsapi", "internal/secret", "internal/invariants"}, reach: aboveLeaves,
-		why: "pure: bytes of a request in, code out; signing keys are secrets, scopes name accounts"},
-	{pkg: "internal/snapshot", ours: []string{"internal/policy", "internal/keyid", "internal/kmsapi", "internal/secret", "internal/invariants"}, reach: aboveLeaves,
+	{pkg: "internal/sigv4", ours: []string{"internal/authz", "internal/bytesconv", "internal/keyid", "internal/kmsapi", "internal/secret", "internal/invariants"}, reach: aboveLeaves,
+		why: "pure: bytes of a request in, code out; signing keys are secrets, scopes name accounts; whom a key speaks for is authz's Caller"},
+	{pkg: "internal/snapshot", ours: []string{"internal/authz", "internal/policy", "internal/keyid", "internal/kmsapi", "internal/secret", "internal/invariants"}, reach: aboveLeaves,
 		why: "where the planes meet"},
 }
 

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/secret"
 )
@@ -23,6 +24,8 @@ type Principal struct {
 	ARN      string
 	UserName string
 	Root     bool // the account's root user
+
+	Caller *authz.Caller // as decisions name it; nil for keys that only sign
 }
 
 // KeySource finds access keys. AccessKey returns nil for one that is unknown or inactive. It must not allocate, must not keep id, and is

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 
+	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 )
@@ -21,6 +22,10 @@ type Record struct {
 	Revision            int64           // etcd mod revision of the key's record
 	Versions            []VersionRecord // ascending by Number, at least one
 	Current             int             // index into Versions of the version that encrypts
+
+	Facts  authz.KeyFacts    // what conditions can ask
+	Policy []byte            // key policy, the document
+	Bound  map[string]string // the unique ID of each principal that the policy names, by ARN, as it was when the policy was put
 }
 
 // VersionRecord is one derived backing key as it is stored (docs/ciphertext.md §3, suite 0x01).

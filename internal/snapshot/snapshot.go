@@ -3,8 +3,10 @@
 package snapshot
 
 import (
+	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/policy"
 )
 
 // Key is the view of one KMS key at one revision. All fields are read-only until Wipe.
@@ -19,6 +21,9 @@ type Key struct {
 	Revision int64  // etcd mod revision of the record
 	Versions []Version
 	Current  int // index into Versions of the version that encrypts
+
+	Policy *policy.Policy // key policy, compiled
+	Facts  authz.KeyFacts // what conditions can ask
 }
 
 // Version is one backing key of a symmetric KMS key (docs/ciphertext.md §3, suite 0x01).
