@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/keyplane/keyplane/internal/bytesconv"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/policy"
 )
@@ -21,7 +22,7 @@ type KeyFacts struct {
 	Aliases            []string // "alias/…"
 }
 
-// Context is what a request says of condition keys: a policy.Context. Its owner fills it, and resets it between requests; slices are borrowed.
+// Context is what a request says of condition keys: a policy.Context. Its owner fills it and resets it between requests; slices are borrowed.
 type Context struct {
 	Caller          *Caller
 	Now             time.Time
@@ -29,7 +30,7 @@ type Context struct {
 	SecureTransport bool
 	UserAgent       []byte
 	Region          string
-	SourceArn       []byte // told by a registered service that calls for a resource of its own
+	SourceArn       []byte // told by a registered service that calls for a resource of its own; nil for none
 	SourceAccount   []byte
 
 	Key *KeyFacts // nil: the request concerns no key
@@ -61,14 +62,213 @@ const resourceAliasesMax = 50
 
 // Value answers what the request says of a condition key; see policy.Context.
 func (c *Context) Value(k policy.Key, name string, i int) (policy.Value, bool) {
-	if k == policy.AWSPrincipalTag {
-		return one(c.principalTag(name))(i)
+	if i == 0 {
+		if v, ok := c.single(k); ok {
+			return v, true
+		}
 	}
-	_ = strconv.Itoa
-	_ = strings.EqualFold
+	switch k {
+	case policy.AWSPrincipalTag:
+		return c.principalTag(name, i)
+	case policy.AWSResourceTag:
+		if c.Key != nil {
+			return tag(c.Key.Tags, name, i)
+		}
+	case policy.AWSCalledVia:
+		if c.Caller.Via != "" && i == 0 {
+			return text(c.Caller.ViaName), true
+		}
+	case policy.KMSResourceAliases:
+		if c.Key != nil && len(c.Key.Aliases) <= resourceAliasesMax && i < len(c.Key.Aliases) {
+			return text(c.Key.Aliases[i]), true
+		}
+	case policy.KMSEncryptionContext:
+		return c.contextValue(name, i)
+	case policy.KMSEncryptionContextKeys:
+		if c.EncryptionContext != nil && i < c.EncryptionContext.Len() {
+			key, _ := c.EncryptionContext.Pair(i)
+			return policy.Value{Text: key}, true
+		}
+	default:
+		return c.extra(k, name, i)
+	}
 	return policy.Value{}, false
 }
 
-func one(v string, ok bool) func(int) (policy.Value, bool) { panic("skeleton") }
+// single answers the keys that have one value at most and that every plane knows.
+func (c *Context) single(k policy.Key) (policy.Value, bool) {
+	w := c.Caller
+	switch k {
+	case policy.AWSPrincipalArn:
+		if w.Kind == policy.AssumedRole {
+			return present(w.RoleARN)
+		}
+		return present(w.ARN)
+	case policy.AWSPrincipalAccount:
+		if w.Kind != policy.Service {
+			return c.account(w.Account), true
+		}
+	case policy.AWSPrincipalType:
+		switch w.Kind {
+		case policy.Root:
+			return text("Account"), true
+		case policy.User:
+			return text("User"), true
+		case policy.AssumedRole:
+			return text("AssumedRole"), true
+		case policy.Service:
+			return text("Service"), true
+		}
+	case policy.AWSPrincipalIsAWSService:
+		return truth(w.Kind == policy.Service), true
+	case policy.AWSPrincipalServiceName:
+		if w.Kind == policy.Service {
+			return present(w.ARN)
+		}
+	case policy.AWSUserID:
+		return present(w.UserID)
+	case policy.AWSUsername:
+		return present(w.UserName)
+	case policy.AWSSourceIdentity:
+		return present(w.Source)
+	case policy.AWSSourceIP:
+		if c.SourceIP.IsValid() {
+			return policy.Value{Text: c.SourceIP.AppendTo(c.text[:0]), Addr: c.SourceIP}, true
+		}
+	case policy.AWSSourceArn:
+		return policy.Value{Text: c.SourceArn}, c.SourceArn != nil
+	case policy.AWSSourceAccount:
+		return policy.Value{Text: c.SourceAccount}, c.SourceAccount != nil
+	case policy.AWSCalledViaFirst, policy.AWSCalledViaLast:
+		return present(w.ViaName)
+	case policy.AWSViaAWSService:
+		return truth(w.Via != ""), true
+	case policy.AWSSecureTransport:
+		return truth(c.SecureTransport), true
+	case policy.AWSCurrentTime:
+		return policy.Value{Text: c.Now.UTC().AppendFormat(c.text[:0], "2006-01-02T15:04:05Z")}, true
+	case policy.AWSEpochTime:
+		return policy.Value{Text: strconv.AppendInt(c.text[:0], c.Now.Unix(), 10)}, true
+	case policy.AWSTokenIssueTime:
+		if !w.TokenIssued.IsZero() {
+			return policy.Value{Text: w.TokenIssued.UTC().AppendFormat(c.text[:0], "2006-01-02T15:04:05Z")}, true
+		}
+	case policy.AWSMultiFactorAuthPresent:
+		if !w.TokenIssued.IsZero() { // nobody can sign in with a second factor; long-term access keys do not have the key at all
+			return truth(false), true
+		}
+	case policy.AWSRequestedRegion:
+		return present(c.Region)
+	case policy.AWSUserAgent:
+		return policy.Value{Text: c.UserAgent}, c.UserAgent != nil
+	case policy.AWSResourceAccount:
+		if c.Key != nil {
+			return c.account(c.Key.Account), true
+		}
+	case policy.KMSCallerAccount:
+		if c.Key != nil && w.Kind != policy.Service {
+			return c.account(w.Account), true
+		}
+	case policy.KMSViaService:
+		return present(w.Via)
+	case policy.KMSKeySpec, policy.KMSCustomerMasterKeySpec:
+		if c.Key != nil {
+			return present(c.Key.Spec)
+		}
+	case policy.KMSKeyUsage, policy.KMSCustomerMasterKeyUsage:
+		if c.Key != nil {
+			return present(c.Key.Usage)
+		}
+	case policy.KMSKeyOrigin:
+		if c.Key != nil {
+			return present(c.Key.Origin)
+		}
+	case policy.KMSMultiRegion:
+		if c.Key != nil {
+			return truth(c.Key.MultiRegion), true
+		}
+	case policy.KMSMultiRegionKeyType:
+		if c.Key != nil {
+			return present(c.Key.MultiRegionKeyType)
+		}
+	case policy.KMSRequestAlias:
+		return policy.Value{Text: c.RequestAlias}, c.RequestAlias != nil
+	case policy.KMSEncryptionAlgorithm:
+		return policy.Value{Text: c.EncryptionAlgorithm}, c.EncryptionAlgorithm != nil
+	case policy.KMSReEncryptOnSameKey:
+		if c.ReEncrypt {
+			return truth(c.SameKey), true
+		}
+	}
+	return policy.Value{}, false
+}
 
-func (c *Context) principalTag(name string) (string, bool) { panic("skeleton") }
+func text(s string) policy.Value { return policy.Value{Text: bytesconv.Bytes(s)} }
+
+// present is the value s, absent where s is empty.
+func present(s string) (policy.Value, bool) { return text(s), s != "" }
+
+func truth(b bool) policy.Value {
+	if b {
+		return text("true")
+	}
+	return text("false")
+}
+
+func (c *Context) account(a keyid.Account) policy.Value {
+	return policy.Value{Text: a.Append(c.text[:0])}
+}
+
+func tag(tags []Tag, name string, i int) (policy.Value, bool) {
+	for j := range tags {
+		if strings.EqualFold(tags[j].Key, name) {
+			if i == 0 {
+				return text(tags[j].Value), true
+			}
+			i--
+		}
+	}
+	return policy.Value{}, false
+}
+
+// principalTag is the session's tag, else the principal's.
+func (c *Context) principalTag(name string, i int) (policy.Value, bool) {
+	if v, ok := tag(c.Caller.Tags, name, 0); ok {
+		return v, i == 0
+	}
+	s := c.Caller.Holder.Subject()
+	if s == nil {
+		return policy.Value{}, false
+	}
+	return tag(s.Tags, name, i)
+}
+
+// contextValue is the value of the pairs of the encryption context whose key is name without regard to case: usually one.
+func (c *Context) contextValue(name string, i int) (policy.Value, bool) {
+	if c.EncryptionContext == nil {
+		return policy.Value{}, false
+	}
+	for j := range c.EncryptionContext.Len() {
+		key, value := c.EncryptionContext.Pair(j)
+		if strings.EqualFold(bytesconv.String(key), name) {
+			if i == 0 {
+				return policy.Value{Text: value}, true
+			}
+			i--
+		}
+	}
+	return policy.Value{}, false
+}
+
+func (c *Context) extra(k policy.Key, name string, i int) (policy.Value, bool) {
+	for j := range c.Extra {
+		e := &c.Extra[j]
+		if e.Key == k && (e.Name == name || strings.EqualFold(e.Name, name)) {
+			if i == 0 {
+				return text(e.Value), true
+			}
+			i--
+		}
+	}
+	return policy.Value{}, false
+}

@@ -1,5 +1,7 @@
 package authz
 
+import "bytes"
+
 // Operations is a set of grant operations.
 type Operations uint32
 
@@ -72,4 +74,52 @@ type Grant struct {
 type Pairs interface {
 	Len() int
 	Pair(i int) (key, value []byte)
+}
+
+// contextFree are the granted operations that constraints on the encryption context do not concern; a grant that is made by one that
+// may only make grants has constraints at least as strict, which its maker checks.
+const contextFree = OpDescribeKey | OpRetireGrant | OpCreateGrant
+
+// allows reports whether the grant holds for one operation of a request.
+func (g *Grant) allows(op Operations, c *Context) bool {
+	if g.Operations&op == 0 {
+		return false
+	}
+	if g.SourceARN != "" && op != OpRetireGrant && g.SourceARN != string(c.SourceArn) {
+		return false
+	}
+	if op&contextFree != 0 || !g.HasEquals && !g.HasSubset {
+		return true
+	}
+	n := 0
+	if c.EncryptionContext != nil {
+		n = c.EncryptionContext.Len()
+	}
+	if g.HasEquals && n != len(g.Equals) {
+		return false
+	}
+	return (!g.HasEquals || contains(c.EncryptionContext, n, g.Equals)) && (!g.HasSubset || contains(c.EncryptionContext, n, g.Subset))
+}
+
+// contains reports whether a context of n pairs has all of want. Both are in ascending order of their keys.
+func contains(context Pairs, n int, want []Pair) bool {
+	i := 0
+	for j := range want {
+		for ; ; i++ {
+			if i == n {
+				return false
+			}
+			key, value := context.Pair(i)
+			if d := bytes.Compare(key, want[j].Key); d > 0 {
+				return false
+			} else if d == 0 {
+				if !bytes.Equal(value, want[j].Value) {
+					return false
+				}
+				i++
+				break
+			}
+		}
+	}
+	return true
 }
