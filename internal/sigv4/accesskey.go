@@ -1,9 +1,12 @@
 package sigv4
 
 import (
+	"crypto/sha256"
+	"crypto/subtle"
 	"errors"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/keyid"
@@ -14,8 +17,9 @@ const (
 	accessKeyIDMax = 128 // bytes, as in the IAM service model
 	secretMax      = 128 // bytes; AWS makes 40
 
-	regionsMax = 4              // regions one Verifier serves
-	slotCount  = 2 * regionsMax // two days for each: the window reaches over midnight
+	servicesMax = 3                            // services one Verifier serves
+	regionsMax  = 4                            // regions of each
+	slotCount   = 2 * servicesMax * regionsMax // two days for each: the window reaches over midnight
 )
 
 // Principal is whom an access key belongs to.
@@ -32,13 +36,17 @@ type Principal struct {
 // called by many goroutines at once.
 type KeySource interface{ AccessKey(id []byte) *AccessKey }
 
-// AccessKey is one long-term access key: its ID, its secret and whom it belongs to. It keeps the signing keys derived for the current days,
-// so that a request costs one HMAC. Safe for concurrent use.
+// AccessKey is one access key: its ID, its secret and whom it belongs to; a temporary one has a security token and an end. It keeps the
+// signing keys derived for the current days, so that a request costs one HMAC. Safe for concurrent use.
 //
 // The secret is behind a pointer because package fmt calls no method of an unexported field: a printed AccessKey shows an address there.
 type AccessKey struct {
 	id        string
 	principal Principal
+
+	temporary bool
+	token     [sha256.Size]byte // SHA-256 of the security token
+	expires   time.Time
 
 	slots [slotCount]atomic.Pointer[signingKey]
 
@@ -67,6 +75,32 @@ func NewAccessKey(id string, secretKey []byte, p Principal) (*AccessKey, error) 
 	}
 	prefixed := secret.New(append(append(make([]byte, 0, len("AWS4")+len(secretKey)), "AWS4"...), secretKey...))
 	return &AccessKey{id: id, principal: p, secret: &prefixed}, nil
+}
+
+// NewTemporaryKey is NewAccessKey for the credentials of a session: requests carry a security token whose SHA-256 is token, and are refused
+// from expires on.
+func NewTemporaryKey(id string, secretKey []byte, token [sha256.Size]byte, expires time.Time, p Principal) (*AccessKey, error) {
+	k, err := NewAccessKey(id, secretKey, p)
+	if err == nil {
+		k.temporary, k.token, k.expires = true, token, expires
+	}
+	return k, err
+}
+
+// Temporary reports whether the key is a session's.
+func (k *AccessKey) Temporary() bool { return k.temporary }
+
+// Expires is when a temporary key ends, zero for others.
+func (k *AccessKey) Expires() time.Time { return k.expires }
+
+// fits reports whether a request has the security token that goes with the key, or none if the key is long-term. at is the index of the header
+// in r.Headers, negative without one.
+func (k *AccessKey) fits(r *Request, at int) bool {
+	if at < 0 || !k.temporary {
+		return at < 0 && !k.temporary
+	}
+	sum := sha256.Sum256(trimBlanks(r.Headers[at].Value))
+	return subtle.ConstantTimeCompare(sum[:], k.token[:]) == 1
 }
 
 // ID is the access key ID.

@@ -1,5 +1,5 @@
-// Package sigv4 verifies AWS Signature Version 4 on requests to AWS KMS, in the form that carries the signature in the Authorization
-// header, and signs requests the same way for tests and the load generator.
+// Package sigv4 verifies AWS Signature Version 4 on requests to AWS KMS, and to the other services a Verifier is given, in the form that
+// carries the signature in the Authorization header, and signs requests the same way for tests and the load generator.
 //
 // Specification: "AWS Signature Version 4 for API requests" in the AWS Identity and Access Management user guide.
 //

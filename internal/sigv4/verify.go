@@ -14,23 +14,29 @@ import (
 type Config struct {
 	Regions []string      // regions of the credential scope, 1 to 4
 	Service string        // service of the credential scope, kms where empty
+	Others  []Service     // other services with Regions of their own, at most 2
 	Skew    time.Duration // how far X-Amz-Date may be from now, whole minutes, 1 to 5; 0 is 5
 	Keys    KeySource
 }
 
+// Service is a service of the credential scope and its regions.
+type Service struct {
+	Name    string
+	Regions []string // 1 to 4
+}
+
 // Verifier checks signatures. It is immutable and safe for concurrent use.
 type Verifier struct {
-	regions []string
-	service string
-	skew    time.Duration
-	keys    KeySource
-	dummy   *AccessKey // stands in for an access key that is unknown, with a secret nobody has
+	services []Service // at least one; what is wrong with a scope is told of the first
+	skew     time.Duration
+	keys     KeySource
+	dummy    *AccessKey // stands in for an access key that is unknown, with a secret nobody has
 }
 
 // Identity says who signed a request. Only Verify makes a valid one; the zero Identity is not valid. Its holder passes it on by value.
 type Identity struct {
-	key    *AccessKey
-	region string
+	key             *AccessKey
+	service, region string
 }
 
 // Valid reports whether the identity comes from a verified signature.
@@ -52,8 +58,11 @@ func (i Identity) AccessKeyID() string {
 	return i.key.id
 }
 
-// Region is the region of the credential scope, one of Config.Regions.
+// Region is the region of the credential scope, one of the service's.
 func (i Identity) Region() string { return i.region }
+
+// Service is the service of the credential scope.
+func (i Identity) Service() string { return i.service }
 
 // New checks the configuration and draws the secret for unknown access keys.
 func New(cfg Config) (*Verifier, error) {
@@ -63,25 +72,26 @@ func New(cfg Config) (*Verifier, error) {
 	if cfg.Skew == 0 {
 		cfg.Skew = kmsapi.ClockSkew
 	}
-	switch {
-	case len(cfg.Regions) == 0 || len(cfg.Regions) > regionsMax:
-		return nil, errors.New("sigv4: 1 to 4 regions are needed")
-	case !validScopePart(cfg.Service, serviceMax):
-		return nil, errors.New("sigv4: the service has 1 to 32 lower-case letters, digits or hyphens")
-	case cfg.Skew < time.Minute || cfg.Skew > kmsapi.ClockSkew || cfg.Skew%time.Minute != 0:
+	if cfg.Skew < time.Minute || cfg.Skew > kmsapi.ClockSkew || cfg.Skew%time.Minute != 0 {
 		return nil, errors.New("sigv4: the clock skew is 1 to 5 whole minutes")
-	case cfg.Keys == nil:
+	}
+	if cfg.Keys == nil {
 		return nil, errors.New("sigv4: no source of access keys")
 	}
-	for i, region := range cfg.Regions {
-		if !validScopePart(region, regionMax) {
-			return nil, errors.New("sigv4: a region has 1 to 64 lower-case letters, digits or hyphens")
-		}
-		for _, earlier := range cfg.Regions[:i] {
-			if earlier == region {
-				return nil, errors.New("sigv4: a region is named twice")
+	services := append([]Service{{cfg.Service, cfg.Regions}}, cfg.Others...)
+	if len(services) > servicesMax {
+		return nil, errors.New("sigv4: more than 3 services")
+	}
+	for i := range services {
+		for _, earlier := range services[:i] {
+			if earlier.Name == services[i].Name {
+				return nil, errors.New("sigv4: a service is named twice")
 			}
 		}
+		if err := services[i].check(); err != nil {
+			return nil, err
+		}
+		services[i].Regions = append([]string(nil), services[i].Regions...)
 	}
 	var noise [40]byte // as long as the secrets AWS makes
 	_, _ = rand.Read(noise[:])
@@ -90,13 +100,27 @@ func New(cfg Config) (*Verifier, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Verifier{
-		regions: append([]string(nil), cfg.Regions...),
-		service: cfg.Service,
-		skew:    cfg.Skew,
-		keys:    cfg.Keys,
-		dummy:   dummy,
-	}, nil
+	return &Verifier{services: services, skew: cfg.Skew, keys: cfg.Keys, dummy: dummy}, nil
+}
+
+func (s *Service) check() error {
+	switch {
+	case len(s.Regions) == 0 || len(s.Regions) > regionsMax:
+		return errors.New("sigv4: 1 to 4 regions are needed")
+	case !validScopePart(s.Name, serviceMax):
+		return errors.New("sigv4: the service has 1 to 32 lower-case letters, digits or hyphens")
+	}
+	for i, region := range s.Regions {
+		if !validScopePart(region, regionMax) {
+			return errors.New("sigv4: a region has 1 to 64 lower-case letters, digits or hyphens")
+		}
+		for _, earlier := range s.Regions[:i] {
+			if earlier == region {
+				return errors.New("sigv4: a region is named twice")
+			}
+		}
+	}
+	return nil
 }
 
 func validScopePart(s string, most int) bool {
@@ -109,8 +133,8 @@ func validScopePart(s string, most int) bool {
 }
 
 // Verify checks the signature of r at now. Unless the code is OK the identity is invalid and s.Message has the text for the client.
-// The refusals are kmsapi.MissingAuthenticationToken, IncompleteSignature, InvalidSignature, UnrecognizedClient, and for what is no
-// request this service could have been sent BadRequest and RequestHeaderTooLarge.
+// The refusals are kmsapi.MissingAuthenticationToken, IncompleteSignature, InvalidSignature, UnrecognizedClient, ExpiredToken, and for what
+// is no request this service could have been sent BadRequest and RequestHeaderTooLarge.
 func (v *Verifier) Verify(r *Request, s *Scratch, now time.Time) (Identity, kmsapi.Code) {
 	s.Reset()
 	if c := s.checkShape(r); c != kmsapi.OK {
@@ -134,23 +158,38 @@ func (v *Verifier) Verify(r *Request, s *Scratch, now time.Time) (Identity, kmsa
 	if c := s.auth.parseCredential(s); c != kmsapi.OK {
 		return Identity{}, c
 	}
-	region, c := v.checkScope(s, date)
+	at, c := v.checkScope(s, date)
 	if c != kmsapi.OK {
 		return Identity{}, c
 	}
-	key, c := v.checkSignature(r, s, signed, date, unix, region)
+	key, c := v.checkSignature(r, s, signed, date, unix, at)
 	if c != kmsapi.OK {
 		return Identity{}, c
 	}
-	return Identity{key: key, region: v.regions[region]}, kmsapi.OK
+	if key.temporary && !now.Before(key.expires) {
+		return Identity{}, s.refuse(kmsapi.ExpiredToken)
+	}
+	return Identity{key: key, service: at.service, region: at.region}, kmsapi.OK
+}
+
+// scope is a service and region of the verifier's, and the slot of the signing keys for it on even days.
+type scope struct {
+	service, region string
+	slot            uint
 }
 
 // checkScope compares the credential scope with what this verifier serves and with the date of the request. All that is wrong is told in
-// one text. It returns the index of the region.
-func (v *Verifier) checkScope(s *Scratch, date []byte) (int, kmsapi.Code) {
-	region := -1
-	for i := range v.regions {
-		if v.regions[i] == string(s.auth.region) {
+// one text.
+func (v *Verifier) checkScope(s *Scratch, date []byte) (scope, kmsapi.Code) {
+	of, region := 0, -1
+	for i := range v.services {
+		if v.services[i].Name == string(s.auth.service) {
+			of = i
+		}
+	}
+	service := &v.services[of]
+	for i := range service.Regions {
+		if service.Regions[i] == string(s.auth.region) {
 			region = i
 		}
 	}
@@ -162,10 +201,10 @@ func (v *Verifier) checkScope(s *Scratch, date []byte) (int, kmsapi.Code) {
 	if region < 0 {
 		s.say("Credential should be scoped to a valid region, not '", s.auth.region, "'.")
 	}
-	if string(s.auth.service) != v.service {
+	if string(s.auth.service) != service.Name {
 		separator()
 		s.msg = append(s.msg, "Credential should be scoped to correct service: '"...)
-		s.msg = append(s.msg, v.service...)
+		s.msg = append(s.msg, service.Name...)
 		s.msg = append(s.msg, "'."...)
 	}
 	if string(s.auth.terminator) != terminator {
@@ -179,31 +218,30 @@ func (v *Verifier) checkScope(s *Scratch, date []byte) (int, kmsapi.Code) {
 		s.say("", date, "'.")
 	}
 	if len(s.msg) > 0 {
-		return 0, kmsapi.InvalidSignature
+		return scope{}, kmsapi.InvalidSignature
 	}
-	return region, kmsapi.OK
+	return scope{service.Name, service.Regions[region], 2 * uint(of*regionsMax+region)}, kmsapi.OK
 }
 
-// checkSignature computes the signature and compares. An access key that is unknown, or long-term but sent with a security token, takes the
-// same way with the dummy's secret and is told apart only at the end.
-func (v *Verifier) checkSignature(r *Request, s *Scratch, signed int, date []byte, unix int64, region int) (*AccessKey, kmsapi.Code) {
+// checkSignature computes the signature and compares. An access key that is unknown, or whose security token is missing, another's or one
+// too many, takes the same way with the dummy's secret and is told apart only at the end.
+func (v *Verifier) checkSignature(r *Request, s *Scratch, signed int, date []byte, unix int64, at scope) (*AccessKey, kmsapi.Code) {
 	var key *AccessKey
 	if validAccessKeyID(s.auth.accessKeyID) {
 		key = v.keys.AccessKey(s.auth.accessKeyID)
 	}
-	// A temporary credential would come with a security token. None is issued yet, so a token is never valid.
-	known := key != nil && s.at.token < 0
+	known := key != nil && key.fits(r, s.at.token)
 	if !known {
 		key = v.dummy
 	}
-	slot := 2*uint(region) + uint(unix/86400)&1 // region and day: today's key and that of the day next to it stay both
-	words, ok := key.signingKey(slot, date[:8], v.regions[region], v.service)
+	slot := at.slot + uint(unix/86400)&1 // scope and day: today's key and that of the day next to it stay both
+	words, ok := key.signingKey(slot, date[:8], at.region, at.service)
 	if !ok { // wiped since the source returned it
 		known = false
-		words, _ = v.dummy.signingKey(slot, date[:8], v.regions[region], v.service)
+		words, _ = v.dummy.signingKey(slot, date[:8], at.region, at.service)
 	}
 	bodyHash := sha256.Sum256(r.Body)
-	computed := s.sign(r, s.order[:signed], &bodyHash, &words, date, v.regions[region], v.service)
+	computed := s.sign(r, s.order[:signed], &bodyHash, &words, date, at.region, at.service)
 	clear(words[:])
 
 	var given [sha256.Size]byte
