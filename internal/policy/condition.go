@@ -203,7 +203,10 @@ func (c *condition) cost() int {
 // nothing else.
 func (c *condition) holds(r *Request, deny bool) bool {
 	if c.typ == absence {
-		_, present := c.at(r, 0)
+		present := false
+		if c.key != UnknownKey {
+			_, present = r.Context.Value(c.key, c.name, 0)
+		}
 		for _, absent := range c.truths {
 			if absent != present {
 				return true
@@ -214,8 +217,8 @@ func (c *condition) holds(r *Request, deny bool) bool {
 	decidedByOne := c.set == forAny || c.set == single && !c.negated // by one that is fulfilled, else by one that is not
 	fulfilled := !decidedByOne
 	n := 0
-	for ; ; n++ {
-		v, present := c.at(r, n)
+	for c.key != UnknownKey {
+		v, present := r.Context.Value(c.key, c.name, n)
 		if !present {
 			break
 		}
@@ -229,6 +232,7 @@ func (c *condition) holds(r *Request, deny bool) bool {
 				return fulfilled
 			}
 		}
+		n++
 	}
 	if n > 0 {
 		return fulfilled
@@ -240,14 +244,6 @@ func (c *condition) holds(r *Request, deny bool) bool {
 		return c.negated
 	}
 	return c.set == forAll
-}
-
-// at is value i of the condition's key.
-func (c *condition) at(r *Request, i int) (Value, bool) {
-	if c.key == UnknownKey {
-		return Value{}, false
-	}
-	return r.Context.Value(c.key, c.name, i)
 }
 
 // matches compares v, value i of the key, with the condition's values; ok false: it is not of the operator's type.
@@ -318,7 +314,7 @@ func (c *condition) matchText(r *Request, v []byte, i int) bool {
 			continue
 		}
 		symbols, ok := t.expand(r, len(v))
-		again, _ := c.at(r, i)
+		again, _ := r.Context.Value(c.key, c.name, i)
 		v = again.Text
 		if ok && c.matchSymbols(symbols, v, r.Scratch) {
 			return true

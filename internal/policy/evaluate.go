@@ -43,7 +43,10 @@ func (p *Policy) Evaluate(r *Request) (result Result) {
 	var buffer [actionBuffer]byte
 	var action []byte
 	if len(r.Action) <= len(buffer) {
-		action = appendLower(buffer[:0], r.Action)
+		action = buffer[:len(r.Action)]
+		for i := range action {
+			action[i] = lowerByte(r.Action[i])
+		}
 	} else {
 		r.Scratch.action = appendLower(r.Scratch.action[:0], r.Action)
 		action = r.Scratch.action
@@ -51,14 +54,15 @@ func (p *Policy) Evaluate(r *Request) (result Result) {
 	allowed := ways(0)
 	for i := range p.statements {
 		s := &p.statements[i]
-		if s.inert || s.deny && result.Deny != 0 || !s.hasAction(action) {
+		if s.inert || s.deny && result.Deny != 0 {
 			continue
 		}
+		// What costs least first: most statements are about somebody else, or another action.
 		w := s.names(p.kind, r.Principal)
 		if !s.deny {
 			w &^= allowed
 		}
-		if w == 0 || p.kind != TrustPolicy && !s.hasResource(r) || !s.holds(r) {
+		if w == 0 || !s.hasAction(action) || p.kind != TrustPolicy && !s.hasResource(r) || !s.holds(r) {
 			continue
 		}
 		if s.deny {

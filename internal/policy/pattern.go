@@ -178,11 +178,7 @@ func lower(s string) string { return string(appendLower(nil, s)) }
 
 func appendLower(dst []byte, s string) []byte {
 	for i := range len(s) {
-		c := s[i]
-		if c-'A' < 26 {
-			c += 'a' - 'A'
-		}
-		dst = append(dst, c)
+		dst = append(dst, lowerByte(s[i]))
 	}
 	return dst
 }
@@ -193,13 +189,16 @@ func sameFold[T string | []byte](a T, low string) bool {
 		return false
 	}
 	for i := range len(a) {
-		c := a[i]
-		if c-'A' < 26 {
-			c += 'a' - 'A'
-		}
-		if c != low[i] {
+		if lowerByte(a[i]) != low[i] {
 			return false
 		}
 	}
 	return true
+}
+
+func lowerByte(c byte) byte {
+	if c-'A' < 26 {
+		c += 'a' - 'A'
+	}
+	return c
 }
