@@ -12,6 +12,12 @@
 //	/keyplane/1/deletion/<region>/<date>/<account>/<key ID>  index of keys pending deletion, in order of their date
 //	/keyplane/1/tombstone/<region>/<account>/<key ID>        a deleted key's ID, which can never come back
 //	/keyplane/1/accesskey/<access key ID>                    record: principal, sealed secret
+//	/keyplane/1/iam/account/<account>                        record: root user's access keys, how many users, roles and policies there are
+//	/keyplane/1/iam/user/<account>/<name>                    record: ID, inline policies, attached policies, tags, access keys; <name> in lower case
+//	/keyplane/1/iam/role/<account>/<name>                    likewise, with its trust policy
+//	/keyplane/1/iam/policy/<account>/<name>                  record: managed policy, how often it is in use
+//	/keyplane/1/iam/service/<name>                           record: registered service, the accounts it may act for
+//	/keyplane/1/iam/session/<account>/<access key ID>        record: temporary credentials, sealed secret; on a lease
 //
 // A value is one format byte and strict JSON; an unknown format, an unknown or duplicate member, or a record that names another key than
 // its place in etcd is refused as damaged.

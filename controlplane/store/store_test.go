@@ -738,7 +738,7 @@ func TestAccessKeys(t *testing.T) {
 	s := openAt(t, t.TempDir())
 	defer s.Close()
 	ctx := t.Context()
-	n := accessKeysPage + 3
+	n := walkPage + 3
 	for i := range n {
 		k := &AccessKey{ID: fmt.Sprintf("AKIA%04d", i), Account: 1, PrincipalARN: "arn", UserName: "u", Active: i%2 == 0, Created: t0, Secret: secret.New(fmt.Appendf(nil, "secret %d", i))}
 		if err := s.PutAccessKey(ctx, k); err != nil {
@@ -789,12 +789,7 @@ func TestAccessKeys(t *testing.T) {
 			t.Errorf("accepted %+v", bad)
 		}
 	}
-	for _, id := range []string{"AKIA0003", "AKIA0003", "../x"} {
-		if err := s.DeleteAccessKey(ctx, id); err != nil {
-			t.Error(err)
-		}
-		if _, err := s.AccessKey(ctx, id); !errors.Is(err, ErrNotFound) {
-			t.Errorf("%s: %v", id, err)
-		}
+	if _, err := s.AccessKey(ctx, "../x"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("got %v", err)
 	}
 }
