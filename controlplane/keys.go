@@ -103,7 +103,8 @@ func (s *Server) createKey(ctx context.Context, c *call, in *createKeyIn) (keyMe
 			return keyMetadataOut{}, err
 		}
 		defer k.Wipe()
-		err = s.store.CreateKey(ctx, k, policy)
+		k.Policy = store.Policy{Document: policy}
+		err = s.store.CreateKey(ctx, k)
 		s.publishKey(k.KeyName, err) // that there is no such key may be cached
 		if errors.Is(err, store.ErrExists) {
 			continue

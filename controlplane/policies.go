@@ -89,11 +89,7 @@ func (s *Server) getKeyPolicy(ctx context.Context, c *call, in *getKeyPolicyIn) 
 	if err := policyNamed(in.PolicyName); err != nil {
 		return getKeyPolicyOut{}, err
 	}
-	policy, err := s.store.Policy(ctx, n)
-	if err != nil {
-		return getKeyPolicyOut{}, s.keyError(n, err) // deleted meanwhile
-	}
-	return getKeyPolicyOut{Policy: string(policy), PolicyName: kmsapi.PolicyNameDefault}, nil
+	return getKeyPolicyOut{Policy: string(k.Policy.Document), PolicyName: kmsapi.PolicyNameDefault}, nil
 }
 
 type putKeyPolicyIn struct {
@@ -118,14 +114,14 @@ func (s *Server) putKeyPolicy(ctx context.Context, c *call, in *putKeyPolicyIn) 
 		return none{}, err
 	}
 	policy := []byte(*in.Policy)
-	err = s.store.PutPolicy(ctx, n, policy, func(k *store.Key) error {
+	err = s.store.PutPolicy(ctx, n, func(k *store.Key) (store.Policy, error) {
 		if err := s.admit(c, k); err != nil {
-			return err
+			return store.Policy{}, err
 		}
 		if err := policyNamed(in.PolicyName); err != nil {
-			return err
+			return store.Policy{}, err
 		}
-		return validatePolicy(policy)
+		return store.Policy{Document: policy}, validatePolicy(policy)
 	})
 	s.publishKey(n, err)
 	if err != nil {
