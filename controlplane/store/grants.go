@@ -52,6 +52,9 @@ type NewGrant struct {
 	// Decide makes the grant, if it agrees to the key as it is; Key and Revision need not be filled. It may run several times; its error ends
 	// the call and comes back as it is. parent is the grant on the same key that its agreement rests on, "" for none.
 	Decide func(k *Key) (g *Grant, parent string, err error)
+	// Done hears how the write ended, also that it was of unknown outcome, before anybody else of this process can change the key's grants;
+	// with a nil error too of a grant that there was already. nil: nobody is told.
+	Done func(*Grant, error)
 }
 
 // CreateGrant writes a grant. One with a name that the same account has given already to a grant that is equal in everything but ID and
@@ -89,6 +92,9 @@ func (s *Store) CreateGrant(ctx context.Context, in NewGrant) (*Grant, error) {
 				return false, err
 			}
 			if older != nil {
+				if !in.Dry {
+					done(in.Done, older, nil)
+				}
 				result = older
 				return true, nil
 			}
@@ -109,9 +115,18 @@ func (s *Store) CreateGrant(ctx context.Context, in NewGrant) (*Grant, error) {
 		if ok {
 			g.Revision, result = revision, g
 		}
+		if ok || err != nil {
+			done(in.Done, g, err)
+		}
 		return ok, err
 	})
 	return result, err
+}
+
+func done(tell func(*Grant, error), g *Grant, err error) {
+	if tell != nil {
+		tell(g, err)
+	}
 }
 
 // grantNamed finds the grant that has g's name and is equal to it, or gives the compare that there is none.
@@ -169,9 +184,18 @@ func (g *Grant) puts(count int) ([]clientv3.Op, error) {
 	return then, nil
 }
 
-// RemoveGrant removes a grant, if allow agrees to it and its key as they are, and returns it. dry: decide, but write nothing. ErrNotFound: no
-// such key; ErrNoGrant.
-func (s *Store) RemoveGrant(ctx context.Context, n KeyName, id string, dry bool, allow func(*Key, *Grant) error) (*Grant, error) {
+// OldGrant is what RemoveGrant is asked for.
+type OldGrant struct {
+	Key   KeyName
+	ID    string
+	Dry   bool                     // decide, but write nothing
+	Allow func(*Key, *Grant) error // agrees to the key and the grant as they are; the grant is nil if there is none
+	Done  func(*Grant, error)      // as NewGrant's
+}
+
+// RemoveGrant removes a grant, if Allow agrees, and returns it. ErrNotFound: no such key; ErrNoGrant, once Allow agreed.
+func (s *Store) RemoveGrant(ctx context.Context, in OldGrant) (*Grant, error) {
+	n, id := in.Key, in.ID
 	if !validGrantID(id) {
 		return nil, ErrNoGrant
 	}
@@ -193,13 +217,13 @@ func (s *Store) RemoveGrant(ctx context.Context, n KeyName, id string, dry bool,
 				return false, err
 			}
 		}
-		if err := allow(k, g); err != nil {
+		if err := in.Allow(k, g); err != nil {
 			return false, err
 		}
 		switch {
 		case g == nil:
 			return false, ErrNoGrant
-		case dry:
+		case in.Dry:
 			result = g
 			return true, nil
 		}
@@ -223,6 +247,9 @@ func (s *Store) RemoveGrant(ctx context.Context, n KeyName, id string, dry bool,
 		ok, _, err := s.commit(ctx, append(append(when, k.asRead()...), unchanged(n.grantKey(id), g.Revision)), then)
 		if ok {
 			result = g
+		}
+		if ok || err != nil {
+			done(in.Done, g, err)
 		}
 		return ok, err
 	})

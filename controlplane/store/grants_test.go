@@ -264,7 +264,7 @@ func TestGrantLimitAndNames(t *testing.T) {
 	if _, err := shared.CreateGrant(ctx, dry); !errors.Is(err, ErrGrantLimit) {
 		t.Errorf("a dry run at the limit: %v", err)
 	}
-	if _, err := shared.RemoveGrant(ctx, k.KeyName, list[0].ID, false, func(*Key, *Grant) error { return nil }); err != nil {
+	if _, err := shared.RemoveGrant(ctx, OldGrant{Key: k.KeyName, ID: list[0].ID, Allow: func(*Key, *Grant) error { return nil }}); err != nil {
 		t.Fatal(err)
 	}
 	named := func() NewGrant {
@@ -340,7 +340,7 @@ func TestGrantNames(t *testing.T) {
 		seen[made.ID] = name
 	}
 	// Once it is gone, its name makes another.
-	if _, err := shared.RemoveGrant(t.Context(), k.KeyName, first.ID, false, func(*Key, *Grant) error { return nil }); err != nil {
+	if _, err := shared.RemoveGrant(t.Context(), OldGrant{Key: k.KeyName, ID: first.ID, Allow: func(*Key, *Grant) error { return nil }}); err != nil {
 		t.Fatal(err)
 	}
 	if g := mustGrant(t, base()); g.ID == first.ID {
@@ -361,19 +361,19 @@ func TestRemoveGrant(t *testing.T) {
 		return nil
 	}
 	refusal := errors.New("no")
-	if _, err := shared.RemoveGrant(ctx, k.KeyName, g.ID, false, func(*Key, *Grant) error { return refusal }); err != refusal {
+	if _, err := shared.RemoveGrant(ctx, OldGrant{Key: k.KeyName, ID: g.ID, Allow: func(*Key, *Grant) error { return refusal }}); err != refusal {
 		t.Errorf("%v", err)
 	}
-	if got, err := shared.RemoveGrant(ctx, k.KeyName, g.ID, true, agree); err != nil || got.ID != g.ID {
+	if got, err := shared.RemoveGrant(ctx, OldGrant{Key: k.KeyName, ID: g.ID, Dry: true, Allow: agree}); err != nil || got.ID != g.ID {
 		t.Errorf("dry: %v %v", got, err)
 	}
-	if _, err := shared.RemoveGrant(ctx, newKey("grant-remove").KeyName, g.ID, false, agree); !errors.Is(err, ErrNotFound) {
+	if _, err := shared.RemoveGrant(ctx, OldGrant{Key: newKey("grant-remove").KeyName, ID: g.ID, Allow: agree}); !errors.Is(err, ErrNotFound) {
 		t.Errorf("no key: %v", err)
 	}
 	if names := left(t, g.ID); len(names) != 3 {
 		t.Errorf("%v", names)
 	}
-	if got, err := shared.RemoveGrant(ctx, k.KeyName, g.ID, false, agree); err != nil || !reflect.DeepEqual(got, g) {
+	if got, err := shared.RemoveGrant(ctx, OldGrant{Key: k.KeyName, ID: g.ID, Allow: agree}); err != nil || !reflect.DeepEqual(got, g) {
 		t.Errorf("%+v %v", got, err)
 	}
 	if names := left(t, g.ID); len(names) != 0 {
@@ -381,7 +381,7 @@ func TestRemoveGrant(t *testing.T) {
 	}
 	asked := false
 	for _, id := range []string{g.ID, "x"} {
-		if _, err := shared.RemoveGrant(ctx, k.KeyName, id, false, func(_ *Key, g *Grant) error { asked = g == nil; return nil }); !errors.Is(err, ErrNoGrant) {
+		if _, err := shared.RemoveGrant(ctx, OldGrant{Key: k.KeyName, ID: id, Allow: func(_ *Key, g *Grant) error { asked = g == nil; return nil }}); !errors.Is(err, ErrNoGrant) {
 			t.Errorf("%s: %v", id, err)
 		}
 	}
