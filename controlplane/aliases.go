@@ -55,7 +55,11 @@ func (s *Server) createAlias(ctx context.Context, c *call, in *aliasIn) (none, e
 	if err != nil {
 		return none{}, err
 	}
-	err = s.store.CreateAlias(ctx, n, name, c.now, func(k *store.Key) error { return s.admit(c, k) })
+	if err := s.permitAlias(c, name); err != nil {
+		return none{}, err
+	}
+	err = s.store.CreateAlias(ctx, n, name, c.now, func(k *store.Key) error { return s.admit(ctx, c, k) })
+	s.publishKey(n, err) // conditions can ask for its aliases
 	s.publishAlias(n.Account, name, err)
 	switch {
 	case errors.Is(err, store.ErrExists):
@@ -63,7 +67,7 @@ func (s *Server) createAlias(ctx context.Context, c *call, in *aliasIn) (none, e
 	case errors.Is(err, store.ErrAliasLimit):
 		return none{}, s.aliasLimit(n)
 	case err != nil:
-		return none{}, s.keyError(n, err)
+		return none{}, s.keyError(c, n, err)
 	}
 	return none{}, nil
 }
@@ -81,9 +85,12 @@ func (s *Server) aliasLimit(n store.KeyName) error {
 	return kmsapi.New(kmsapi.LimitExceeded, "The key "+s.keyARN(n)+" has reached the limit of "+strconv.Itoa(kmsapi.AliasesPerKeyMax)+" aliases.")
 }
 
-// aliasError words an error of the store about an alias.
-func (s *Server) aliasError(a keyid.Account, name string, err error) error {
+// aliasError words an error of the store about an alias, as keyError does.
+func (s *Server) aliasError(c *call, a keyid.Account, name string, err error) error {
 	if errors.Is(err, store.ErrNotFound) {
+		if a != c.account() {
+			return c.foreign()
+		}
 		return s.noAlias(a, name)
 	}
 	return err
@@ -103,13 +110,18 @@ func (s *Server) updateAlias(ctx context.Context, c *call, in *aliasIn) (none, e
 	if err != nil {
 		return none{}, err
 	}
+	if err := s.permitAlias(c, name); err != nil {
+		return none{}, err
+	}
+	from := n
 	err = s.store.UpdateAlias(ctx, n, name, c.now, func(old, target *store.Key) error {
 		if old != nil {
-			if err := authorize(c, old.Account, old); err != nil {
+			from = old.KeyName
+			if err := s.authorize(ctx, c, old); err != nil {
 				return err
 			}
 		}
-		if err := s.admit(c, target); err != nil {
+		if err := s.admit(ctx, c, target); err != nil {
 			return err
 		}
 		if old != nil && (old.Usage != target.Usage || keyClass(old.Spec) != keyClass(target.Spec)) {
@@ -118,14 +130,18 @@ func (s *Server) updateAlias(ctx context.Context, c *call, in *aliasIn) (none, e
 		}
 		return nil
 	})
+	s.publishKey(n, err)
+	if from != n {
+		s.publishKey(from, err)
+	}
 	s.publishAlias(n.Account, name, err)
 	switch {
 	case errors.Is(err, store.ErrNoTarget):
-		return none{}, s.keyError(n, err)
+		return none{}, s.keyError(c, n, err)
 	case errors.Is(err, store.ErrAliasLimit):
 		return none{}, s.aliasLimit(n)
 	case err != nil:
-		return none{}, s.aliasError(n.Account, name, err)
+		return none{}, s.aliasError(c, n.Account, name, err)
 	}
 	return none{}, nil
 }
@@ -150,10 +166,20 @@ func (s *Server) deleteAlias(ctx context.Context, c *call, in *deleteAliasIn) (n
 	if err := checkAlias(name, func() error { return s.noAlias(c.account(), name) }); err != nil {
 		return none{}, err
 	}
-	err := s.store.DeleteAlias(ctx, s.region, c.account(), name, func(k *store.Key) error { return s.admit(c, k) })
+	if err := s.permitAlias(c, name); err != nil {
+		return none{}, err
+	}
+	var from *store.KeyName
+	err := s.store.DeleteAlias(ctx, s.region, c.account(), name, func(k *store.Key) error {
+		from = &k.KeyName
+		return s.admit(ctx, c, k)
+	})
+	if from != nil {
+		s.publishKey(*from, err)
+	}
 	s.publishAlias(c.account(), name, err)
 	if err != nil {
-		return none{}, s.aliasError(c.account(), name, err)
+		return none{}, s.aliasError(c, c.account(), name, err)
 	}
 	return none{}, nil
 }
@@ -183,9 +209,9 @@ type listAliasesOut struct {
 	Truncated  bool
 }
 
-// ListAliases lists the account's aliases, or those of one key.
+// ListAliases lists the account's aliases, or those of one key, whose policy is not asked.
 func (s *Server) listAliases(ctx context.Context, c *call, in *listAliasesIn) (listAliasesOut, error) {
-	if err := authorize(c, c.account(), nil); err != nil {
+	if err := c.permitAccount(c.action, "*"); err != nil {
 		return listAliasesOut{}, err
 	}
 	p := page{operation: c.op.Name, account: c.account(), region: s.region}
@@ -195,8 +221,8 @@ func (s *Server) listAliases(ctx context.Context, c *call, in *listAliasesIn) (l
 		if err != nil {
 			return listAliasesOut{}, err
 		}
-		if key, err = s.view(ctx, c, n); err != nil {
-			return listAliasesOut{}, err
+		if key, err = s.store.Key(ctx, n); err != nil {
+			return listAliasesOut{}, s.keyError(c, n, err)
 		}
 		key.Wipe()
 		p.filter = n.ID.String()

@@ -3,32 +3,111 @@ package controlplane
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/keyplane/keyplane/controlplane/store"
+	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/policy"
 )
 
-// authorize decides whether the caller may do the operation. owner is the account of what it is done to; key is the key concerned, nil
-// where the operation concerns none or the caller may not learn whether it exists. Every operation asks, on the record that it acts on.
-//
-// Key policies are stored and not evaluated: a signed caller of the account is its administrator, and nobody else gets in.
-func authorize(c *call, owner keyid.Account, key *store.Key) error {
-	p := c.caller.Principal()
-	if p != nil && p.Account == owner && (key == nil || key.Account == owner) {
-		return nil
+// authorize decides whether the caller may do the operation to the key, as its record is. Every operation asks, on the record that it acts on.
+func (s *Server) authorize(ctx context.Context, c *call, k *store.Key) error {
+	_, err := s.permit(ctx, c, c.action, k, nil)
+	return err
+}
+
+// permit decides about one permission on a key. fits says which grants count; nil: all.
+func (s *Server) permit(ctx context.Context, c *call, action *authz.Action, k *store.Key, fits func(*authz.Grant) bool) (authz.Decision, error) {
+	facts := k.Facts()
+	c.context.Key = &facts
+	return c.decide(&authz.Question{
+		Action: action, Resource: []byte(s.keyARN(k.KeyName)), Owner: k.Account, Policy: s.keyPolicy(k),
+		Grants: &keyGrants{ctx: ctx, store: s.store, key: k.KeyName, fits: fits},
+	})
+}
+
+// permitAccount decides about a permission that is no key's to give: identity policies of the caller's account alone allow it.
+func (c *call) permitAccount(action *authz.Action, resource string) error {
+	c.context.Key = nil
+	_, err := c.decide(&authz.Question{Action: action, Resource: []byte(resource), Owner: c.account()})
+	return err
+}
+
+// permitAlias decides about the operation on an alias of the caller's account; the keys concerned are asked on their own.
+func (s *Server) permitAlias(c *call, name string) error {
+	return c.permitAccount(c.action, s.aliasARN(c.account(), name))
+}
+
+// decide asks authz and words a refusal.
+func (c *call) decide(q *authz.Question) (authz.Decision, error) {
+	q.Caller, q.Context, q.Scratch = c.principal(), &c.context, &c.scratch
+	if q.Caller == nil {
+		return authz.Decision{}, c.refuse(q, &authz.Decision{Reason: authz.NotAbroad})
 	}
-	user := ""
-	if p != nil {
-		user = p.ARN
+	d, err := authz.Decide(q)
+	if err != nil {
+		return authz.Decision{}, err
 	}
-	return kmsapi.New(kmsapi.AccessDenied, "User: "+user+" is not authorized to perform: kms:"+c.op.Name+
-		" on this resource because the resource does not exist in this Region, no resource-based policies allow access, or a "+
-		"resource-based policy explicitly denies access")
+	if !d.Reason.Allowed() {
+		return d, c.refuse(q, &d)
+	}
+	return d, nil
+}
+
+func (c *call) refuse(q *authz.Question, d *authz.Decision) error {
+	if q.Caller == nil {
+		q.Caller = &authz.Caller{}
+	}
+	return kmsapi.New(kmsapi.AccessDenied, string(d.AppendDenied(nil, q)))
+}
+
+// foreign is the refusal of what is another account's, whether it exists or not.
+func (c *call) foreign() error {
+	return c.refuse(&authz.Question{Caller: c.principal(), Action: c.action}, &authz.Decision{Reason: authz.NotAbroad})
+}
+
+// principal is the caller as decisions name it, nil for an access key that speaks for nobody.
+func (c *call) principal() *authz.Caller {
+	if p := c.caller.Principal(); p != nil {
+		return p.Caller
+	}
+	return nil
+}
+
+// keyGrants are the grants of one key, read when they are asked for.
+type keyGrants struct {
+	ctx   context.Context
+	store *store.Store
+	key   store.KeyName
+	fits  func(*authz.Grant) bool
+}
+
+func (g *keyGrants) Grants(grantee string) ([]authz.Grant, error) {
+	list, err := g.store.Grants(g.ctx, g.key.Region, g.key.Account, g.key.ID, grantee)
+	if err != nil || g.fits == nil {
+		return list, err
+	}
+	return slices.DeleteFunc(list, func(grant authz.Grant) bool { return !g.fits(&grant) }), nil
+}
+
+// keyPolicy compiles a key's policy, with its principals as they were when it was put. One that this version does not read allows nothing.
+func (s *Server) keyPolicy(k *store.Key) *policy.Policy {
+	var bind policy.Binder
+	if bound := k.Policy.Bound; bound != nil {
+		bind = func(arn string) (string, bool) { id, ok := bound[arn]; return id, ok }
+	}
+	p, err := policy.Parse(k.Policy.Document, policy.KeyPolicy, bind)
+	if err != nil {
+		s.log.Error("a key policy cannot be read; it allows nothing", "key", s.keyARN(k.KeyName), "error", err.Error())
+		return new(policy.Policy)
+	}
+	return p
 }
 
 // reference parses what a request names a key with. Aliases are allowed only where the operation says so. A reference to another account
-// ends here, before anything is read: whether the key exists is not said.
+// ends here, before anything is read, unless the operation can be used across accounts: whether the key exists is not said.
 func (s *Server) reference(c *call, text string, aliases bool) (keyid.Ref, error) {
 	ref, fault := keyid.Parse([]byte(text))
 	isAlias := ref.Kind == keyid.AliasName || ref.Kind == keyid.AliasARN
@@ -48,8 +127,8 @@ func (s *Server) reference(c *call, text string, aliases bool) (keyid.Ref, error
 	if string(ref.Region) != s.region || string(ref.Partition) != s.partition {
 		return ref, kmsapi.New(kmsapi.NotFound, "Invalid arn "+string(ref.Region))
 	}
-	if ref.Account != c.account() {
-		return ref, authorize(c, ref.Account, nil)
+	if ref.Account != c.account() && !c.action.Abroad {
+		return ref, c.foreign()
 	}
 	return ref, nil
 }
@@ -75,9 +154,9 @@ func (s *Server) keyName(c *call, text string) (store.KeyName, error) {
 func (s *Server) view(ctx context.Context, c *call, n store.KeyName) (*store.Key, error) {
 	k, err := s.store.Key(ctx, n)
 	if err != nil {
-		return nil, s.keyError(n, err)
+		return nil, s.keyError(c, n, err)
 	}
-	if err := s.admit(c, k); err != nil {
+	if err := s.admit(ctx, c, k); err != nil {
 		k.Wipe()
 		return nil, err
 	}
@@ -85,8 +164,8 @@ func (s *Server) view(ctx context.Context, c *call, n store.KeyName) (*store.Key
 }
 
 // admit is what every operation on a key asks of the key's record before it does anything: authorisation, then the key state.
-func (s *Server) admit(c *call, k *store.Key) error {
-	if err := authorize(c, k.Account, k); err != nil {
+func (s *Server) admit(ctx context.Context, c *call, k *store.Key) error {
+	if err := s.authorize(ctx, c, k); err != nil {
 		return err
 	}
 	return stateError(c.op.Name, k.State, s.keyARN(k.KeyName))
@@ -95,7 +174,7 @@ func (s *Server) admit(c *call, k *store.Key) error {
 // change edits a key in one transaction, with authorisation and key state decided on the very record that is replaced, and publishes it.
 func (s *Server) change(ctx context.Context, c *call, n store.KeyName, edit func(*store.Key) error) (*store.Key, error) {
 	k, err := s.store.UpdateKey(ctx, n, func(k *store.Key) error {
-		if err := s.admit(c, k); err != nil {
+		if err := s.admit(ctx, c, k); err != nil {
 			return err
 		}
 		return edit(k)
@@ -108,7 +187,7 @@ func (s *Server) change(ctx context.Context, c *call, n store.KeyName, edit func
 	}
 	s.publishKey(n, published)
 	if err != nil {
-		return nil, s.keyError(n, err)
+		return nil, s.keyError(c, n, err)
 	}
 	return k, nil
 }
@@ -118,9 +197,12 @@ func (s *Server) publishKey(n store.KeyName, err error) {
 	s.publish("key/"+n.Account.String()+"/"+n.ID.String(), err, func() { s.publisher.KeyChanged(n.Account, n.ID) })
 }
 
-// keyError words an error of the store about the key n.
-func (s *Server) keyError(n store.KeyName, err error) error {
+// keyError words an error of the store about the key n. That another account's key does not exist is not said.
+func (s *Server) keyError(c *call, n store.KeyName, err error) error {
 	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrNoTarget) {
+		if n.Account != c.account() {
+			return c.foreign()
+		}
 		return kmsapi.New(kmsapi.NotFound, "Key '"+s.keyARN(n)+"' does not exist")
 	}
 	return err
@@ -128,6 +210,11 @@ func (s *Server) keyError(n store.KeyName, err error) error {
 
 func (s *Server) keyARN(n store.KeyName) string {
 	return string(keyid.AppendKeyARN(nil, s.partition, s.region, n.Account, n.ID))
+}
+
+// anyKeyARN stands for a key of the account that has no ID yet: what matches every key of the account matches it.
+func (s *Server) anyKeyARN(a keyid.Account) string {
+	return "arn:" + s.partition + ":kms:" + s.region + ":" + a.String() + ":key/*"
 }
 
 func (s *Server) aliasARN(a keyid.Account, name string) string {

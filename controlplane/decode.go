@@ -81,7 +81,7 @@ func mismatch(err error) string {
 		switch e.GoType.Kind() {
 		case reflect.Slice:
 			want = "list"
-		case reflect.Struct:
+		case reflect.Struct, reflect.Map:
 			want = "structure"
 		case reflect.Bool:
 			want = "a Boolean"

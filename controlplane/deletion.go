@@ -3,11 +3,14 @@ package controlplane
 import (
 	"context"
 	"errors"
+	"strconv"
 	"sync"
 	"time"
 
 	"github.com/keyplane/keyplane/controlplane/store"
+	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/policy"
 )
 
 type scheduleKeyDeletionIn struct {
@@ -42,6 +45,7 @@ func (s *Server) scheduleKeyDeletion(ctx context.Context, c *call, in *scheduleK
 	if err != nil {
 		return scheduleKeyDeletionOut{}, err
 	}
+	c.context.Extra = []authz.ExtraValue{{Key: policy.KMSScheduleKeyDeletionPendingWindowInDays, Value: strconv.Itoa(int(days))}}
 	k, err := s.change(ctx, c, n, func(k *store.Key) error {
 		k.State, k.Resume = after(c.op.Name, k.State)
 		k.DeletionDate = c.now.Add(time.Duration(days) * 24 * time.Hour)

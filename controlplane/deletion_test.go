@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/keyplane/keyplane/controlplane/store"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/snapshot"
 )
@@ -117,9 +116,6 @@ func TestDeletionWorker(t *testing.T) {
 		t.Errorf("aliases left: %v", got)
 	}
 	n := e.name(m.KeyId)
-	if _, err := shared.Policy(t.Context(), n); !errors.Is(err, store.ErrNotFound) {
-		t.Errorf("policy: %v", err)
-	}
 	if _, err := shared.KeyRecord(t.Context(), n.Region, n.Account, n.ID); !errors.Is(err, snapshot.ErrNotFound) {
 		t.Errorf("KeyRecord: %v", err)
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/go-json-experiment/json"
 
+	"github.com/keyplane/keyplane/controlplane/iam"
 	"github.com/keyplane/keyplane/controlplane/store"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
@@ -146,7 +147,7 @@ type env struct {
 	testing.TB
 	*Server
 	account   keyid.Account
-	creds     *Credentials
+	creds     *iam.Table
 	published *recorder
 	clock     *clock
 	keyID     string // access key of the account's administrator
@@ -171,7 +172,7 @@ func newEnvIn(t testing.TB, st *store.Store, region string) *env {
 		keyID: "AKIA" + account.String(), secret: "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
 	}
 	var err error
-	e.creds, err = NewCredentials(CredentialsConfig{Store: st, Region: region, Changed: e.published.AccessKeyChanged})
+	e.creds, err = iam.NewTable(iam.TableConfig{Store: st, Region: region, Changed: e.published.AccessKeyChanged})
 	if err != nil {
 		t.Fatal(err)
 	}

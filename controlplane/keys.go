@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/keyplane/keyplane/controlplane/store"
+	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/snapshot"
@@ -79,8 +80,14 @@ func (s *Server) metadata(k *store.Key) keyMetadata {
 
 // CreateKey: a new symmetric encryption key, Enabled. Its first backing key is a salt from the HSM (docs/ciphertext.md §3).
 func (s *Server) createKey(ctx context.Context, c *call, in *createKeyIn) (keyMetadataOut, error) {
-	if err := authorize(c, c.account(), nil); err != nil {
+	c.context.Extra = in.conditions()
+	if err := c.permitAccount(c.action, "*"); err != nil {
 		return keyMetadataOut{}, err
+	}
+	if len(in.Tags) > 0 {
+		if err := c.permitAccount(authz.Actions["TagResource"], s.anyKeyARN(c.account())); err != nil {
+			return keyMetadataOut{}, err
+		}
 	}
 	if err := checkOffered(in); err != nil {
 		return keyMetadataOut{}, err
@@ -89,21 +96,21 @@ func (s *Server) createKey(ctx context.Context, c *call, in *createKeyIn) (keyMe
 	if err != nil {
 		return keyMetadataOut{}, err
 	}
-	policy := []byte(defaultPolicy(s.partition, c.account()))
+	document := []byte(defaultPolicy(s.partition, c.account()))
 	if in.Policy != nil {
-		policy = []byte(*in.Policy)
-		if err := validatePolicy(policy); err != nil {
-			return keyMetadataOut{}, err
-		}
+		document = []byte(*in.Policy)
 	}
+	k := s.draft(c, deref(in.Description), tags)
+	if k.Policy, err = s.newPolicy(c, k, s.anyKeyARN(c.account()), document, in.BypassPolicyLockoutSafetyCheck); err != nil {
+		return keyMetadataOut{}, err
+	}
+	defer k.Wipe()
 	// A fresh key ID is taken, or was once, only if the random numbers are broken; a second try tells a collision from that.
 	for range 2 {
-		k, err := s.newKey(c, deref(in.Description), tags)
-		if err != nil {
+		if err := s.draw(k); err != nil {
 			return keyMetadataOut{}, err
 		}
-		defer k.Wipe()
-		err = s.store.CreateKey(ctx, k, policy)
+		err = s.store.CreateKey(ctx, k)
 		s.publishKey(k.KeyName, err) // that there is no such key may be cached
 		if errors.Is(err, store.ErrExists) {
 			continue
@@ -116,25 +123,32 @@ func (s *Server) createKey(ctx context.Context, c *call, in *createKeyIn) (keyMe
 	return keyMetadataOut{}, errors.New("controlplane: the HSM's random numbers repeat")
 }
 
-func (s *Server) newKey(c *call, description string, tags []store.Tag) (*store.Key, error) {
-	var random [16 + 32]byte
-	defer clear(random[:])
-	if err := s.random(random[:]); err != nil {
-		return nil, fmt.Errorf("controlplane: random bytes for a key: %w", err)
-	}
+// draft is a new key that has neither an ID nor a salt yet.
+func (s *Server) draft(c *call, description string, tags []store.Tag) *store.Key {
 	k := &store.Key{
-		KeyName:     store.KeyName{Region: s.region, Account: c.account(), ID: keyid.NewID([16]byte(random[:16]), false)},
-		Description: description, State: kmsapi.StateEnabled, Spec: kmsapi.SymmetricDefault, Usage: kmsapi.EncryptDecrypt,
-		Origin: originKMS, Created: c.now, Current: 1, Versions: make([]store.Version, 1),
+		KeyName: store.KeyName{Region: s.region, Account: c.account()}, Description: description, State: kmsapi.StateEnabled,
+		Spec: kmsapi.SymmetricDefault, Usage: kmsapi.EncryptDecrypt, Origin: originKMS, Created: c.now, Current: 1, Versions: make([]store.Version, 1),
 	}
 	for _, t := range tags {
 		k.SetTag(t)
 	}
+	k.Versions[0].Number, k.Versions[0].Created = k.Current, c.now
+	return k
+}
+
+// draw gives a draft its ID and the salt of its first version.
+func (s *Server) draw(k *store.Key) error {
+	var random [16 + 32]byte
+	defer clear(random[:])
+	if err := s.random(random[:]); err != nil {
+		return fmt.Errorf("controlplane: random bytes for a key: %w", err)
+	}
+	k.ID = keyid.NewID([16]byte(random[:16]), false)
 	v := &k.Versions[0]
-	v.Number, v.Root, v.Created = 1, s.root(), c.now
+	v.Root = s.root()
 	copy(v.Salt[:], random[16:])
 	v.MaterialID = snapshot.MaterialID(k.Account, k.ID, v.Number, &v.Salt)
-	return k, nil
+	return nil
 }
 
 type describeKeyIn struct {
@@ -154,9 +168,10 @@ func (s *Server) describeKey(ctx context.Context, c *call, in *describeKeyIn) (k
 		return keyMetadataOut{}, err
 	}
 	if ref.Alias != nil {
+		c.context.RequestAlias = ref.Alias
 		alias, err := s.store.Alias(ctx, s.region, ref.Account, string(ref.Alias))
 		if err != nil {
-			return keyMetadataOut{}, s.aliasError(ref.Account, string(ref.Alias), err)
+			return keyMetadataOut{}, s.aliasError(c, ref.Account, string(ref.Alias), err)
 		}
 		ref.ID = alias.Target
 	}
@@ -190,7 +205,7 @@ type listKeysOut struct {
 
 // ListKeys lists the account's keys in every state.
 func (s *Server) listKeys(ctx context.Context, c *call, in *listKeysIn) (listKeysOut, error) {
-	if err := authorize(c, c.account(), nil); err != nil {
+	if err := c.permitAccount(c.action, "*"); err != nil {
 		return listKeysOut{}, err
 	}
 	p := page{operation: c.op.Name, account: c.account(), region: s.region}

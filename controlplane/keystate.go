@@ -10,6 +10,7 @@ const (
 	allowed
 	refused    // KMSInvalidStateException "<key ARN> is <state>."
 	notPending // KMSInvalidStateException "<key ARN> is not pending deletion."
+	disabled   // DisabledException "<key ARN> is disabled."
 )
 
 // states is a row of the key state matrix (AWS KMS Developer Guide, "Key states of AWS KMS keys"), one verdict per column.
@@ -27,15 +28,19 @@ var (
 var matrix = map[string]states{
 	"CancelKeyDeletion":    {notPending, notPending, allowed, notPending, notPending, notPending, notPending},
 	"CreateAlias":          notPD,
+	"CreateGrant":          {allowed, disabled, refused, refused, allowed, refused, allowed},
 	"DeleteAlias":          everyState,
 	"DescribeKey":          everyState,
 	"DisableKey":           switching,
 	"EnableKey":            switching,
 	"GetKeyPolicy":         everyState,
 	"ListAliases":          everyState,
+	"ListGrants":           everyState,
 	"ListKeyPolicies":      everyState,
 	"ListResourceTags":     everyState,
 	"PutKeyPolicy":         everyState,
+	"RetireGrant":          everyState,
+	"RevokeGrant":          everyState,
 	"ScheduleKeyDeletion":  {allowed, allowed, refused, allowed, allowed, allowed, refused},
 	"TagResource":          notPD,
 	"UntagResource":        notPD,
@@ -82,6 +87,8 @@ func stateError(operation string, state kmsapi.KeyState, arn string) error {
 		return nil
 	case refused:
 		return kmsapi.New(kmsapi.KMSInvalidState, arn+stateTexts[state])
+	case disabled:
+		return kmsapi.New(kmsapi.Disabled, arn+stateTexts[state])
 	case notPending:
 		return kmsapi.New(kmsapi.KMSInvalidState, arn+" is not pending deletion.")
 	}

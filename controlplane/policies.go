@@ -1,16 +1,14 @@
 package controlplane
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"io"
-
-	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/keyplane/keyplane/controlplane/store"
+	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/policy"
 )
 
 // defaultPolicy is the key policy of a key that was created without one (kms-api, "Default policy").
@@ -19,35 +17,46 @@ func defaultPolicy(partition string, a keyid.Account) string {
 		`"Principal":{"AWS":"arn:` + partition + `:iam::` + a.String() + `:root"},"Action":"kms:*","Resource":"*"}]}`
 }
 
-// validatePolicy holds a key policy to the size that KMS allows and to strict JSON: one object, no member twice, nothing behind it, not
-// nested deeper than a request may be. What it says is not looked at. AWS sends no text with most MalformedPolicyDocumentExceptions.
-func validatePolicy(policy []byte) error {
-	if len(policy) > kmsapi.PolicyMax {
-		return kmsapi.New(kmsapi.LimitExceeded, "The key policy is larger than 32768 bytes.")
+// lockedOut is AWS's text for a key policy that its maker could not change any more.
+const lockedOut = "The new key policy will not allow you to update the key policy in the future."
+
+// newPolicy checks a key policy that a caller puts on the key k, whose ARN is arn, and binds the principals that it names. Unless bypass says so, it has to
+// leave PutKeyPolicy to the caller, or to the caller's account.
+func (s *Server) newPolicy(c *call, k *store.Key, arn string, document []byte, bypass *bool) (store.Policy, error) {
+	if len(document) > kmsapi.PolicyMax {
+		return store.Policy{}, kmsapi.New(kmsapi.LimitExceeded, "The key policy is larger than 32768 bytes.")
 	}
-	d := jsontext.NewDecoder(bytes.NewReader(policy))
-	if d.PeekKind() != '{' {
-		return malformedPolicy("The key policy is not a JSON object.")
+	put := store.Policy{Document: document, Bound: map[string]string{}}
+	p, err := policy.Parse(document, policy.KeyPolicy, func(arn string) (string, bool) {
+		id, ok := s.principals.Bind(arn)
+		if ok {
+			put.Bound[arn] = id
+		}
+		return id, ok
+	})
+	if err != nil {
+		if e, ok := errors.AsType[*policy.Error](err); ok {
+			return store.Policy{}, malformedPolicy(e.Message)
+		}
+		return store.Policy{}, err
 	}
-	for {
-		if k := d.PeekKind(); (k == '{' || k == '[') && d.StackDepth() == kmsapi.JSONDepthMax {
-			return malformedPolicy("The key policy is nested too deeply.")
-		}
-		_, err := d.ReadToken()
-		switch {
-		case errors.Is(err, jsontext.ErrDuplicateName):
-			return malformedPolicy("The key policy has a member twice.")
-		case err != nil:
-			return malformedPolicy("The key policy is not valid JSON.")
-		}
-		if d.StackDepth() > 0 {
-			continue
-		}
-		if _, err := d.ReadToken(); err != io.EOF {
-			return malformedPolicy("The key policy has data behind its JSON object.")
-		}
-		return nil
+	if bypass != nil && *bypass {
+		return put, nil
 	}
+	w := c.principal()
+	if w == nil {
+		return store.Policy{}, malformedPolicy(lockedOut)
+	}
+	facts := k.Facts()
+	c.context.Key = &facts
+	result := p.Evaluate(&policy.Request{
+		Action: authz.Actions["PutKeyPolicy"].Name, Resource: []byte(arn), Principal: &w.Principal, Context: &c.context,
+		Scratch: &c.scratch,
+	})
+	if result.Deny != 0 || result.Allow == (policy.Result{}).Allow {
+		return store.Policy{}, malformedPolicy(lockedOut)
+	}
+	return put, nil
 }
 
 func malformedPolicy(text string) error { return kmsapi.New(kmsapi.MalformedPolicyDocument, text) }
@@ -89,11 +98,7 @@ func (s *Server) getKeyPolicy(ctx context.Context, c *call, in *getKeyPolicyIn) 
 	if err := policyNamed(in.PolicyName); err != nil {
 		return getKeyPolicyOut{}, err
 	}
-	policy, err := s.store.Policy(ctx, n)
-	if err != nil {
-		return getKeyPolicyOut{}, s.keyError(n, err) // deleted meanwhile
-	}
-	return getKeyPolicyOut{Policy: string(policy), PolicyName: kmsapi.PolicyNameDefault}, nil
+	return getKeyPolicyOut{Policy: string(k.Policy.Document), PolicyName: kmsapi.PolicyNameDefault}, nil
 }
 
 type putKeyPolicyIn struct {
@@ -117,19 +122,19 @@ func (s *Server) putKeyPolicy(ctx context.Context, c *call, in *putKeyPolicyIn) 
 	if err != nil {
 		return none{}, err
 	}
-	policy := []byte(*in.Policy)
-	err = s.store.PutPolicy(ctx, n, policy, func(k *store.Key) error {
-		if err := s.admit(c, k); err != nil {
-			return err
+	c.context.Extra = append(c.context.Extra, bypassing(in.BypassPolicyLockoutSafetyCheck))
+	err = s.store.PutPolicy(ctx, n, func(k *store.Key) (store.Policy, error) {
+		if err := s.admit(ctx, c, k); err != nil {
+			return store.Policy{}, err
 		}
 		if err := policyNamed(in.PolicyName); err != nil {
-			return err
+			return store.Policy{}, err
 		}
-		return validatePolicy(policy)
+		return s.newPolicy(c, k, s.keyARN(n), []byte(*in.Policy), in.BypassPolicyLockoutSafetyCheck)
 	})
 	s.publishKey(n, err)
 	if err != nil {
-		return none{}, s.keyError(n, err)
+		return none{}, s.keyError(c, n, err)
 	}
 	return none{}, nil
 }

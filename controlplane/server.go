@@ -5,12 +5,15 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"runtime/debug"
 	"time"
 
 	"github.com/keyplane/keyplane/controlplane/store"
+	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/policy"
 	"github.com/keyplane/keyplane/internal/sigv4"
 )
 
@@ -19,8 +22,14 @@ import (
 // called concurrently and more often than something changed.
 type Publisher interface {
 	KeyChanged(keyid.Account, keyid.ID)
-	AliasChanged(a keyid.Account, alias string) // "alias/…"
+	AliasChanged(a keyid.Account, alias string)                // "alias/…"
+	GrantChanged(a keyid.Account, id keyid.ID, grantee string) // the grants on a key to one of authz.Caller.Grantees
 	AccessKeyChanged(id string)
+}
+
+// Principals knows who exists: a policy.Binder over all accounts. Safe for concurrent use.
+type Principals interface {
+	Bind(arn string) (id string, ok bool)
 }
 
 // Config is what a Server is made of. Every field but Logger, Now and DeletionInterval is required.
@@ -31,6 +40,7 @@ type Config struct {
 	Random           func([]byte) error // fills the slice from the HSM: salts and key IDs; an error may wrap a *kmsapi.Error
 	Root             func() [8]byte     // hsm.RootID that new key versions are made under
 	Publisher        Publisher
+	Principals       Principals
 	Now              func() time.Time // nil: time.Now
 	Logger           *slog.Logger     // nil: slog.Default
 	DeletionInterval time.Duration    // how often Run looks for keys whose deletion is due; 0: one minute
@@ -51,15 +61,17 @@ type Server struct {
 	random            func([]byte) error
 	root              func() [8]byte
 	publisher         Publisher
+	principals        Principals
 	now               func() time.Time
 	log               *slog.Logger
 	deletionInterval  time.Duration
 	unsettled         unsettled
+	grantsMax         int // of one key
 }
 
 // New checks the configuration.
 func New(cfg Config) (*Server, error) {
-	if cfg.Store == nil || cfg.Verifier == nil || cfg.Random == nil || cfg.Root == nil || cfg.Publisher == nil {
+	if cfg.Store == nil || cfg.Verifier == nil || cfg.Random == nil || cfg.Root == nil || cfg.Publisher == nil || cfg.Principals == nil {
 		return nil, errors.New("controlplane: a part of the configuration is missing")
 	}
 	if !validRegion(cfg.Region) {
@@ -67,7 +79,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		region: cfg.Region, partition: keyid.Partition(cfg.Region), store: cfg.Store, verifier: cfg.Verifier, random: cfg.Random,
-		root: cfg.Root, publisher: cfg.Publisher, now: cfg.Now, log: cfg.Logger, deletionInterval: cfg.DeletionInterval,
+		root: cfg.Root, publisher: cfg.Publisher, principals: cfg.Principals, grantsMax: kmsapi.GrantsPerKeyMax, now: cfg.Now, log: cfg.Logger, deletionInterval: cfg.DeletionInterval,
 	}
 	s.unsettled.again, s.unsettled.arrived = map[string]func(){}, make(chan struct{}, 1)
 	if s.now == nil {
@@ -94,9 +106,13 @@ func validRegion(r string) bool {
 
 // Request is one call: the request as its client signed it, which is verified here again, and where it came from.
 type Request struct {
-	Signed    *sigv4.Request
-	RequestID string
-	SourceIP  string
+	Signed          *sigv4.Request
+	RequestID       string
+	SourceIP        string
+	SecureTransport bool // it came over TLS
+
+	// What a registered service says of the resource that it calls for; nil for none, and for every other caller.
+	SourceArn, SourceAccount []byte
 }
 
 // Response is the answer. Body is JSON, or empty for operations without output; it belongs to the caller.
@@ -110,9 +126,12 @@ type Response struct {
 // call is one operation on its way through the server.
 type call struct {
 	op      *kmsapi.Operation // nil until routed
+	action  *authz.Action     // the permission that the operation asks for
 	caller  sigv4.Identity    // invalid until verified
 	now     time.Time         // in milliseconds, as records and replies are
 	request *Request
+	context authz.Context // Extra is the operation's to fill
+	scratch policy.Scratch
 }
 
 func (c *call) account() keyid.Account { return c.caller.Principal().Account }
@@ -156,9 +175,25 @@ func (s *Server) serve(ctx context.Context, c *call) ([]byte, error) {
 	if run == nil { // a cryptographic operation, which the data plane does not send here
 		return nil, kmsapi.New(kmsapi.UnknownOperation, kmsapi.UnknownOperationText)
 	}
+	if c.action = authz.Actions[c.op.Name]; c.action == nil {
+		return nil, errors.New("controlplane: an operation without a permission")
+	}
+	c.fillContext(s.region)
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	return run(s, ctx, c, signed.Body)
+}
+
+// fillContext says of condition keys what every request does.
+func (c *call) fillContext(region string) {
+	r := c.request
+	c.context = authz.Context{
+		Caller: c.principal(), Now: c.now, SecureTransport: r.SecureTransport, UserAgent: header(r.Signed, "user-agent"), Region: region,
+		SourceArn: r.SourceArn, SourceAccount: r.SourceAccount,
+	}
+	if addr, err := netip.ParseAddr(r.SourceIP); err == nil {
+		c.context.SourceIP = addr.Unmap()
+	}
 }
 
 // header is the value of the first header of that name. Verify refuses a second X-Amz-* header of one name.

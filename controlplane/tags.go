@@ -7,7 +7,9 @@ import (
 	"unicode"
 
 	"github.com/keyplane/keyplane/controlplane/store"
+	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/policy"
 )
 
 type tagIn struct {
@@ -100,6 +102,7 @@ func (s *Server) tagResource(ctx context.Context, c *call, in *tagResourceIn) (n
 	if err != nil {
 		return none{}, err
 	}
+	c.context.Extra = tagging(in.Tags)
 	k, err := s.change(ctx, c, n, func(k *store.Key) error {
 		tags, err := tagsOf(in.Tags)
 		if err != nil {
@@ -144,6 +147,9 @@ func (s *Server) untagResource(ctx context.Context, c *call, in *untagResourceIn
 	n, err := s.keyName(c, *in.KeyId)
 	if err != nil {
 		return none{}, err
+	}
+	for _, key := range in.TagKeys {
+		c.context.Extra = append(c.context.Extra, authz.ExtraValue{Key: policy.AWSTagKeys, Value: *key})
 	}
 	k, err := s.change(ctx, c, n, func(k *store.Key) error {
 		for _, key := range in.TagKeys {

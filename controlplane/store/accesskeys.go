@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -16,7 +17,8 @@ import (
 type AccessKey struct {
 	ID           string // 1 to 128 letters, digits or underscores
 	Account      keyid.Account
-	PrincipalARN string
+	PrincipalARN string // of a service: its name
+	PrincipalID  string // unique ID of the user or service, the account's digits for a root user; "" in records of older versions
 	UserName     string
 	Active       bool
 	Created      time.Time
@@ -27,13 +29,13 @@ type AccessKey struct {
 const (
 	accessKeyPrefix = root + "accesskey/"
 	accessKeyIDMax  = 128
-	accessKeysPage  = 500 // read at a time
 )
 
 type storedAccessKey struct {
 	ID           string `json:"id"`
 	Account      string `json:"account"`
 	PrincipalARN string `json:"principalArn"`
+	PrincipalID  string `json:"principalId,omitzero"`
 	UserName     string `json:"userName"`
 	SealedSecret []byte `json:"sealedSecret"`
 	Active       bool   `json:"active"`
@@ -41,10 +43,13 @@ type storedAccessKey struct {
 }
 
 // aad binds a sealed secret to whom it authenticates and to whether it may: moved to another record, or revived by editing its own, it does
-// not open.
+// not open. Records without a principal's ID are those of older versions.
 func (st *storedAccessKey) aad() []byte {
-	b := []byte("keyplane access key v1")
-	for _, s := range []string{st.ID, st.Account, st.PrincipalARN, st.UserName} {
+	b, fields := []byte("keyplane access key v1"), []string{st.ID, st.Account, st.PrincipalARN, st.UserName}
+	if st.PrincipalID != "" {
+		b, fields = []byte("keyplane access key v2"), append(fields, st.PrincipalID)
+	}
+	for _, s := range fields {
 		b = append(b, byte(len(s)>>8), byte(len(s)))
 		b = append(b, s...)
 	}
@@ -57,24 +62,29 @@ func (st *storedAccessKey) aad() []byte {
 // ErrNoSealer says that the store was opened without a Sealer.
 var ErrNoSealer = errors.New("store: no sealer for access key secrets")
 
-// PutAccessKey writes an access key. With Revision 0 the key must be new, else the record must still have that revision; ErrExists or
-// ErrConflict otherwise.
-func (s *Store) PutAccessKey(ctx context.Context, k *AccessKey) error {
+// sealAccessKey makes the value of an access key's record.
+func (s *Store) sealAccessKey(k *AccessKey) ([]byte, error) {
 	if s.sealer == nil {
-		return ErrNoSealer
+		return nil, ErrNoSealer
 	}
-	if !validAccessKeyID(k.ID) || len(k.PrincipalARN) > 1<<11 || len(k.UserName) > 1<<8 || k.Secret.Len() == 0 {
-		return errors.New("store: not a valid access key")
+	if !validAccessKeyID(k.ID) || len(k.PrincipalARN) > 1<<11 || len(k.PrincipalID) > 1<<8 || len(k.UserName) > 1<<8 || k.Secret.Len() == 0 {
+		return nil, errors.New("store: not a valid access key")
 	}
 	st := storedAccessKey{
-		ID: k.ID, Account: k.Account.String(), PrincipalARN: k.PrincipalARN, UserName: k.UserName, Active: k.Active,
+		ID: k.ID, Account: k.Account.String(), PrincipalARN: k.PrincipalARN, PrincipalID: k.PrincipalID, UserName: k.UserName, Active: k.Active,
 		Created: k.Created.UnixMilli(),
 	}
 	var err error
 	if st.SealedSecret, err = s.sealer.Seal(k.Secret.Expose(), st.aad()); err != nil {
-		return fmt.Errorf("store: sealing an access key: %w", err)
+		return nil, fmt.Errorf("store: sealing an access key: %w", err)
 	}
-	value, err := encode(&st)
+	return encode(&st)
+}
+
+// PutAccessKey writes an access key's record and leaves its owner's list of access keys alone. With Revision 0 the key must be new, else the
+// record must still have that revision; ErrExists or ErrConflict otherwise.
+func (s *Store) PutAccessKey(ctx context.Context, k *AccessKey) error {
+	value, err := s.sealAccessKey(k)
 	if err != nil {
 		return err
 	}
@@ -93,6 +103,153 @@ func (s *Store) PutAccessKey(ctx context.Context, k *AccessKey) error {
 	return nil
 }
 
+// Owner is whom access keys belong to: a user, a registered service, or if neither is named the account's root user.
+type Owner struct {
+	Account keyid.Account
+	User    string
+	Service string
+}
+
+// owned is an owner's record as a write of its access keys needs it.
+type owned struct {
+	key      string
+	revision int64
+	keys     *[]string
+	encode   func() ([]byte, error)
+}
+
+func (s *Store) owned(ctx context.Context, o Owner) (*owned, error) {
+	switch {
+	case o.User != "":
+		p, err := s.Principal(ctx, PrincipalName{Kind: User, Account: o.Account, Name: o.User})
+		if err != nil {
+			return nil, err
+		}
+		return &owned{p.key(), p.Revision, &p.AccessKeys, func() ([]byte, error) { return encodePrincipal(p) }}, nil
+	case o.Service != "":
+		v, err := s.Service(ctx, o.Service)
+		if err == nil && v.Account != o.Account {
+			err = ErrNotFound
+		}
+		if err != nil {
+			return nil, err
+		}
+		return &owned{v.key(), v.Revision, &v.AccessKeys, func() ([]byte, error) { return encodeService(v) }}, nil
+	}
+	a, err := s.Account(ctx, o.Account)
+	if err != nil {
+		return nil, err
+	}
+	return &owned{a.key(), a.Revision, &a.AccessKeys, func() ([]byte, error) { return encodeAccount(a) }}, nil
+}
+
+// AccessKeyIDs are the IDs of an owner's access keys, in the order they were made. ErrNotFound: no such owner.
+func (s *Store) AccessKeyIDs(ctx context.Context, o Owner) ([]string, error) {
+	r, err := s.owned(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	return *r.keys, nil
+}
+
+// CreateAccessKey writes a new access key and adds it to its owner's. ErrNotFound: no such owner; ErrQuota: it has two; ErrExists.
+func (s *Store) CreateAccessKey(ctx context.Context, o Owner, k *AccessKey) error {
+	value, err := s.sealAccessKey(k)
+	if err != nil {
+		return err
+	}
+	return s.serial(ctx, o.Account, func() (bool, error) {
+		r, err := s.owned(ctx, o)
+		if err != nil {
+			return false, err
+		}
+		if len(*r.keys) >= AccessKeysMax {
+			return false, fmt.Errorf("%w: %d access keys", ErrQuota, AccessKeysMax)
+		}
+		at := accessKeyPrefix + k.ID
+		if _, _, err := s.get(ctx, at); !errors.Is(err, ErrNotFound) {
+			if err == nil {
+				err = ErrExists
+			}
+			return false, err
+		}
+		*r.keys = append(*r.keys, k.ID)
+		list, err := r.encode()
+		if err != nil {
+			return false, err
+		}
+		ok, revision, err := s.commit(ctx, []clientv3.Cmp{unchanged(r.key, r.revision), absent(at)},
+			[]clientv3.Op{clientv3.OpPut(r.key, string(list)), clientv3.OpPut(at, string(value))})
+		k.Revision = revision
+		return ok, err
+	})
+}
+
+// RemoveAccessKey deletes one of an owner's access keys. ErrNotFound: no such owner, or the key is not its.
+func (s *Store) RemoveAccessKey(ctx context.Context, o Owner, id string) error {
+	return s.serial(ctx, o.Account, func() (bool, error) {
+		r, err := s.owned(ctx, o)
+		if err != nil {
+			return false, err
+		}
+		i := slices.Index(*r.keys, id)
+		if i < 0 {
+			return false, ErrNotFound
+		}
+		*r.keys = slices.Delete(*r.keys, i, i+1)
+		list, err := r.encode()
+		if err != nil {
+			return false, err
+		}
+		ok, _, err := s.commit(ctx, []clientv3.Cmp{unchanged(r.key, r.revision)},
+			[]clientv3.Op{clientv3.OpPut(r.key, string(list)), clientv3.OpDelete(accessKeyPrefix + id)})
+		return ok, err
+	})
+}
+
+// ReplaceAccessKeys makes k the only access key of its owner, in one transaction, and returns the IDs of those that are gone. k may be one of
+// them with another secret; one of another principal is never taken over (ErrExists).
+func (s *Store) ReplaceAccessKeys(ctx context.Context, o Owner, k *AccessKey) (gone []string, err error) {
+	value, err := s.sealAccessKey(k)
+	if err != nil {
+		return nil, err
+	}
+	at := accessKeyPrefix + k.ID
+	err = s.serial(ctx, o.Account, func() (bool, error) {
+		r, err := s.owned(ctx, o)
+		if err != nil {
+			return false, err
+		}
+		when, then := []clientv3.Cmp{unchanged(r.key, r.revision)}, []clientv3.Op{clientv3.OpPut(at, string(value))}
+		if slices.Contains(*r.keys, k.ID) {
+			// Whose record it is, is the list's to say, which is compared.
+		} else {
+			when = append(when, absent(at))
+			if _, _, err := s.get(ctx, at); !errors.Is(err, ErrNotFound) {
+				if err == nil {
+					err = ErrExists
+				}
+				return false, err
+			}
+		}
+		gone = nil
+		for _, id := range *r.keys {
+			if id != k.ID {
+				gone, then = append(gone, id), append(then, clientv3.OpDelete(accessKeyPrefix+id))
+			}
+		}
+		*r.keys = []string{k.ID}
+		list, err := r.encode()
+		if err != nil {
+			return false, err
+		}
+		ok, revision, err := s.commit(ctx, when, append(then, clientv3.OpPut(r.key, string(list))))
+		k.Revision = revision
+		return ok, err
+	})
+	return gone, err
+}
+
 // AccessKey reads and opens one access key.
 func (s *Store) AccessKey(ctx context.Context, id string) (*AccessKey, error) {
 	if !validAccessKeyID(id) {
@@ -105,38 +262,16 @@ func (s *Store) AccessKey(ctx context.Context, id string) (*AccessKey, error) {
 	return s.openAccessKey(id, value, revision)
 }
 
-// DeleteAccessKey removes an access key. Removing one that is not there is no error.
-func (s *Store) DeleteAccessKey(ctx context.Context, id string) error {
-	if !validAccessKeyID(id) {
-		return nil
-	}
-	_, _, err := s.commit(ctx, nil, []clientv3.Op{clientv3.OpDelete(accessKeyPrefix + id)})
-	return err
-}
-
 // AccessKeys reads and opens every access key, in ascending order of their IDs. use owns each key that it gets; its error ends the walk.
 // A record that does not open ends it with ErrDamaged: to serve without a part of the credentials would hide that.
 func (s *Store) AccessKeys(ctx context.Context, use func(*AccessKey) error) error {
-	from, end := accessKeyPrefix, clientv3.GetPrefixRangeEnd(accessKeyPrefix)
-	for {
-		resp, err := s.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(accessKeysPage))
+	return s.walk(ctx, accessKeyPrefix, func(key string, value []byte, revision int64) error {
+		k, err := s.openAccessKey(key[len(accessKeyPrefix):], value, revision)
 		if err != nil {
-			return fmt.Errorf("store: %w", err)
+			return err
 		}
-		for _, kv := range resp.Kvs {
-			k, err := s.openAccessKey(string(kv.Key[len(accessKeyPrefix):]), kv.Value, kv.ModRevision)
-			if err != nil {
-				return err
-			}
-			if err := use(k); err != nil {
-				return err
-			}
-		}
-		if !resp.More {
-			return nil
-		}
-		from = string(resp.Kvs[len(resp.Kvs)-1].Key) + "\x00"
-	}
+		return use(k)
+	})
 }
 
 func (s *Store) openAccessKey(id string, value []byte, revision int64) (*AccessKey, error) {
@@ -156,7 +291,7 @@ func (s *Store) openAccessKey(id string, value []byte, revision int64) (*AccessK
 		return nil, fmt.Errorf("access key %s: %w: %w", id, ErrDamaged, err)
 	}
 	return &AccessKey{
-		ID: id, Account: account, PrincipalARN: st.PrincipalARN, UserName: st.UserName, Active: st.Active,
+		ID: id, Account: account, PrincipalARN: st.PrincipalARN, PrincipalID: st.PrincipalID, UserName: st.UserName, Active: st.Active,
 		Created: time.UnixMilli(st.Created).UTC(), Secret: secret.New(plain), Revision: revision,
 	}, nil
 }

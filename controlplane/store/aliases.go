@@ -127,7 +127,7 @@ func (s *Store) UpdateAlias(ctx context.Context, n KeyName, name string, now tim
 			}
 			when, then = append(when, w...), append(then, t...)
 		} else {
-			when = append(when, unchanged(n.key(), target.Revision))
+			when = append(when, target.asRead()...)
 		}
 		alias.Target, alias.Updated = n.ID, now
 		value, err := encodeAlias(alias)

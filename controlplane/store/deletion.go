@@ -48,8 +48,8 @@ func (s *Store) DueDeletions(ctx context.Context, region string, now time.Time, 
 	return list, nil
 }
 
-// DeleteKey destroys a key whose deletion is due at now: its record, policy, aliases and index entry go in one transaction that leaves a
-// tombstone. It returns the aliases that went with it and the revision to compact. done is false, and nothing has happened to the key,
+// DeleteKey destroys a key whose deletion is due at now: its record, policy, grants, aliases and index entry go in one transaction that leaves
+// a tombstone. It returns the aliases that went with it and the revision to compact. done is false, and nothing has happened to the key,
 // if it is not pending deletion any more or its date has moved; an index entry that no record backs is removed.
 func (s *Store) DeleteKey(ctx context.Context, d Due, now time.Time) (aliases []string, revision int64, done bool, err error) {
 	unlock, err := s.keys.lock(ctx, d.key())
@@ -59,7 +59,7 @@ func (s *Store) DeleteKey(ctx context.Context, d Due, now time.Time) (aliases []
 	defer unlock()
 	index := d.deletionKey(d.Date)
 	err = retry(ctx, func() (bool, error) {
-		k, err := s.Key(ctx, d.KeyName)
+		k, err := s.bareKey(ctx, d.KeyName)
 		if err != nil && !errors.Is(err, ErrNotFound) {
 			return false, err
 		}
@@ -82,6 +82,7 @@ func (s *Store) DeleteKey(ctx context.Context, d Due, now time.Time) (aliases []
 			clientv3.OpDelete(d.key()), clientv3.OpDelete(d.policyKey()), clientv3.OpDelete(index),
 			clientv3.OpPut(d.tombstoneKey(), string(tombstone)),
 		}
+		then = append(then, d.deleteGrants()...)
 		for _, name := range k.Aliases {
 			then = append(then, clientv3.OpDelete(aliasKey(d.Region, d.Account, name)))
 		}

@@ -7,19 +7,31 @@
 //	/keyplane/1/meta/{account,region,root}                   facts that hold for the whole store (Pin)
 //	/keyplane/1/meta/barrier                                 written to learn that earlier writes have settled
 //	/keyplane/1/key/<region>/<account>/<key ID>              record: state, description, versions with salts, tags, alias names
-//	/keyplane/1/policy/<region>/<account>/<key ID>           key policy, as it was given
+//	/keyplane/1/policy/<region>/<account>/<key ID>           key policy, as it was given, and whom its principals were then
+//	/keyplane/1/grant/<region>/<account>/<key ID>/<grant ID>                            record: who may do what under which constraints
+//	/keyplane/1/grantee/<region>/<account>/<key ID>/<hash of grantee>/<grant ID>        index by grantee: the grant as decisions need it
+//	/keyplane/1/grantname/<region>/<account>/<key ID>/<hash of name and all the rest>   index of named grants, for idempotency
+//	/keyplane/1/grantcount/<region>/<account>/<key ID>                                  how many grants the key has
+//	/keyplane/1/retiring/<region>/<hash of principal>/<account>/<key ID>/<grant ID>     index by retiring principal
 //	/keyplane/1/alias/<region>/<account>/<name>              record: target, dates; <name> without "alias/"
 //	/keyplane/1/deletion/<region>/<date>/<account>/<key ID>  index of keys pending deletion, in order of their date
 //	/keyplane/1/tombstone/<region>/<account>/<key ID>        a deleted key's ID, which can never come back
 //	/keyplane/1/accesskey/<access key ID>                    record: principal, sealed secret
+//	/keyplane/1/iam/account/<account>                        record: root user's access keys, how many users, roles and policies there are
+//	/keyplane/1/iam/user/<account>/<name>                    record: ID, inline policies, attached policies, tags, access keys; <name> in lower case
+//	/keyplane/1/iam/role/<account>/<name>                    likewise, with its trust policy
+//	/keyplane/1/iam/policy/<account>/<name>                  record: managed policy, how often it is in use
+//	/keyplane/1/iam/service/<name>                           record: registered service, the accounts it may act for
+//	/keyplane/1/iam/session/<account>/<access key ID>        record: temporary credentials, sealed secret; on a lease
 //
-// A value is one format byte and strict JSON; an unknown format, an unknown or duplicate member, or a record that names another key than
+// A value is one format byte and strict JSON, but for a policy's (policy.go); an unknown format, an unknown or duplicate member, or a record that names another key than
 // its place in etcd is refused as damaged.
 //
 // A write is read, change, and one transaction that compares the mod revision of everything the decision was taken on; it is tried again
 // on a conflict, a bounded number of times. Reads are linearizable.
 //
-// Deleting a key takes its record, policy, aliases and index entry away in one transaction; Compact then drops the old revisions. What
+// Deleting a key takes its record, policy, grants, aliases and index entry away in one transaction, but for the entries of its grants in the
+// index by retiring principal, which are removed by whoever meets them; Compact then drops the old revisions. What
 // that leaves: freed pages of etcd's database and old segments of its write-ahead log are reused and removed in etcd's own time, and a
 // backup keeps what it has. A salt is therefore confidential, not secret: without the HSM's root it gives nothing (docs/ciphertext.md §5).
 //

@@ -74,6 +74,7 @@ func newKey(region string) *Key {
 	k := &Key{
 		KeyName:     KeyName{Region: region, Account: 111122223333, ID: keyid.NewID([16]byte(random[:16]), false)},
 		Description: "d", State: kmsapi.StateEnabled, Spec: "SYMMETRIC_DEFAULT", Usage: "ENCRYPT_DECRYPT", Origin: "AWS_KMS", Created: t0,
+		Policy: Policy{Document: []byte("{}")},
 	}
 	addVersion(k, 1)
 	return k
@@ -90,7 +91,7 @@ func addVersion(k *Key, number uint32) {
 func mustCreate(t testing.TB, s *Store, region string) *Key {
 	t.Helper()
 	k := newKey(region)
-	if err := s.CreateKey(t.Context(), k, []byte("{}")); err != nil {
+	if err := s.CreateKey(t.Context(), k); err != nil {
 		t.Fatal(err)
 	}
 	return k

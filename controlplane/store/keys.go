@@ -6,23 +6,28 @@ import (
 	"errors"
 	"fmt"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 )
 
-// CreateKey writes a new key and its policy. ErrExists if the key ID is taken or was once: the caller draws another.
-func (s *Store) CreateKey(ctx context.Context, k *Key, policy []byte) error {
+// CreateKey writes a new key with its policy. ErrExists if the key ID is taken or was once: the caller draws another.
+func (s *Store) CreateKey(ctx context.Context, k *Key) error {
 	value, err := encodeKey(k)
 	if err != nil {
 		return err
 	}
 	defer clear(value)
+	policy, err := encodePolicy(&k.Policy)
+	if err != nil {
+		return err
+	}
 	when := []clientv3.Cmp{absent(k.key()), absent(k.tombstoneKey())}
 	then := []clientv3.Op{
 		clientv3.OpPut(k.key(), string(value)),
-		clientv3.OpPut(k.policyKey(), encodePolicy(policy)),
+		clientv3.OpPut(k.policyKey(), policy),
 	}
 	ok, revision, err := s.commit(ctx, when, then)
 	if err != nil {
@@ -31,12 +36,53 @@ func (s *Store) CreateKey(ctx context.Context, k *Key, policy []byte) error {
 	if !ok {
 		return ErrExists
 	}
-	k.Revision = revision
+	k.Revision, k.Policy.Revision = revision, revision
 	return nil
 }
 
-// Key reads a key's record. The caller wipes it.
+// Key reads a key's record and its policy, both as they are at one revision of the store. The caller wipes it.
 func (s *Store) Key(ctx context.Context, n KeyName) (*Key, error) {
+	k, _, err := s.keyAnd(ctx, n)
+	return k, err
+}
+
+// keyAnd reads a key and what more there is under names of other records, all at one revision: nil for a name that has none.
+func (s *Store) keyAnd(ctx context.Context, n KeyName, names ...string) (*Key, []*mvccpb.KeyValue, error) {
+	ops := []clientv3.Op{clientv3.OpGet(n.key()), clientv3.OpGet(n.policyKey())}
+	for _, name := range names {
+		ops = append(ops, clientv3.OpGet(name))
+	}
+	resp, err := s.client.Txn(ctx).Then(ops...).Commit()
+	if err != nil {
+		return nil, nil, fmt.Errorf("store: %w", err)
+	}
+	kvs := make([]*mvccpb.KeyValue, len(ops))
+	for i, r := range resp.Responses {
+		if list := r.GetResponseRange().Kvs; len(list) > 0 {
+			kvs[i] = list[0]
+		}
+	}
+	if kvs[0] == nil {
+		return nil, nil, ErrNotFound
+	}
+	defer clear(kvs[0].Value)
+	if kvs[1] == nil {
+		return nil, nil, ErrDamaged
+	}
+	policy, err := decodePolicy(kvs[1].Value, kvs[1].ModRevision)
+	if err != nil {
+		return nil, nil, err
+	}
+	k, err := decodeKey(n, kvs[0].Value, kvs[0].ModRevision)
+	if err != nil {
+		return nil, nil, err
+	}
+	k.Policy = policy
+	return k, kvs[2:], nil
+}
+
+// bareKey reads a key's record without its policy: for deletion, which asks nobody's permission.
+func (s *Store) bareKey(ctx context.Context, n KeyName) (*Key, error) {
 	value, revision, err := s.get(ctx, n.key())
 	if err != nil {
 		return nil, err
@@ -45,8 +91,13 @@ func (s *Store) Key(ctx context.Context, n KeyName) (*Key, error) {
 	return decodeKey(n, value, revision)
 }
 
+// asRead compares the key and its policy with what was read: for transactions of what was decided on them.
+func (k *Key) asRead() []clientv3.Cmp {
+	return []clientv3.Cmp{unchanged(k.key(), k.Revision), unchanged(k.policyKey(), k.Policy.Revision)}
+}
+
 // UpdateKey changes a key's record. change decides on the record as it is and edits it; it may run several times, each time on a fresh
-// copy, and must not touch name, versions' salts or aliases. Its error ends the update and comes back as it is. A change that changes
+// copy, and must not touch name, policy, versions' salts or aliases. Its error ends the update and comes back as it is. A change that changes
 // nothing is not written. The caller wipes the key returned.
 func (s *Store) UpdateKey(ctx context.Context, n KeyName, change func(*Key) error) (*Key, error) {
 	unlock, err := s.keys.lock(ctx, n.key())
@@ -101,7 +152,7 @@ func (s *Store) putKey(old, k *Key) ([]clientv3.Cmp, []clientv3.Op, error) {
 		return nil, nil, err
 	}
 	defer clear(after)
-	when := []clientv3.Cmp{unchanged(k.key(), old.Revision)}
+	when := old.asRead()
 	if bytes.Equal(before, after) {
 		return when, nil, nil
 	}
@@ -138,45 +189,6 @@ func (s *Store) Keys(ctx context.Context, region string, a keyid.Account, after 
 		ids = append(ids, id)
 	}
 	return ids, resp.More, nil
-}
-
-// Policy reads a key's policy, as it was given.
-func (s *Store) Policy(ctx context.Context, n KeyName) ([]byte, error) {
-	value, _, err := s.get(ctx, n.policyKey())
-	if err != nil {
-		return nil, err
-	}
-	if len(value) == 0 || value[0] != recordFormat {
-		return nil, ErrDamaged
-	}
-	return value[1:], nil
-}
-
-// PutPolicy replaces a key's policy if allow agrees to the key as it is.
-func (s *Store) PutPolicy(ctx context.Context, n KeyName, policy []byte, allow func(*Key) error) error {
-	unlock, err := s.keys.lock(ctx, n.key())
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	return retry(ctx, func() (bool, error) {
-		k, err := s.Key(ctx, n)
-		if err != nil {
-			return false, err
-		}
-		defer k.Wipe()
-		if err := allow(k); err != nil {
-			return false, err
-		}
-		ok, _, err := s.commit(ctx, []clientv3.Cmp{unchanged(n.key(), k.Revision)},
-			[]clientv3.Op{clientv3.OpPut(n.policyKey(), encodePolicy(policy))})
-		return ok, err
-	})
-}
-
-// encodePolicy keeps the policy's bytes: what GetKeyPolicy shows is what was put.
-func encodePolicy(policy []byte) string {
-	return string(append([]byte{recordFormat}, policy...))
 }
 
 // ErrAliasLimit says that the key has as many aliases as a key can have.

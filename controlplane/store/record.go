@@ -9,6 +9,7 @@ import (
 
 	"github.com/go-json-experiment/json"
 
+	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/snapshot"
@@ -30,6 +31,7 @@ type Key struct {
 	Tags         []Tag     // ascending by Key, no key twice
 	Aliases      []string  // "alias/…", ascending; the aliases that point at this key
 	Revision     int64     // etcd mod revision; not part of the record
+	Policy       Policy    // a record of its own; shared by the copies of a Key, and not changed
 }
 
 // Version is one derived backing key.
@@ -118,12 +120,24 @@ func (k *Key) check() error {
 	return nil
 }
 
+// Facts is what conditions can ask about the key.
+func (k *Key) Facts() authz.KeyFacts {
+	f := authz.KeyFacts{
+		Account: k.Account, Spec: k.Spec, Usage: k.Usage, Origin: k.Origin, MultiRegion: k.ID.MultiRegion, Aliases: slices.Clone(k.Aliases),
+	}
+	for _, t := range k.Tags {
+		f.Tags = append(f.Tags, authz.Tag(t))
+	}
+	return f
+}
+
 // record is the part of the key that the data plane gets. It has its own copies of the salts. Current is -1 if no version has the
 // current number, which Check refuses.
 func (k *Key) record() *snapshot.Record {
 	r := &snapshot.Record{
 		ID: k.ID, Account: k.Account, Region: k.Region, State: k.State, Spec: k.Spec, Usage: k.Usage, Origin: k.Origin,
-		Revision: k.Revision, Versions: make([]snapshot.VersionRecord, len(k.Versions)), Current: -1,
+		Revision: max(k.Revision, k.Policy.Revision), Versions: make([]snapshot.VersionRecord, len(k.Versions)), Current: -1,
+		Facts: k.Facts(), Policy: k.Policy.Document, Bound: k.Policy.Bound,
 	}
 	for i := range k.Versions {
 		r.Versions[i] = k.Versions[i].VersionRecord

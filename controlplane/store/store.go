@@ -53,12 +53,13 @@ type Store struct {
 	sealer Sealer
 	// Whoever writes an alias, and then whoever writes a key record, waits here for this process's others that do: aliases before keys,
 	// so that nobody waits in a circle. It only saves conflicts; correctness is the transactions' revision compares.
-	aliases, keys stripes
-	closers       []func() error // run in order by Close
+	// Accounts are those who write principals; they take no other.
+	aliases, keys, accounts stripes
+	closers                 []func() error // run in order by Close
 }
 
 func newStore(client *clientv3.Client, sealer Sealer) *Store {
-	s := &Store{client: client, sealer: sealer, aliases: newStripes(), keys: newStripes()}
+	s := &Store{client: client, sealer: sealer, aliases: newStripes(), keys: newStripes(), accounts: newStripes()}
 	s.closers = []func() error{client.Close}
 	return s
 }
@@ -215,6 +216,10 @@ func (s *Store) get(ctx context.Context, key string) ([]byte, int64, error) {
 
 func unchanged(key string, revision int64) clientv3.Cmp {
 	return clientv3.Compare(clientv3.ModRevision(key), "=", revision)
+}
+
+func present(key string) clientv3.Cmp {
+	return clientv3.Compare(clientv3.CreateRevision(key), ">", 0)
 }
 
 func absent(key string) clientv3.Cmp {

@@ -16,6 +16,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/secret"
@@ -39,7 +40,8 @@ func TestReopenKeepsEverything(t *testing.T) {
 	addVersion(k, 2)
 	k.SetTag(Tag{"b", "2"})
 	k.SetTag(Tag{"a", "1"})
-	if err := s.CreateKey(t.Context(), k, []byte(`{"p":1}`)); err != nil {
+	k.Policy = Policy{Document: []byte(`{"p":1}`), Bound: map[string]string{"arn:a": "AIDA1"}}
+	if err := s.CreateKey(t.Context(), k); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.CreateAlias(t.Context(), k.KeyName, "alias/x", t0, allow); err != nil {
@@ -64,9 +66,6 @@ func TestReopenKeepsEverything(t *testing.T) {
 	got, err := s.Key(t.Context(), k.KeyName)
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("%v\n got %+v\nwant %+v", err, got, want)
-	}
-	if policy, err := s.Policy(t.Context(), k.KeyName); err != nil || string(policy) != `{"p":1}` {
-		t.Errorf("policy %s %v", policy, err)
 	}
 	if alias, err := s.Alias(t.Context(), "r", k.Account, "alias/x"); err != nil || alias.Target != k.ID || !alias.Created.Equal(t0) {
 		t.Errorf("alias %+v %v", alias, err)
@@ -260,7 +259,7 @@ func TestRecordRoundTrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	k.Revision = 42
+	k.Revision, k.Policy = 42, Policy{} // which is a record of its own
 	if !reflect.DeepEqual(got, k) {
 		t.Errorf("got  %+v\nwant %+v", got, k)
 	}
@@ -338,11 +337,95 @@ func TestDamagedRecords(t *testing.T) {
 	if _, _, err := shared.Aliases(t.Context(), "damage", k.Account, "", 10); !errors.Is(err, ErrDamaged) {
 		t.Errorf("aliases: %v", err)
 	}
-	if _, err := shared.client.Put(t.Context(), k.policyKey(), "\x02{}"); err != nil {
+}
+
+// A policy is kept byte for byte, with the principals that it named when it was put, if they were kept at all.
+func TestPolicyRecords(t *testing.T) {
+	for _, want := range []Policy{
+		{Document: []byte("{ \n}")}, {Document: []byte{}}, {Document: []byte("\xff\x00"), Bound: map[string]string{}},
+		{Document: []byte("{}"), Bound: map[string]string{"arn:aws:iam::111122223333:user/é": "AIDA1", "b": "2"}},
+	} {
+		value, err := encodePolicy(&want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want.Revision = 7
+		if got, err := decodePolicy([]byte(value), 7); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("got %+v %v, want %+v", got, err, want)
+		}
+	}
+	k := mustCreate(t, shared, "policies")
+	for _, value := range []string{"", "\x03{}", "\x02", "\x02\x00\x00\x00", "\x02\x00\x00\x00\x03{}", "\x02\xff\xff\xff\xff{}", "\x02\x00\x00\x00\x02[]{}", "\x02\x00\x00\x00\x04null{}"} {
+		if _, err := decodePolicy([]byte(value), 1); !errors.Is(err, ErrDamaged) {
+			t.Errorf("%q: %v", value, err)
+		}
+		if _, err := shared.client.Put(t.Context(), k.policyKey(), value); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := shared.Key(t.Context(), k.KeyName); !errors.Is(err, ErrDamaged) {
+			t.Errorf("%q: Key: %v", value, err)
+		}
+	}
+	if _, err := shared.client.Delete(t.Context(), k.policyKey()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := shared.Policy(t.Context(), k.KeyName); !errors.Is(err, ErrDamaged) {
-		t.Errorf("policy: %v", err)
+	if _, err := shared.KeyRecord(t.Context(), k.Region, k.Account, k.ID); !errors.Is(err, snapshot.ErrDamaged) {
+		t.Errorf("without a policy: %v", err)
+	}
+	// The form without principals is what older versions wrote.
+	if _, err := shared.client.Put(t.Context(), k.policyKey(), "\x01{}"); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := shared.KeyRecord(t.Context(), k.Region, k.Account, k.ID); err != nil || string(r.Policy) != "{}" || r.Bound != nil || r.Revision <= k.Revision {
+		t.Errorf("an older record: %+v %v", r, err)
+	}
+}
+
+// What was decided on a policy is not written under another.
+func TestPolicyGuardsWrites(t *testing.T) {
+	ctx := t.Context()
+	k := mustCreate(t, shared, "guarded")
+	other := Policy{Document: []byte(`{"other":1}`), Bound: map[string]string{"arn": "id"}}
+	runs := 0
+	if _, err := shared.UpdateKey(ctx, k.KeyName, func(k *Key) error {
+		if runs++; runs == 1 {
+			value, err := encodePolicy(&other)
+			if err != nil {
+				return err
+			}
+			if _, err := shared.client.Put(ctx, k.policyKey(), value); err != nil {
+				return err
+			}
+		} else if string(k.Policy.Document) != string(other.Document) || k.Policy.Bound["arn"] != "id" {
+			t.Errorf("run %d: %+v", runs, k.Policy)
+		}
+		k.Description = "changed"
+		return nil
+	}); err != nil || runs != 2 {
+		t.Errorf("%d runs: %v", runs, err)
+	}
+	r, err := shared.KeyRecord(ctx, k.Region, k.Account, k.ID)
+	if err != nil || string(r.Policy) != string(other.Document) || !reflect.DeepEqual(r.Bound, other.Bound) {
+		t.Errorf("%+v %v", r, err)
+	}
+}
+
+func TestKeyRecordFacts(t *testing.T) {
+	ctx := t.Context()
+	k := mustCreate(t, shared, "facts")
+	if _, err := shared.UpdateKey(ctx, k.KeyName, func(k *Key) error { k.SetTag(Tag{"a", "1"}); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if err := shared.CreateAlias(ctx, k.KeyName, "alias/f", t0, allow); err != nil {
+		t.Fatal(err)
+	}
+	r, err := shared.KeyRecord(ctx, k.Region, k.Account, k.ID)
+	want := authz.KeyFacts{
+		Account: k.Account, Spec: "SYMMETRIC_DEFAULT", Usage: "ENCRYPT_DECRYPT", Origin: "AWS_KMS", Tags: []authz.Tag{{Key: "a", Value: "1"}},
+		Aliases: []string{"alias/f"},
+	}
+	if err != nil || !reflect.DeepEqual(r.Facts, want) {
+		t.Errorf("%+v %v", r.Facts, err)
 	}
 }
 
@@ -376,7 +459,7 @@ func TestInvalidRecordsAreNotWritten(t *testing.T) {
 	} {
 		k := newKey("invalid")
 		spoil(k)
-		if err := shared.CreateKey(t.Context(), k, nil); !errors.Is(err, ErrDamaged) {
+		if err := shared.CreateKey(t.Context(), k); !errors.Is(err, ErrDamaged) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if _, err := shared.Key(t.Context(), k.KeyName); !errors.Is(err, ErrNotFound) {
@@ -385,7 +468,7 @@ func TestInvalidRecordsAreNotWritten(t *testing.T) {
 	}
 	k := newKey("invalid")
 	k.Tags, k.Aliases = tagged(kmsapi.TagsPerKeyMax), named(kmsapi.AliasesPerKeyMax)
-	if err := shared.CreateKey(t.Context(), k, nil); err != nil {
+	if err := shared.CreateKey(t.Context(), k); err != nil {
 		t.Errorf("at the limits: %v", err)
 	}
 }
@@ -541,10 +624,10 @@ func TestAliasErrors(t *testing.T) {
 	if err := shared.DeleteAlias(ctx, "alias", a.Account, "alias/x", refuse); err != refusal {
 		t.Errorf("delete: %v", err)
 	}
-	if err := shared.PutPolicy(ctx, a.KeyName, nil, refuse); err != refusal {
+	if err := shared.PutPolicy(ctx, a.KeyName, func(*Key) (Policy, error) { return Policy{}, refusal }); err != refusal {
 		t.Errorf("policy: %v", err)
 	}
-	if err := shared.PutPolicy(ctx, missing, nil, allow); !errors.Is(err, ErrNotFound) {
+	if err := shared.PutPolicy(ctx, missing, func(*Key) (Policy, error) { return Policy{}, nil }); !errors.Is(err, ErrNotFound) {
 		t.Errorf("policy: %v", err)
 	}
 	if got, err := shared.AliasTarget(ctx, "alias", a.Account, "alias/x"); err != nil || got != a.ID {
@@ -643,7 +726,7 @@ func TestDeleteKey(t *testing.T) {
 			t.Errorf("left over: %s", kv.Key)
 		}
 	}
-	if err := shared.CreateKey(ctx, k, nil); !errors.Is(err, ErrExists) {
+	if err := shared.CreateKey(ctx, k); !errors.Is(err, ErrExists) {
 		t.Errorf("the key came back: %v", err)
 	}
 	if _, err := shared.Alias(ctx, "delete", k.Account, "alias/d"); !errors.Is(err, ErrNotFound) {
@@ -700,7 +783,7 @@ func TestPages(t *testing.T) {
 	other.Account++
 	other.Versions, other.Current = nil, 0
 	addVersion(other, 1)
-	if err := shared.CreateKey(ctx, other, nil); err != nil {
+	if err := shared.CreateKey(ctx, other); err != nil {
 		t.Fatal(err)
 	}
 	for limit := 1; limit <= 8; limit++ {
@@ -738,7 +821,7 @@ func TestAccessKeys(t *testing.T) {
 	s := openAt(t, t.TempDir())
 	defer s.Close()
 	ctx := t.Context()
-	n := accessKeysPage + 3
+	n := walkPage + 3
 	for i := range n {
 		k := &AccessKey{ID: fmt.Sprintf("AKIA%04d", i), Account: 1, PrincipalARN: "arn", UserName: "u", Active: i%2 == 0, Created: t0, Secret: secret.New(fmt.Appendf(nil, "secret %d", i))}
 		if err := s.PutAccessKey(ctx, k); err != nil {
@@ -789,12 +872,7 @@ func TestAccessKeys(t *testing.T) {
 			t.Errorf("accepted %+v", bad)
 		}
 	}
-	for _, id := range []string{"AKIA0003", "AKIA0003", "../x"} {
-		if err := s.DeleteAccessKey(ctx, id); err != nil {
-			t.Error(err)
-		}
-		if _, err := s.AccessKey(ctx, id); !errors.Is(err, ErrNotFound) {
-			t.Errorf("%s: %v", id, err)
-		}
+	if _, err := s.AccessKey(ctx, "../x"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("got %v", err)
 	}
 }

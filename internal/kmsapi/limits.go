@@ -10,6 +10,15 @@ const (
 	RandomBytesMax      = 1024
 	GrantTokensMax      = 10
 	GrantTokenMax       = 8192
+	GrantIDMax          = 128
+	GrantNameMax        = 256
+	GrantsPerKeyMax     = 50_000
+	GrantPairsMax       = 8   // of one constraint
+	GrantValueMax       = 384 // characters of a value in one
+	PrincipalMax        = 256
+	ServicePrincipalMax = 128
+	SourceArnMin        = 20
+	SourceArnMax        = 512
 	AliasNameMax        = 256
 	DescriptionMax      = 8192
 	PolicyMax           = 32768  // effective; beyond it LimitExceededException
@@ -24,6 +33,8 @@ const (
 	PendingWindowDays   = 30 // default
 	LimitMax            = 1000
 	LimitAliasesMax     = 100
+	LimitGrantsMax      = 100
+	LimitGrantsDefault  = 50
 	LimitTagsMax        = 50
 	LimitDefault        = 100
 	LimitAliasesDefault = 50

@@ -159,7 +159,9 @@ func TestLimitsMatchTheModel(t *testing.T) {
 	m := loadModel(t)
 	for shape, want := range map[string][2]int{
 		"KeyIdType": {1, KeyIDMax}, "PlaintextType": {1, PlaintextMax}, "CiphertextType": {1, CiphertextBlobMax}, "NumberOfBytesType": {1, RandomBytesMax},
-		"GrantTokenList": {0, GrantTokensMax}, "GrantTokenType": {1, GrantTokenMax}, "AliasNameType": {1, AliasNameMax}, "DescriptionType": {0, DescriptionMax},
+		"GrantTokenList": {0, GrantTokensMax}, "GrantTokenType": {1, GrantTokenMax}, "GrantIdType": {1, GrantIDMax},
+		"GrantNameType": {1, GrantNameMax}, "PrincipalIdType": {1, PrincipalMax}, "ServicePrincipalType": {1, ServicePrincipalMax},
+		"GrantConstraintSourceArnType": {SourceArnMin, SourceArnMax}, "AliasNameType": {1, AliasNameMax}, "DescriptionType": {0, DescriptionMax},
 		"PolicyType": {1, PolicyModelMax}, "PolicyNameType": {1, PolicyNameMax}, "TagKeyType": {1, TagKeyMax}, "TagValueType": {0, TagValueMax},
 		"LimitType": {1, LimitMax}, "MarkerType": {1, MarkerMax}, "AttestationDocumentType": {1, AttestationMax}, "CustomKeyStoreIdType": {1, CustomKeyStoreIDMax},
 	} {

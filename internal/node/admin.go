@@ -13,7 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/keyplane/keyplane/controlplane"
+	"github.com/keyplane/keyplane/controlplane/iam"
 	"github.com/keyplane/keyplane/controlplane/store"
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/internal/keyid"
@@ -29,10 +29,11 @@ const (
 const CredentialsFile = "credentials"
 
 // ensureAdmin sees to it that the account has an administrator who can sign in. The environment wins: its access key replaces the ones the
-// administrator had, so that one that leaked can be taken out of use. Else an access key that is there stays; else the credentials file is
-// taken, made with a random key if it is not there. A random key's file is written before the key exists, so that a crash in between loses
-// nothing; the environment's after its key was accepted, so that a refused one overwrites nothing.
-func ensureAdmin(ctx context.Context, c *controlplane.Credentials, st *store.Store, a keyid.Account, dir string) error {
+// administrator had, so that one that leaked can be taken out of use. Else, if anybody of the account has an access key, all stays as it is,
+// but for what a data directory of an older version lacks; else the credentials file is taken, made with a random key if it is not there. A
+// random key's file is written before the key exists, so that a crash in between loses nothing; the environment's after its key was accepted,
+// so that a refused one overwrites nothing.
+func ensureAdmin(ctx context.Context, t *iam.Table, st *store.Store, a keyid.Account, dir string) error {
 	path := filepath.Join(dir, CredentialsFile)
 	id, secretKey := os.Getenv(EnvAdminID), os.Getenv(EnvAdminSecret)
 	if (id == "") != (secretKey == "") {
@@ -42,23 +43,40 @@ func ensureAdmin(ctx context.Context, c *controlplane.Credentials, st *store.Sto
 		if err := holdable(id, secretKey); err != nil {
 			return err
 		}
-		if err := ensure(ctx, c, a, id, secretKey); err != nil {
-			return err
-		}
-		if err := replaceOthers(ctx, c, st, a, id); err != nil {
+		b := []byte(secretKey)
+		defer clear(b)
+		if err := t.ReplaceAdmin(ctx, a, id, b); err != nil {
 			return err
 		}
 		return writeCredentials(path, id, secretKey)
 	}
-	n := 0
-	err := st.AccessKeys(ctx, func(k *store.AccessKey) error {
+	keys, old := 0, 0
+	if err := st.AccessKeys(ctx, func(k *store.AccessKey) error {
 		k.Secret.Wipe()
-		n++
+		if k.Account == a {
+			keys++
+			if k.PrincipalID == "" {
+				old++
+			}
+		}
 		return nil
-	})
-	if err != nil || n > 0 {
+	}); err != nil {
 		return err
 	}
+	if _, err := st.Account(ctx, a); old > 0 || errors.Is(err, store.ErrNotFound) {
+		if err := t.EnsureAdministrator(ctx, a); err != nil {
+			return err
+		}
+		if err := t.Load(ctx); err != nil { // access keys of an older version speak for somebody now
+			return err
+		}
+	} else if err != nil {
+		return err
+	}
+	if keys > 0 {
+		return nil
+	}
+	var err error
 	id, secretKey, err = readCredentials(path)
 	if errors.Is(err, os.ErrNotExist) {
 		id, secretKey = newAccessKey()
@@ -67,34 +85,9 @@ func ensureAdmin(ctx context.Context, c *controlplane.Credentials, st *store.Sto
 	if err != nil {
 		return err
 	}
-	return ensure(ctx, c, a, id, secretKey)
-}
-
-func ensure(ctx context.Context, c *controlplane.Credentials, a keyid.Account, id, secretKey string) error {
 	b := []byte(secretKey)
 	defer clear(b)
-	return c.EnsureAdmin(ctx, a, id, b)
-}
-
-// replaceOthers removes every access key of id's principal but id. They are dead when it returns.
-func replaceOthers(ctx context.Context, c *controlplane.Credentials, st *store.Store, a keyid.Account, id string) error {
-	admin, err := st.AccessKey(ctx, id)
-	if err != nil {
-		return err
-	}
-	admin.Secret.Wipe()
-	var old []string
-	err = st.AccessKeys(ctx, func(k *store.AccessKey) error {
-		k.Secret.Wipe()
-		if k.Account == a && k.PrincipalARN == admin.PrincipalARN && k.ID != id {
-			old = append(old, k.ID)
-		}
-		return nil
-	})
-	for _, k := range old {
-		err = errors.Join(err, st.DeleteAccessKey(ctx, k), c.Reload(ctx, k))
-	}
-	return err
+	return t.EnsureAdmin(ctx, a, id, b)
 }
 
 // newAccessKey makes an access key of the form AWS gives: AKIA and 16 base32 digits, and 40 base64 digits.

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/keyplane/keyplane/controlplane"
+	"github.com/keyplane/keyplane/controlplane/iam"
 	"github.com/keyplane/keyplane/controlplane/store"
 	"github.com/keyplane/keyplane/internal/keyid"
 )
@@ -23,7 +23,7 @@ const (
 type admins struct {
 	*testing.T
 	store *store.Store
-	creds *controlplane.Credentials
+	creds *iam.Table
 	dir   string
 }
 
@@ -41,7 +41,7 @@ func newAdmins(t *testing.T) *admins {
 			t.Error(err)
 		}
 	})
-	creds, err := controlplane.NewCredentials(controlplane.CredentialsConfig{Store: st, Region: "us-east-1"})
+	creds, err := iam.NewTable(iam.TableConfig{Store: st, Region: "us-east-1"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/keyplane/keyplane/batch"
 	"github.com/keyplane/keyplane/controlplane"
+	"github.com/keyplane/keyplane/controlplane/iam"
 	"github.com/keyplane/keyplane/controlplane/store"
 	"github.com/keyplane/keyplane/dataplane"
 	"github.com/keyplane/keyplane/hsm"
@@ -213,17 +214,18 @@ func (n *Node) start(ctx context.Context) error {
 	seal.ready(insist.Run, n.shards.Primary())
 
 	n.phase("starting: credentials are not loaded")
-	creds, err := controlplane.NewCredentials(controlplane.CredentialsConfig{Store: n.store, Region: cfg.Region})
+	principals, err := iam.NewTable(iam.TableConfig{Store: n.store, Region: cfg.Region})
 	if err != nil {
 		return err
 	}
-	if err := creds.Load(ctx); err != nil {
+	if err := principals.Load(ctx); err != nil {
 		return err
 	}
-	if err := ensureAdmin(ctx, creds, n.store, account, cfg.DataDir); err != nil {
+	if err := ensureAdmin(ctx, principals, n.store, account, cfg.DataDir); err != nil {
 		return err
 	}
-	verifier, err := sigv4.New(sigv4.Config{Regions: []string{cfg.Region}, Keys: creds})
+	n.background("principals", principals.Run)
+	verifier, err := sigv4.New(sigv4.Config{Regions: []string{cfg.Region}, Keys: principals})
 	if err != nil {
 		return err
 	}
@@ -283,7 +285,7 @@ type publisher struct {
 	*dataplane.Server
 }
 
-func (p publisher) AccessKeyChanged(string) {} // Credentials has its new table before it calls
+func (p publisher) AccessKeyChanged(string) {} // iam.Table has it before it calls
 
 // Addr is the address that clients connect to.
 func (n *Node) Addr() string { return n.ln.Addr().String() }

@@ -19,13 +19,13 @@ type Record struct {
 	Region              string
 	State               kmsapi.KeyState
 	Spec, Usage, Origin string
-	Revision            int64           // etcd mod revision of the key's record
+	Revision            int64           // etcd mod revision of the key's record or of its policy, the later
 	Versions            []VersionRecord // ascending by Number, at least one
 	Current             int             // index into Versions of the version that encrypts
 
 	Facts  authz.KeyFacts    // what conditions can ask
 	Policy []byte            // key policy, the document
-	Bound  map[string]string // the unique ID of each principal that the policy names, by ARN, as it was when the policy was put
+	Bound  map[string]string // the unique ID of each principal that the policy names, by ARN, as it was when the policy was put; nil: the policy binds by ARN alone
 }
 
 // VersionRecord is one derived backing key as it is stored (docs/ciphertext.md §3, suite 0x01).

@@ -1,0 +1,192 @@
+package iam
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base32"
+	"encoding/base64"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/keyplane/keyplane/controlplane/store"
+	"github.com/keyplane/keyplane/internal/authz"
+	"github.com/keyplane/keyplane/internal/keyid"
+	"github.com/keyplane/keyplane/internal/secret"
+	"github.com/keyplane/keyplane/internal/sigv4"
+)
+
+// SessionsMax bounds the temporary credentials of one account that have not expired.
+const SessionsMax = 10_000
+
+// ErrSessions says that an account has as many temporary credentials as it can have.
+var ErrSessions = errors.New("iam: the account has the maximum of temporary credentials")
+
+const sessionShards = 64
+
+// sessions are the live temporary credentials. Adding one costs the same however many there are.
+type sessions struct {
+	shards [sessionShards]struct {
+		mu sync.RWMutex
+		m  map[string]*sigv4.AccessKey
+	}
+	mu     sync.Mutex
+	counts map[keyid.Account]int // with those that are being made
+}
+
+func (s *sessions) init() {
+	s.counts = map[keyid.Account]int{}
+	for i := range s.shards {
+		s.shards[i].m = map[string]*sigv4.AccessKey{}
+	}
+}
+
+// shardOf is FNV-1a; which shard an ID is in is no secret.
+func shardOf[T string | []byte](id T) uint32 {
+	h := uint32(2166136261)
+	for i := range len(id) {
+		h = (h ^ uint32(id[i])) * 16777619
+	}
+	return h % sessionShards
+}
+
+func (s *sessions) get(id []byte) *sigv4.AccessKey {
+	shard := &s.shards[shardOf(id)]
+	shard.mu.RLock()
+	k := shard.m[string(id)]
+	shard.mu.RUnlock()
+	return k
+}
+
+// reserve counts a session that is to be made, false if the account has its maximum.
+func (s *sessions) reserve(a keyid.Account, now time.Time) bool {
+	for range 2 {
+		s.mu.Lock()
+		if s.counts[a] < SessionsMax {
+			s.counts[a]++
+			s.mu.Unlock()
+			return true
+		}
+		s.mu.Unlock()
+		s.sweep(now) // those that expired wait there to be told so
+	}
+	return false
+}
+
+func (s *sessions) release(a keyid.Account) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.counts[a]--; s.counts[a] <= 0 {
+		delete(s.counts, a)
+	}
+}
+
+// add puts a key for which reserve made room.
+func (s *sessions) add(k *sigv4.AccessKey) {
+	shard := &s.shards[shardOf(k.ID())]
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+	shard.m[k.ID()] = k
+}
+
+// put adds a key whatever the maximum.
+func (s *sessions) put(k *sigv4.AccessKey) {
+	s.mu.Lock()
+	s.counts[k.Principal().Account]++
+	s.mu.Unlock()
+	s.add(k)
+}
+
+// sweep removes what expired before the instant.
+func (s *sessions) sweep(before time.Time) {
+	for i := range s.shards {
+		shard := &s.shards[i]
+		shard.mu.Lock()
+		for id, k := range shard.m {
+			if k.Expires().Before(before) {
+				delete(shard.m, id)
+				k.Wipe()
+				s.release(k.Principal().Account)
+			}
+		}
+		shard.mu.Unlock()
+	}
+}
+
+// take replaces all sessions by those of o, nil for none, which nobody else uses.
+func (s *sessions) take(o *sessions) {
+	for i := range s.shards {
+		shard := &s.shards[i]
+		shard.mu.Lock()
+		old := shard.m
+		if shard.m = map[string]*sigv4.AccessKey{}; o != nil {
+			shard.m = o.shards[i].m
+		}
+		for _, k := range old {
+			k.Wipe()
+		}
+		shard.mu.Unlock()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.counts = map[keyid.Account]int{}; o != nil {
+		s.counts = o.counts
+	}
+}
+
+// temporaryKey makes the verifier's form of a session of p.
+func (t *Table) temporaryKey(p *principal, v *store.Session) (*sigv4.AccessKey, error) {
+	c := t.caller(p, v.Name)
+	c.TokenIssued, c.Source, c.Via, c.ViaName = v.Issued, v.Source, v.Via, withoutRegion(v.Via)
+	for _, text := range v.Policies {
+		compiled, err := compile(text)
+		if err != nil {
+			return nil, err
+		}
+		c.Session = append(c.Session, compiled)
+	}
+	for _, tag := range v.Tags {
+		c.Tags = append(c.Tags, authz.Tag(tag))
+	}
+	return sigv4.NewTemporaryKey(v.ID, v.Secret.Expose(), v.Token, v.Expires, signer(c))
+}
+
+// credentials are temporary credentials as their owner gets them.
+type credentials struct {
+	id, secretKey, token string
+	expires              time.Time
+}
+
+// begin makes temporary credentials of p. v has all but ID, Principal, token, secret. The Holder is the one that the decision to begin was made
+// on: if p is deleted meanwhile, the session is dead.
+func (t *Table) begin(ctx context.Context, p *principal, n store.PrincipalName, v *store.Session, now time.Time) (*credentials, error) {
+	var b [10 + 30 + 96]byte
+	_, _ = rand.Read(b[:])
+	defer clear(b[:])
+	c := &credentials{
+		id: "ASIA" + base32.StdEncoding.EncodeToString(b[:10]), secretKey: base64.StdEncoding.EncodeToString(b[10:40]),
+		token: base64.StdEncoding.EncodeToString(b[40:]), expires: v.Expires,
+	}
+	v.ID, v.Principal, v.PrincipalID, v.Token = c.id, n, p.ID, sha256.Sum256([]byte(c.token))
+	v.Secret = secret.New([]byte(c.secretKey))
+	defer v.Secret.Wipe()
+	if !t.sessions.reserve(p.Account, now) {
+		return nil, ErrSessions
+	}
+	k, err := t.temporaryKey(p, v)
+	if err == nil {
+		if err = t.store.PutSession(ctx, v, now); err != nil {
+			k.Wipe()
+		}
+	}
+	if err != nil {
+		t.sessions.release(p.Account)
+		return nil, err
+	}
+	t.sessions.add(k)
+	return c, nil
+}
+
+// validSessionName is RoleSessionName's form: 2 to 64 letters, digits or characters of +=,.@_-
+func validSessionName(name string) bool { return len(name) >= 2 && validName(name, 64) }
