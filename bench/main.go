@@ -48,6 +48,7 @@ var tables = []struct {
 	{"payload", (*plan).payloadTable},
 	{"tls", (*plan).tlsTable},
 	{"keys", (*plan).keysTable},
+	{"policies", (*plan).policiesTable},
 	{"slow", (*plan).slowTable},
 	{"overload", (*plan).overloadTable},
 }

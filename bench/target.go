@@ -205,12 +205,20 @@ func dataKeyBody(keyID string, n int) string {
 	return fmt.Sprintf(`{"KeyId":%q,"NumberOfBytes":%d}`, keyID, n)
 }
 
-// headers signs a request and returns its headers in the order they are to be sent. The echo server gets them unsigned but as long.
+// headers signs a request to KMS and returns its headers in the order they are to be sent. The echo server gets them unsigned but as long.
 func (t *target) headers(op, body string) ([][2]string, error) {
+	return t.headersFor(kmsapi.SigningName, op, body)
+}
+
+// headersFor is headers for a service; those other than KMS take forms.
+func (t *target) headersFor(service, op, body string) ([][2]string, error) {
 	_, host, _ := strings.Cut(t.url, "://")
 	date := string(sigv4.AppendDate(nil, time.Now()))
 	h := [][2]string{
 		{"content-type", kmsapi.ContentType}, {"host", host}, {"x-amz-date", date}, {"x-amz-target", kmsapi.TargetPrefix + op},
+	}
+	if service != kmsapi.SigningName {
+		h = [][2]string{{"content-type", "application/x-www-form-urlencoded"}, {"host", host}, {"x-amz-date", date}}
 	}
 	authorization := strings.Repeat("A", 232)
 	if t.key != nil {
@@ -219,7 +227,7 @@ func (t *target) headers(op, body string) ([][2]string, error) {
 			r.Headers = append(r.Headers, sigv4.Header{Name: []byte(kv[0]), Value: []byte(kv[1])})
 		}
 		var scratch sigv4.Scratch
-		b, err := sigv4.AppendAuthorization(nil, t.key, benchRegion, kmsapi.SigningName, &r, &scratch)
+		b, err := sigv4.AppendAuthorization(nil, t.key, benchRegion, service, &r, &scratch)
 		if err != nil {
 			return nil, err
 		}
@@ -236,8 +244,10 @@ func (t *target) call(op, body string, out any) error {
 	return json.Unmarshal(b, out)
 }
 
-func (t *target) post(op, body string) ([]byte, error) {
-	headers, err := t.headers(op, body)
+func (t *target) post(op, body string) ([]byte, error) { return t.send(kmsapi.SigningName, op, body) }
+
+func (t *target) send(service, op, body string) ([]byte, error) {
+	headers, err := t.headersFor(service, op, body)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package controlplane
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/keyplane/keyplane/controlplane/store"
 	"github.com/keyplane/keyplane/internal/authz"
+	"github.com/keyplane/keyplane/internal/awsquery"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/policy"
@@ -43,7 +45,13 @@ type Config struct {
 	Principals       Principals
 	Now              func() time.Time // nil: time.Now
 	Logger           *slog.Logger     // nil: slog.Default
+	IAM              IAM              // nil: requests to IAM and STS are refused
 	DeletionInterval time.Duration    // how often Run looks for keys whose deletion is due; 0: one minute
+}
+
+// IAM answers requests to IAM and STS, whose signature was verified: *iam.Server.
+type IAM interface {
+	Serve(ctx context.Context, who sigv4.Identity, service string, body []byte, requestID, sourceIP string, now time.Time) (status int, reply []byte)
 }
 
 const (
@@ -65,6 +73,7 @@ type Server struct {
 	now               func() time.Time
 	log               *slog.Logger
 	deletionInterval  time.Duration
+	iam               IAM
 	unsettled         unsettled
 	grantsMax         int // of one key
 }
@@ -79,7 +88,8 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		region: cfg.Region, partition: keyid.Partition(cfg.Region), store: cfg.Store, verifier: cfg.Verifier, random: cfg.Random,
-		root: cfg.Root, publisher: cfg.Publisher, principals: cfg.Principals, grantsMax: kmsapi.GrantsPerKeyMax, now: cfg.Now, log: cfg.Logger, deletionInterval: cfg.DeletionInterval,
+		root: cfg.Root, publisher: cfg.Publisher, principals: cfg.Principals, grantsMax: kmsapi.GrantsPerKeyMax, now: cfg.Now, log: cfg.Logger,
+		deletionInterval: cfg.DeletionInterval, iam: cfg.IAM,
 	}
 	s.unsettled.again, s.unsettled.arrived = map[string]func(){}, make(chan struct{}, 1)
 	if s.now == nil {
@@ -110,9 +120,6 @@ type Request struct {
 	RequestID       string
 	SourceIP        string
 	SecureTransport bool // it came over TLS
-
-	// What a registered service says of the resource that it calls for; nil for none, and for every other caller.
-	SourceArn, SourceAccount []byte
 }
 
 // Response is the answer. Body is JSON, or empty for operations without output; it belongs to the caller.
@@ -130,8 +137,14 @@ type call struct {
 	caller  sigv4.Identity    // invalid until verified
 	now     time.Time         // in milliseconds, as records and replies are
 	request *Request
+	status  int           // of IAM's or STS's reply, 0 for KMS's
 	context authz.Context // Extra is the operation's to fill
 	scratch policy.Scratch
+}
+
+// form reports whether the request is one to IAM or STS, whose refusals are XML.
+func (c *call) form() bool {
+	return bytes.HasPrefix(header(c.request.Signed, "content-type"), []byte("application/x-www-form-urlencoded"))
 }
 
 func (c *call) account() keyid.Account { return c.caller.Principal().Account }
@@ -165,6 +178,13 @@ func (s *Server) serve(ctx context.Context, c *call) ([]byte, error) {
 		return nil, kmsapi.New(code, string(scratch.Message()))
 	}
 	c.caller = identity
+	if service := identity.Service(); service != kmsapi.SigningName && s.iam != nil {
+		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+		defer cancel()
+		var body []byte
+		c.status, body = s.iam.Serve(ctx, identity, service, signed.Body, c.request.RequestID, c.request.SourceIP, c.now)
+		return body, nil
+	}
 	if c.op = kmsapi.Route(header(signed, "x-amz-target")); c.op == nil {
 		return nil, kmsapi.New(kmsapi.UnknownOperation, kmsapi.UnknownOperationText)
 	}
@@ -189,7 +209,10 @@ func (c *call) fillContext(region string) {
 	r := c.request
 	c.context = authz.Context{
 		Caller: c.principal(), Now: c.now, SecureTransport: r.SecureTransport, UserAgent: header(r.Signed, "user-agent"), Region: region,
-		SourceArn: r.SourceArn, SourceAccount: r.SourceAccount,
+	}
+	if c.principal().Kind == policy.Service {
+		// Only a registered service can tell for which resource of its own it calls; of anybody else the headers mean nothing.
+		c.context.SourceArn, c.context.SourceAccount = header(r.Signed, "x-amz-source-arn"), header(r.Signed, "x-amz-source-account")
 	}
 	if addr, err := netip.ParseAddr(r.SourceIP); err == nil {
 		c.context.SourceIP = addr.Unmap()
@@ -214,10 +237,17 @@ func (s *Server) finish(c *call, body []byte, err error) Response {
 	if c.op != nil {
 		operation = c.op.Name
 	}
+	if c.status != 0 {
+		resp.Status = c.status
+	}
 	if err != nil {
 		e := exception(err)
 		resp.Code, resp.Status = e.Code, e.Code.Status()
 		resp.Body = kmsapi.AppendErrorBody(nil, e.Code, []byte(e.Message))
+		if c.form() {
+			q := awsquery.FromKMS(e)
+			resp.Status, resp.Body = q.Status, awsquery.AppendError(nil, q, c.request.RequestID)
+		}
 		if resp.Status >= http.StatusInternalServerError {
 			attrs := []any{"operation", operation, "requestId", c.request.RequestID, "error", err.Error()}
 			if errors.Is(err, errPanic) {

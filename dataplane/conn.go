@@ -64,7 +64,7 @@ func (l listener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		pause = 0
-		wrapped := &conn{Conn: c, s: l.s, perIP: l.perIP, ip: clientOf(c.RemoteAddr()), slack: l.s.deadlineSlack()}
+		wrapped := &conn{Conn: c, s: l.s, perIP: l.perIP, ip: clientOf(c.RemoteAddr()), addr: addrOf(c.RemoteAddr()), slack: l.s.deadlineSlack()}
 		if !l.perIP.enter(wrapped.ip) {
 			_ = c.Close()
 			continue
@@ -83,13 +83,17 @@ func exhausted(err error) bool {
 	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOMEM)
 }
 
+// addrOf is the client's IP address, invalid if it has none.
+func addrOf(a net.Addr) netip.Addr {
+	if tcp, ok := a.(*net.TCPAddr); ok {
+		return tcp.AddrPort().Addr().Unmap().WithZone("")
+	}
+	return netip.Addr{}
+}
+
 // clientOf is what connections are counted by: an IPv4 address, or the /64 that one IPv6 host usually has to itself.
 func clientOf(a net.Addr) netip.Addr {
-	tcp, ok := a.(*net.TCPAddr)
-	if !ok {
-		return netip.Addr{}
-	}
-	ip := tcp.AddrPort().Addr().Unmap().WithZone("")
+	ip := addrOf(a)
 	if ip.Is6() {
 		if p, err := ip.Prefix(64); err == nil {
 			return p.Masked().Addr()
@@ -109,8 +113,9 @@ func clientOf(a net.Addr) netip.Addr {
 type conn struct {
 	net.Conn
 	s       *Server
-	pending *request // answered, and not released yet; owned by the serving goroutine
-	ip      netip.Addr
+	pending *request   // answered, and not released yet; owned by the serving goroutine
+	ip      netip.Addr // what it is counted by
+	addr    netip.Addr // of the client
 	perIP   *addrCount
 	closed  atomic.Bool
 

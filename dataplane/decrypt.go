@@ -9,8 +9,17 @@ import (
 // decrypt: ciphertext blob (86 to 4181 bytes) → plaintext (1 to 4096 bytes). Errors in the order of test: docs/errors.md.
 func (s *Server) decrypt(r *request) kmsapi.Code {
 	in := &r.in
-	code := s.source(r)
+	alias, code := s.source(r)
 	if code != kmsapi.OK {
+		return code
+	}
+	if code = s.authorizeSource(r, alias); code != kmsapi.OK {
+		return code
+	}
+	if code = s.admitTokens(r); code != kmsapi.OK {
+		return code
+	}
+	if code = s.admit(r, r.key, in.algorithm); code != kmsapi.OK {
 		return code
 	}
 	if code = s.admitRecipient(r); code != kmsapi.OK {
@@ -42,32 +51,35 @@ func (s *Server) decrypt(r *request) kmsapi.Code {
 	return kmsapi.OK
 }
 
-// source finds and admits the key of the ciphertext that was sent: the one that is named, else the one the ciphertext names. For Decrypt,
-// and for the first half of ReEncrypt.
-func (s *Server) source(r *request) kmsapi.Code {
+// source finds the key of the ciphertext that was sent: the one that is named, else the one the ciphertext names. For Decrypt, and for the
+// first half of ReEncrypt.
+func (s *Server) source(r *request) (alias []byte, code kmsapi.Code) {
 	in := &r.in
-	var code kmsapi.Code
 	switch {
 	case in.keyID != nil:
-		r.key, code = s.resolve(r, in.keyID)
+		r.key, alias, code = s.resolve(r, in.keyID, r.op.action)
 	case in.ignoresCiphertext():
-		return r.keyIDRequired("when the ciphertext is ignored.")
+		code = r.keyIDRequired("when the ciphertext is ignored.")
 	case in.ciphertextBlob == nil:
-		return s.noCiphertext(r)
+		code = s.noCiphertext(r)
 	case in.algorithm != nil && string(in.algorithm) != kmsapi.SymmetricDefault:
-		return r.keyIDRequired("to decrypt with an asymmetric KMS key.")
+		code = r.keyIDRequired("to decrypt with an asymmetric KMS key.")
 	case !r.parseBlob():
-		return r.refuse(kmsapi.InvalidCiphertext)
+		code = r.refuse(kmsapi.InvalidCiphertext)
 	default:
 		r.key, code = s.blobKey(r)
 	}
-	if code != kmsapi.OK {
-		return code
+	return alias, code
+}
+
+// authorizeSource is authorize for the key that source found. Of another account's key that only the ciphertext names, a refusal says no more
+// than of one that does not exist.
+func (s *Server) authorizeSource(r *request, alias []byte) kmsapi.Code {
+	code := s.authorize(r, r.key, r.op.action, &r.in.context, r.in.algorithm, alias)
+	if code == kmsapi.AccessDenied && r.in.keyID == nil && r.key.Account != r.who.Principal().Account {
+		return r.refuseText(code, textForeignBlob)
 	}
-	if code = s.admitTokens(r); code != kmsapi.OK {
-		return code
-	}
-	return s.admit(r, r.key, in.algorithm)
+	return code
 }
 
 func (r *request) keyIDRequired(why string) kmsapi.Code {

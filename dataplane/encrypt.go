@@ -6,7 +6,11 @@ import "github.com/keyplane/keyplane/internal/kmsapi"
 func (s *Server) encrypt(r *request) kmsapi.Code {
 	in := &r.in
 	var code kmsapi.Code
-	if r.key, code = s.resolve(r, in.keyID); code != kmsapi.OK {
+	var alias []byte
+	if r.key, alias, code = s.resolve(r, in.keyID, r.op.action); code != kmsapi.OK {
+		return code
+	}
+	if code = s.authorize(r, r.key, r.op.action, &in.context, in.algorithm, alias); code != kmsapi.OK {
 		return code
 	}
 	if code = s.admitTokens(r); code != kmsapi.OK {

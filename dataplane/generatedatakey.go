@@ -35,7 +35,11 @@ func (r *request) dataKeyMembers() {
 func (s *Server) makeDataKey(r *request) kmsapi.Code {
 	in := &r.in
 	var code kmsapi.Code
-	if r.key, code = s.resolve(r, in.keyID); code != kmsapi.OK {
+	var alias []byte
+	if r.key, alias, code = s.resolve(r, in.keyID, r.op.action); code != kmsapi.OK {
+		return code
+	}
+	if code = s.authorize(r, r.key, r.op.action, &in.context, nil, alias); code != kmsapi.OK {
 		return code
 	}
 	if code = s.admitTokens(r); code != kmsapi.OK {

@@ -5,6 +5,9 @@ import "github.com/keyplane/keyplane/internal/kmsapi"
 // generateRandom: 1 to 1024 random bytes from the HSM. Errors in the order of test: docs/errors.md.
 func (s *Server) generateRandom(r *request) kmsapi.Code {
 	in := &r.in
+	if code := s.authorizeAlone(r, r.op.action); code != kmsapi.OK {
+		return code
+	}
 	if in.has&mCustomKeyStoreID != 0 {
 		// None can have been created yet.
 		return r.refuseText(kmsapi.CustomKeyStoreNotFound, "The custom key store does not exist.")

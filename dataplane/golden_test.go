@@ -150,7 +150,8 @@ func signer(t *testing.T, text string) signature {
 	region, isRegion := strings.CutPrefix(text, "region ")
 	s, ok := map[string]signature{
 		"admin": {}, "other account": {key: otherKey}, "unsigned": {none: true}, "wrong secret": {secret: "not the secret"},
-		"unknown key": {key: "AKIANOBODY"}, "old": {at: time.Now().Add(-time.Hour)}, "early": {at: time.Now().Add(time.Hour)},
+		"unknown key": {key: "AKIANOBODY"}, "expired session": {key: expiredKey, token: expiredToken},
+		"session without token": {key: expiredKey}, "token of nobody": {token: expiredToken}, "old": {at: time.Now().Add(-time.Hour)}, "early": {at: time.Now().Add(time.Hour)},
 	}[text]
 	if isRegion {
 		return signature{region: region}

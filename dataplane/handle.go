@@ -8,6 +8,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"github.com/keyplane/keyplane/internal/awsquery"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/sigv4"
 )
@@ -39,6 +40,13 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	if r.who, code = s.parts.Verifier.Verify(&r.signed, &r.auth, r.now); code != kmsapi.OK {
 		r.msg = append(r.msg[:0], r.auth.Message()...)
 		return
+	}
+	if r.who.Service() != kmsapi.SigningName {
+		code = s.forward(ctx, r) // IAM and STS
+		return
+	}
+	if c != nil {
+		r.ip = c.addr
 	}
 	op := kmsapi.Route(r.header.target)
 	switch {
@@ -105,6 +113,7 @@ func (s *Server) forward(ctx *fasthttp.RequestCtx, r *request) kmsapi.Code {
 	status, body := s.parts.Control(&r.signed, string(r.id[:]), ip)
 	ctx.SetStatusCode(status)
 	r.out = append(r.out[:0], body...)
+	r.xml = r.who.Service() != kmsapi.SigningName
 	return kmsapi.OK
 }
 
@@ -119,13 +128,20 @@ func (s *Server) finish(ctx *fasthttp.RequestCtx, c *conn, r *request, code *kms
 		wipeAbandoned(r)
 		ctx.Response.Reset()
 		body := kmsapi.AppendErrorBody(nil, kmsapi.KMSInternal, []byte(kmsapi.KMSInternal.Text()))
-		s.reply(ctx, id[:], kmsapi.KMSInternal.Status(), body)
+		s.reply(ctx, id[:], kmsapi.KMSInternal.Status(), contentType, body)
 		ctx.SetConnectionClose()
 		return
 	}
 	r.releaseKeys()
 	status := fasthttp.StatusOK
 	switch {
+	case *code != kmsapi.OK && r.header.form:
+		e := awsquery.FromKMS(kmsapi.New(*code, string(r.msg)))
+		status, r.xml = e.Status, true
+		r.out = awsquery.AppendError(r.out[:0], e, string(r.id[:]))
+		if closes(*code) {
+			ctx.SetConnectionClose()
+		}
 	case *code != kmsapi.OK:
 		status = code.Status()
 		r.out = kmsapi.AppendErrorBody(r.out[:0], *code, r.msg)
@@ -139,7 +155,11 @@ func (s *Server) finish(ctx *fasthttp.RequestCtx, c *conn, r *request, code *kms
 		ctx.SetConnectionClose()
 	}
 	clear(ctx.Request.Body()) // it may hold plaintext
-	s.reply(ctx, r.id[:], status, r.out)
+	typ := contentType
+	if r.xml {
+		typ = contentTypeXML
+	}
+	s.reply(ctx, r.id[:], status, typ, r.out)
 	if c == nil {
 		return // not one of our listeners' connections (a test's): leave the request to the garbage collector
 	}
@@ -160,12 +180,13 @@ func closes(c kmsapi.Code) bool {
 var (
 	headerRequestID = []byte("x-amzn-RequestId")
 	contentType     = []byte(kmsapi.ContentType)
+	contentTypeXML  = []byte("text/xml")
 )
 
 // reply sets the response. body is not copied: it stays unchanged until the reply has left.
-func (s *Server) reply(ctx *fasthttp.RequestCtx, id []byte, status int, body []byte) {
+func (s *Server) reply(ctx *fasthttp.RequestCtx, id []byte, status int, typ, body []byte) {
 	ctx.Response.SetStatusCode(status)
-	ctx.Response.Header.SetContentTypeBytes(contentType)
+	ctx.Response.Header.SetContentTypeBytes(typ)
 	ctx.Response.Header.SetCanonical(headerRequestID, id)
 	ctx.Response.SetBodyRaw(body)
 }
@@ -186,6 +207,6 @@ func (s *Server) refuseHTTP(ctx *fasthttp.RequestCtx, err error) {
 	var id [requestIDLen]byte
 	s.ids.fill(&id)
 	ctx.Response.Reset()
-	s.reply(ctx, id[:], code.Status(), kmsapi.AppendErrorBody(nil, code, []byte(code.Text())))
+	s.reply(ctx, id[:], code.Status(), contentType, kmsapi.AppendErrorBody(nil, code, []byte(code.Text())))
 	s.cfg.Logger.Debug("request refused below HTTP", "code", code.Type(), "status", strconv.Itoa(code.Status()))
 }

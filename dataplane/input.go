@@ -4,6 +4,7 @@ import (
 	"strconv"
 
 	"github.com/keyplane/keyplane/internal/blob"
+	"github.com/keyplane/keyplane/internal/granttoken"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 )
 
@@ -101,6 +102,7 @@ type members struct {
 	grantTokens      int
 	badToken         int  // position, from 1, of the first token of a length that is not allowed
 	badTokenEmpty    bool // it is too short, not too long
+	invalidToken     bool // one is no grant token of ours
 	modifiers        int
 	badModifier      []byte // the first that is no modifier
 	badModifierAt    int    // its position, from 1
@@ -159,6 +161,9 @@ func (in *input) value(r *request, m member) {
 			for s.More() {
 				token, _ := s.String()
 				in.grantTokens++
+				if _, ok := granttoken.Parse(token); !ok {
+					in.invalidToken = true
+				}
 				if in.badToken == 0 && (len(token) == 0 || len(token) > kmsapi.GrantTokenMax) {
 					in.badToken, in.badTokenEmpty = in.grantTokens, len(token) == 0
 				}

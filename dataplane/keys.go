@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/keyplane/keyplane/cache"
+	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/snapshot"
@@ -36,94 +37,83 @@ func appendAliasName(dst []byte, a keyid.Account, name []byte) []byte {
 	return append(dst, name...)
 }
 
-// resolve finds the key that a KeyId member names: key ID, key ARN, alias name or alias ARN. It authorises too: until policies are
-// evaluated, every principal of the key's account is its administrator and nobody else gets in, so that a foreign account's identifier is
-// refused before anything is looked up and tells nothing of what exists there.
-func (s *Server) resolve(r *request, text []byte) (*snapshot.Key, kmsapi.Code) {
+// resolve finds the key that a KeyId member names: key ID, key ARN, alias name or alias ARN; alias is the name, if it is one. A key of another
+// account is found too, for authorize to decide on; one that does not exist is refused in the words of one that the caller may not use.
+func (s *Server) resolve(r *request, text []byte, action *authz.Action) (k *snapshot.Key, alias []byte, code kmsapi.Code) {
 	ref, fault := keyid.Parse(text)
 	if fault != keyid.None {
 		r.msg = fault.AppendMessage(r.msg[:0], text)
 		// None of this plane's operations models InvalidArnException.
-		return nil, kmsapi.NotFound
+		return nil, nil, kmsapi.NotFound
 	}
-	account := r.who.Principal().Account
+	own := r.who.Principal().Account
+	account := own
 	if ref.Kind == keyid.KeyARN || ref.Kind == keyid.AliasARN {
 		if string(ref.Region) != s.cfg.Region || string(ref.Partition) != s.partition {
 			r.msg = append(append(r.msg[:0], "Invalid arn "...), ref.Region...)
-			return nil, kmsapi.NotFound
+			return nil, nil, kmsapi.NotFound
 		}
-		if ref.Account != account {
-			return nil, s.deny(r)
-		}
+		account = ref.Account
 	}
 	id := ref.ID
-	if ref.Kind == keyid.AliasName || ref.Kind == keyid.AliasARN {
-		var code kmsapi.Code
-		if id, code = s.aliasTarget(r, account, ref.Alias); code != kmsapi.OK {
-			return nil, code
+	if ref.Alias != nil {
+		target, found, err := s.aliasTarget(r, account, ref.Alias)
+		switch {
+		case err != nil:
+			return nil, nil, s.fail(r, err)
+		case !found && account != own:
+			return nil, nil, s.denyUnknown(r, action)
+		case !found:
+			r.msg = append(r.msg[:0], "Alias "...)
+			r.msg = keyid.AppendAliasARN(r.msg, s.partition, s.cfg.Region, account, ref.Alias)
+			r.msg = append(r.msg, " is not found."...)
+			return nil, nil, kmsapi.NotFound
 		}
+		id = target
 	}
-	key, err := s.key(r, account, id)
+	k, err := s.key(r, account, id)
 	switch {
 	case err != nil:
-		return nil, s.fail(r, err)
-	case key == nil:
+		return nil, nil, s.fail(r, err)
+	case k == nil && account != own:
+		return nil, nil, s.denyUnknown(r, action)
+	case k == nil:
 		r.msg = append(r.msg[:0], "Key '"...)
 		r.msg = keyid.AppendKeyARN(r.msg, s.partition, s.cfg.Region, account, id)
 		r.msg = append(r.msg, "' does not exist"...)
-		return nil, kmsapi.NotFound
+		return nil, nil, kmsapi.NotFound
 	}
-	return key, kmsapi.OK
+	return k, ref.Alias, kmsapi.OK
 }
 
-// deny refuses a foreign account's key, whether it exists or not.
-func (s *Server) deny(r *request) kmsapi.Code {
-	r.msg = append(r.msg[:0], "User: "...)
-	r.msg = append(r.msg, r.who.Principal().ARN...)
-	r.msg = append(r.msg, " is not authorized to perform: kms:"...)
-	r.msg = append(r.msg, r.op.Name...)
-	if r.op.members&mSourceKeyID != 0 { // ReEncrypt is two actions
-		if r.key == nil {
-			r.msg = append(r.msg, "From"...)
-		} else {
-			r.msg = append(r.msg, "To"...)
-		}
-	}
-	r.msg = append(r.msg, " on this resource because the resource does not exist in this Region, no resource-based policies allow access, or a resource-based policy explicitly denies access"...)
-	return kmsapi.AccessDenied
-}
-
-// blobKey finds the key a ciphertext names. Nothing is said of whether it exists to a caller who may not know.
+// blobKey finds the key a ciphertext names.
 func (s *Server) blobKey(r *request) (*snapshot.Key, kmsapi.Code) {
-	if r.blob.Account == r.who.Principal().Account {
-		key, err := s.key(r, r.blob.Account, r.blob.Key)
-		if err != nil {
-			return nil, s.fail(r, err)
-		}
-		if key != nil {
-			return key, kmsapi.OK
-		}
+	k, err := s.key(r, r.blob.Account, r.blob.Key)
+	switch {
+	case err != nil:
+		return nil, s.fail(r, err)
+	case k == nil:
+		return nil, r.refuseText(kmsapi.AccessDenied, textForeignBlob)
 	}
-	return nil, r.refuseText(kmsapi.AccessDenied, "The ciphertext refers to a customer master key that does not exist, does not exist in this region, or you are not allowed to access.")
+	return k, kmsapi.OK
 }
 
-func (s *Server) aliasTarget(r *request, account keyid.Account, name []byte) (keyid.ID, kmsapi.Code) {
+// textForeignBlob says nothing of whether the key of a ciphertext exists.
+const textForeignBlob = "The ciphertext refers to a customer master key that does not exist, does not exist in this region, or you are not allowed to access."
+
+func (s *Server) aliasTarget(r *request, account keyid.Account, name []byte) (id keyid.ID, found bool, err error) {
 	r.name = appendAliasName(emptied(r.name), account, name)
 	lease, ok := s.aliases.Get(r.name)
 	if !ok {
-		var err error
 		if lease, err = s.loadAlias(r, account, name); err != nil {
-			return keyid.ID{}, s.fail(r, err)
+			return keyid.ID{}, false, err
 		}
 	}
 	defer lease.Release()
 	if target := lease.Value(); target != nil {
-		return *target, kmsapi.OK
+		return *target, true, nil
 	}
-	r.msg = append(r.msg[:0], "Alias "...)
-	r.msg = keyid.AppendAliasARN(r.msg, s.partition, s.cfg.Region, account, name)
-	r.msg = append(r.msg, " is not found."...)
-	return keyid.ID{}, kmsapi.NotFound
+	return keyid.ID{}, false, nil
 }
 
 // loadAlias reads where the alias r.name points.
@@ -171,7 +161,7 @@ func (s *Server) loadKey(r *request, account keyid.Account, id keyid.ID) (cache.
 		case err != nil:
 			return nil, 0, err
 		}
-		return k, int64(256 + len(k.ARN) + 112*len(k.Versions)), nil
+		return k, int64(256+len(k.ARN)+112*len(k.Versions)) + factsSize(&k.Facts), nil
 	})
 }
 
@@ -189,6 +179,8 @@ func (s *Server) view(account keyid.Account, id keyid.ID) (*snapshot.Key, error)
 		ARN:      keyid.AppendKeyARN(nil, s.partition, rec.Region, rec.Account, rec.ID),
 		Versions: make([]snapshot.Version, len(rec.Versions)),
 		Current:  rec.Current,
+		Facts:    rec.Facts,
+		Policy:   s.policies.compile(rec, s.warn),
 	}
 	for i := range rec.Versions {
 		v := &rec.Versions[i]
@@ -241,9 +233,9 @@ func usable(state kmsapi.KeyState) (kmsapi.Code, string) {
 	return kmsapi.KMSInternal, " is in no known state."
 }
 
-// admitTokens answers grant tokens. No grant exists yet, so none was ever issued.
+// admitTokens refuses what is no grant token. One that is says nothing that the store does not know: grants count from their creation on.
 func (s *Server) admitTokens(r *request) kmsapi.Code {
-	if r.in.grantTokens > 0 {
+	if r.in.invalidToken {
 		return r.refuseText(kmsapi.InvalidGrantToken, "The grant token is not valid.")
 	}
 	return kmsapi.OK
@@ -255,4 +247,15 @@ func (s *Server) admitRecipient(r *request) kmsapi.Code {
 		return r.refuseText(kmsapi.UnsupportedOperation, "Recipient is not offered by this version of keyplane.")
 	}
 	return kmsapi.OK
+}
+
+func factsSize(f *authz.KeyFacts) int64 {
+	n := 0
+	for i := range f.Tags {
+		n += 32 + len(f.Tags[i].Key) + len(f.Tags[i].Value)
+	}
+	for i := range f.Aliases {
+		n += 16 + len(f.Aliases[i])
+	}
+	return int64(n)
 }

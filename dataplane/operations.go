@@ -1,12 +1,16 @@
 package dataplane
 
-import "github.com/keyplane/keyplane/internal/kmsapi"
+import (
+	"github.com/keyplane/keyplane/internal/authz"
+	"github.com/keyplane/keyplane/internal/kmsapi"
+)
 
 // operation is one row of this plane's table. The names are kmsapi's, where every operation of the service model has a row.
 type operation struct {
 	*kmsapi.Operation
 	members  member // what it reads of the request; other members are ignored, as AWS does
 	required member
+	action   *authz.Action // on the operation's key; of ReEncrypt on the source
 	run      func(s *Server, r *request) kmsapi.Code
 }
 
@@ -21,8 +25,15 @@ var operations = [...]operation{
 
 func row(name string, members, required member, run func(*Server, *request) kmsapi.Code) operation {
 	op := kmsapi.Route([]byte(kmsapi.TargetPrefix + name))
-	return operation{Operation: op, members: members, required: required, run: run}
+	action := authz.Actions[name]
+	if name == "ReEncrypt" {
+		action = authz.Actions["ReEncryptFrom"]
+	}
+	return operation{Operation: op, members: members, required: required, action: action, run: run}
 }
+
+// reEncryptTo is what ReEncrypt asks on its destination.
+var reEncryptTo = authz.Actions["ReEncryptTo"]
 
 // operationOf returns this plane's row of an operation, nil where there is none yet.
 func operationOf(op *kmsapi.Operation) *operation {

@@ -14,7 +14,9 @@ type headerBlock struct {
 	lines [kmsapi.HeaderCountMax]sigv4.Header // names lower-cased in place; values without blanks at their ends
 	n     int
 
-	target []byte // X-Amz-Target
+	target    []byte // X-Amz-Target
+	userAgent []byte
+	form      bool // the body is a form: a request to IAM or STS, whose answers are XML
 }
 
 // parse reads a raw header block: the lines after the request line, each ended by CRLF, with the empty line or without. The slices it
@@ -56,6 +58,9 @@ func (h *headerBlock) parse(raw []byte) kmsapi.Code {
 			hosts++
 		case "content-type":
 			types++
+			h.form = bytes.HasPrefix(value, formType)
+		case "user-agent":
+			h.userAgent = value
 		case "x-amz-target":
 			h.target = value
 			targets++
@@ -82,7 +87,19 @@ func (h *headerBlock) parse(raw []byte) kmsapi.Code {
 
 func (h *headerBlock) reset() {
 	clear(h.lines[:h.n])
-	h.n, h.target = 0, nil
+	h.n, h.target, h.userAgent, h.form = 0, nil, nil, false
+}
+
+var formType = []byte("application/x-www-form-urlencoded")
+
+// value is the value of the first header of that name, nil if there is none. Verify refuses a second X-Amz-* header of one name.
+func (h *headerBlock) value(name string) []byte {
+	for i := range h.lines[:h.n] {
+		if string(h.lines[i].Name) == name {
+			return h.lines[i].Value
+		}
+	}
+	return nil
 }
 
 // lowerToken lower-cases an HTTP token (RFC 9110 §5.6.2) in place and reports whether it is one.

@@ -9,11 +9,25 @@ import (
 // message keys come from one round where the keys share a derivation root. Errors in the order of test: docs/errors.md.
 func (s *Server) reEncrypt(r *request) kmsapi.Code {
 	in := &r.in
-	code := s.source(r)
+	alias, code := s.source(r)
 	if code != kmsapi.OK {
 		return code
 	}
-	if r.dest, code = s.resolve(r, in.destKeyID); code != kmsapi.OK {
+	var destAlias []byte
+	if r.dest, destAlias, code = s.resolve(r, in.destKeyID, reEncryptTo); code != kmsapi.OK {
+		return code
+	}
+	r.ask.context.ReEncrypt, r.ask.context.SameKey = true, r.key.ID == r.dest.ID && r.key.Account == r.dest.Account
+	if code = s.authorizeSource(r, alias); code != kmsapi.OK {
+		return code
+	}
+	if code = s.authorize(r, r.dest, reEncryptTo, &in.destContext, in.destAlgorithm, destAlias); code != kmsapi.OK {
+		return code
+	}
+	if code = s.admitTokens(r); code != kmsapi.OK {
+		return code
+	}
+	if code = s.admit(r, r.key, in.algorithm); code != kmsapi.OK {
 		return code
 	}
 	if code = s.admit(r, r.dest, in.destAlgorithm); code != kmsapi.OK {

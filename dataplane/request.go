@@ -3,6 +3,7 @@ package dataplane
 import (
 	"crypto/rand"
 	"encoding/binary"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,7 +27,9 @@ type request struct {
 	signed sigv4.Request      // borrows
 	auth   sigv4.Scratch
 	who    sigv4.Identity
+	ip     netip.Addr // of the client; invalid if it has none
 	op     *operation // nil until routed
+	xml    bool       // the reply is XML: IAM's and STS's
 	scan   awsjson.Scanner
 	in     input // borrows
 	faults kmsapi.Violations
@@ -36,6 +39,7 @@ type request struct {
 	blob      blob.Header // of the ciphertext sent
 	sealed    []byte      // borrows; ciphertext || tag of the ciphertext sent
 	job       hsm.Job
+	ask       question // what authorize asks
 
 	name  []byte // buffer: cache names and ARNs
 	aad   []byte // buffer
@@ -48,7 +52,7 @@ type request struct {
 }
 
 // reusable names the fields that keep memory while the request is in the pool, for builds with invariants.
-var reusable = []string{"name", "aad", "plain", "ctext", "out", "msg", "auth.canon", "auth.msg", "scan.names", "faults.buf"}
+var reusable = []string{"name", "aad", "plain", "ctext", "out", "msg", "ask.name", "ask.scratch.buf", "auth.canon", "auth.msg", "scan.names", "faults.buf"}
 
 // Capacities that hold the largest request, so that buffers are made once.
 const (
@@ -103,8 +107,10 @@ func (r *request) reset() {
 	r.faults.Reset()
 	r.job.Wipe()
 	r.now, r.id = time.Time{}, [requestIDLen]byte{}
-	r.signed, r.who, r.op = sigv4.Request{}, sigv4.Identity{}, nil
+	r.signed, r.who, r.ip, r.op = sigv4.Request{}, sigv4.Identity{}, netip.Addr{}, nil
+	r.xml = false
 	r.blob, r.sealed = blob.Header{}, nil
+	r.ask.reset()
 	r.name, r.aad, r.plain = wiped(r.name, nameCap), wiped(r.aad, aadCap), wiped(r.plain, plainCap)
 	r.ctext, r.out, r.msg = wiped(r.ctext, ctextCap), wiped(r.out, outCap), wiped(r.msg, msgCap)
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/keyplane/keyplane/cache"
 	"github.com/keyplane/keyplane/hsm"
+	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/sigv4"
@@ -25,6 +26,8 @@ import (
 type Records interface {
 	KeyRecord(ctx context.Context, region string, a keyid.Account, id keyid.ID) (*snapshot.Record, error)
 	AliasTarget(ctx context.Context, region string, a keyid.Account, alias string) (keyid.ID, error)
+	// Grants are the grants of a key to one grantee, a name of authz.Caller.Grantees; none is no error.
+	Grants(ctx context.Context, region string, a keyid.Account, id keyid.ID, grantee string) ([]authz.Grant, error)
 }
 
 // Config is what a Server listens by. Region, Ready and Logger are required.
@@ -34,9 +37,11 @@ type Config struct {
 	Ready  func() error
 	Logger *slog.Logger
 
-	// KeyCacheBytes bounds the snapshot cache, 0 is 256 MiB, AliasCacheBytes the alias cache, 0 is 32 MiB. Names that do not exist have
-	// a sixteenth of each besides.
-	KeyCacheBytes, AliasCacheBytes int64
+	// KeyCacheBytes bounds the snapshot cache, 0 is 256 MiB, AliasCacheBytes the alias cache, 0 is 32 MiB, GrantCacheBytes that of grants,
+	// 0 is 64 MiB. Names that do not exist have a sixteenth of each besides, names without grants as much again.
+	KeyCacheBytes, AliasCacheBytes, GrantCacheBytes int64
+
+	TLS bool // connections are encrypted: aws:SecureTransport
 
 	ConnsMax      int           // open connections; 0 is 20 000
 	ConnsPerIPMax int           // open connections of one address; 0 is 1 000
@@ -58,6 +63,7 @@ type Parts struct {
 func (c *Config) defaults() {
 	set(&c.KeyCacheBytes, 256<<20)
 	set(&c.AliasCacheBytes, 32<<20)
+	set(&c.GrantCacheBytes, 64<<20)
 	set(&c.ConnsMax, 20_000)
 	set(&c.ConnsPerIPMax, 1_000)
 	set(&c.ReadTimeout, 5*time.Second)
@@ -81,6 +87,8 @@ type Server struct {
 	http      *fasthttp.Server
 	keys      *cache.Cache[snapshot.Key]
 	aliases   *cache.Cache[keyid.ID]
+	grants    *cache.Cache[grantList]
+	policies  policyTable
 	offsets   hsm.Offsets
 	requests  requestPool
 	ids       requestIDs
@@ -105,6 +113,11 @@ func New(cfg Config) (*Server, error) {
 	}
 	if s.aliases, err = cache.New[keyid.ID](cfg.AliasCacheBytes, absentBytes(cfg.AliasCacheBytes), nil); err != nil {
 		s.keys.Close()
+		return nil, err
+	}
+	if s.grants, err = cache.New[grantList](cfg.GrantCacheBytes, max(cfg.GrantCacheBytes, 1<<16), nil); err != nil {
+		s.keys.Close()
+		s.aliases.Close()
 		return nil, err
 	}
 	s.ids.init()
@@ -169,6 +182,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 func (s *Server) Close() {
 	s.keys.Close()
 	s.aliases.Close()
+	s.grants.Close()
 }
 
 // KeyChanged makes every view of the key that was read until now unreachable, also that there is none: the control plane calls it between

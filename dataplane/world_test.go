@@ -25,6 +25,7 @@ import (
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/hsm/hsmtest"
 	"github.com/keyplane/keyplane/hsm/softtoken"
+	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/sigv4"
@@ -32,12 +33,14 @@ import (
 )
 
 const (
-	testRegion  = "us-east-1"
-	ours        = keyid.Account(111122223333)
-	others      = keyid.Account(444455556666)
-	adminKey    = "AKIAIOSFODNN7EXAMPLE"
-	otherKey    = "AKIAI44QH8DHBEXAMPLE"
-	adminSecret = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+	testRegion   = "us-east-1"
+	ours         = keyid.Account(111122223333)
+	others       = keyid.Account(444455556666)
+	adminKey     = "AKIAIOSFODNN7EXAMPLE"
+	otherKey     = "AKIAI44QH8DHBEXAMPLE"
+	expiredKey   = "ASIAIOSFODNN7EXAMPLE" // a session that has ended
+	expiredToken = "IQoJb3JpZ2luX2VjEXAMPLE"
+	adminSecret  = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 )
 
 // softToken is one soft token for all tests: unsealing it is dear on purpose.
@@ -111,7 +114,7 @@ func (k keySource) AccessKey(id []byte) *sigv4.AccessKey { return k[string(id)] 
 
 func newWorld(t testing.TB, cfg worldConfig) *world {
 	t.Helper()
-	w := &world{TB: t, records: &records{keys: map[keyid.ID]*snapshot.Record{}, aliases: map[string]keyid.ID{}}}
+	w := &world{TB: t, records: &records{keys: map[keyid.ID]*snapshot.Record{}, aliases: map[string]keyid.ID{}, grants: map[string][]authz.Grant{}}}
 	tokens := append([]hsm.Token(nil), cfg.tokens...)
 	if tokens == nil {
 		tokens = []hsm.Token{softToken}
@@ -135,10 +138,15 @@ func newWorld(t testing.TB, cfg worldConfig) *world {
 	w.signer = map[string]*sigv4.AccessKey{}
 	for id, account := range map[string]keyid.Account{adminKey: ours, otherKey: others} {
 		w.signer[id], err = sigv4.NewAccessKey(id, []byte(adminSecret), sigv4.Principal{
-			Account: account, ARN: "arn:aws:iam::" + account.String() + ":user/administrator", UserName: "administrator"})
+			Account: account, ARN: userARN(account, "administrator"), UserName: "administrator", Caller: user(t, account, "administrator", allowAll)})
 		w.must(err)
 	}
-	verifier, err := sigv4.New(sigv4.Config{Regions: []string{testRegion}, Keys: keySource(w.signer)})
+	w.signer[expiredKey], err = sigv4.NewTemporaryKey(expiredKey, []byte(adminSecret), sha256.Sum256([]byte(expiredToken)), time.Now().Add(-time.Minute), sigv4.Principal{})
+	w.must(err)
+	verifier, err := sigv4.New(sigv4.Config{
+		Regions: []string{testRegion}, Keys: keySource(w.signer),
+		Others: []sigv4.Service{{Name: "sts", Regions: []string{testRegion}}, {Name: "iam", Regions: []string{testRegion}}},
+	})
 	w.must(err)
 
 	c := cfg.server
@@ -197,8 +205,16 @@ type records struct {
 	mu      sync.Mutex
 	keys    map[keyid.ID]*snapshot.Record
 	aliases map[string]keyid.ID
-	err     error // of every read, unless nil
+	grants  map[string][]authz.Grant // by key name and grantee
+	err     error                    // of every read, unless nil
 	reads   int
+}
+
+func (r *records) Grants(_ context.Context, region string, a keyid.Account, id keyid.ID, grantee string) ([]authz.Grant, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.reads++
+	return r.grants[string(appendKeyName(nil, a, id))+grantee], r.err
 }
 
 func (r *records) KeyRecord(_ context.Context, region string, a keyid.Account, id keyid.ID) (*snapshot.Record, error) {
@@ -259,6 +275,8 @@ func (w *world) addKey(name string, state kmsapi.KeyState, versions int) *snapsh
 		v.MaterialID = snapshot.MaterialID(k.Account, k.ID, n, &v.Salt)
 		k.Versions = append(k.Versions, v)
 	}
+	k.Policy = []byte(delegating(k.Account))
+	k.Facts = authz.KeyFacts{Account: k.Account, Spec: k.Spec, Usage: k.Usage, Origin: k.Origin, MultiRegion: k.ID.MultiRegion}
 	w.must(k.Check())
 	w.records.mu.Lock()
 	defer w.records.mu.Unlock()
@@ -268,12 +286,16 @@ func (w *world) addKey(name string, state kmsapi.KeyState, versions int) *snapsh
 
 // signature says how a request is signed; the zero value signs as our account's administrator, now.
 type signature struct {
-	key    string // access key ID
-	secret string
-	at     time.Time
-	region string
-	none   bool
+	key     string // access key ID
+	secret  string
+	at      time.Time
+	region  string
+	service string // kms where empty
+	token   string // session token; "" for none
+	none    bool
 }
+
+type signedRequest = sigv4.Request
 
 // sign makes the bytes of a request. header is lines without their ends, signed all of them.
 func (w *world) sign(sig signature, target string, body []byte, header ...string) []byte {
@@ -299,6 +321,9 @@ func (w *world) sign(sig signature, target string, body []byte, header ...string
 		region = sig.region
 	}
 	lines := append([]string{"host: kms.test", "content-type: application/x-amz-json-1.1", "x-amz-date: " + string(sigv4.AppendDate(nil, at))}, header...)
+	if sig.token != "" {
+		lines = append(lines, "x-amz-security-token: "+sig.token)
+	}
 	if target != "" {
 		lines = append(lines, "x-amz-target: "+target)
 	}
@@ -315,7 +340,7 @@ func (w *world) sign(sig signature, target string, body []byte, header ...string
 		var scratch sigv4.Scratch
 		raw = append(raw, "authorization: "...)
 		var err error
-		raw, err = sigv4.AppendAuthorization(raw, key, region, kmsapi.SigningName, r, &scratch)
+		raw, err = sigv4.AppendAuthorization(raw, key, region, cmp.Or(sig.service, kmsapi.SigningName), r, &scratch)
 		w.must(err)
 		raw = append(raw, "\r\n"...)
 	}
