@@ -37,8 +37,9 @@ func TestAliasLife(t *testing.T) {
 	a, b := e.create("{}"), e.create("{}")
 	e.published.take()
 
+	// Both keys are published as well: conditions can ask for a key's aliases.
 	e.ok("CreateAlias", aliasBody("alias/x", a.Arn), nil)
-	if got := e.published.take(); got != "alias alias/x\n" {
+	if got := e.published.take(); got != "key "+a.KeyId+"\nalias alias/x\n" {
 		t.Errorf("published %q", got)
 	}
 	arn := "arn:aws:kms:us-east-1:" + e.account.String() + ":alias/x"
@@ -56,7 +57,7 @@ func TestAliasLife(t *testing.T) {
 
 	e.clock.add(time.Second)
 	e.ok("UpdateAlias", aliasBody("alias/x", b.KeyId), nil)
-	if got := e.published.take(); got != "alias alias/x\n" {
+	if got := e.published.take(); got != "key "+b.KeyId+"\nkey "+a.KeyId+"\nalias alias/x\n" {
 		t.Errorf("published %q", got)
 	}
 	want.TargetKeyId, want.LastUpdatedDate = b.KeyId, 1795435201.123
@@ -75,7 +76,7 @@ func TestAliasLife(t *testing.T) {
 	}
 
 	e.ok("DeleteAlias", obj("AliasName", "alias/x"), nil)
-	if got := e.published.take(); got != "alias alias/x\nalias alias/x\n" {
+	if got := e.published.take(); got != "key "+b.KeyId+"\nkey "+b.KeyId+"\nalias alias/x\nalias alias/x\n" {
 		t.Errorf("published %q", got)
 	}
 	e.fails("DeleteAlias", obj("AliasName", "alias/x"), kmsapi.NotFound, "Alias "+arn+" is not found.")

@@ -21,6 +21,7 @@ import (
 
 	"github.com/keyplane/keyplane/controlplane/iam"
 	"github.com/keyplane/keyplane/controlplane/store"
+	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/sigv4"
@@ -84,6 +85,13 @@ type recorder struct {
 	keys    []keyid.ID
 	aliases []string
 	ids     []string
+	grants  []string
+}
+
+func (r *recorder) GrantChanged(_ keyid.Account, id keyid.ID, grantee string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.grants = append(r.grants, id.String()+" "+grantee)
 }
 
 func (r *recorder) KeyChanged(_ keyid.Account, id keyid.ID) {
@@ -118,7 +126,10 @@ func (r *recorder) take() string {
 	for _, id := range r.ids {
 		fmt.Fprintf(&b, "access key %s\n", id)
 	}
-	r.keys, r.aliases, r.ids = nil, nil, nil
+	for _, g := range r.grants {
+		fmt.Fprintf(&b, "grant %s\n", g)
+	}
+	r.keys, r.aliases, r.ids, r.grants = nil, nil, nil, nil
 	return b.String()
 }
 
@@ -148,9 +159,11 @@ type env struct {
 	*Server
 	account   keyid.Account
 	creds     *iam.Table
+	cast      *cast
 	published *recorder
 	clock     *clock
-	keyID     string // access key of the account's administrator
+	keyID     string        // access key of the account's administrator
+	who       *authz.Caller // whose access key it is, where that is one of cast's
 	secret    string
 }
 
@@ -179,12 +192,13 @@ func newEnvIn(t testing.TB, st *store.Store, region string) *env {
 	if err := e.creds.EnsureAdmin(t.Context(), account, e.keyID, []byte(e.secret)); err != nil {
 		t.Fatal(err)
 	}
-	verifier, err := sigv4.New(sigv4.Config{Regions: []string{region}, Keys: e.creds})
+	e.cast = &cast{table: e.creds, keys: map[string]*sigv4.AccessKey{}, ids: map[string]string{}}
+	verifier, err := sigv4.New(sigv4.Config{Regions: []string{region}, Keys: e.cast})
 	if err != nil {
 		t.Fatal(err)
 	}
 	e.Server, err = New(Config{
-		Region: region, Store: st, Verifier: verifier, Publisher: e.published, Now: e.clock.now, Logger: quiet,
+		Region: region, Store: st, Verifier: verifier, Publisher: e.published, Principals: e.cast, Now: e.clock.now, Logger: quiet,
 		Random: func(b []byte) error { _, err := rand.Read(b); return err },
 		Root:   func() [8]byte { return [8]byte{'t', 'e', 's', 't', 'r', 'o', 'o', 't'} },
 	})

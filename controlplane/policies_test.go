@@ -1,10 +1,12 @@
 package controlplane
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
 
+	"github.com/keyplane/keyplane/controlplane/store"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 )
 
@@ -20,7 +22,9 @@ func TestPolicies(t *testing.T) {
 	if got != want {
 		t.Errorf("got %+v", got)
 	}
-	for _, policy := range []string{"{}", "\t{ \"Statement\" : [ ]\r\n}\n", `{"Sid":"ÿ \u0000"}`, want.Policy} {
+	for _, policy := range []string{
+		want.Policy, "\t" + strings.ReplaceAll(want.Policy, ":[", " :\r\n[ ") + "\n", strings.Replace(want.Policy, `"kms:*"`, "[ \"kms:\\u002a\",\t\"KMS:?ecrypt\" ]", 1), strings.Replace(want.Policy, "key-default-1", "ÿ", 1), want.Policy,
+	} {
 		e.ok("PutKeyPolicy", obj("KeyId", m.Arn, "PolicyName", "default", "Policy", policy, "BypassPolicyLockoutSafetyCheck", true), nil)
 		e.ok("GetKeyPolicy", obj("KeyId", m.Arn), &got)
 		if got.Policy != policy {
@@ -62,34 +66,165 @@ func TestPolicies(t *testing.T) {
 	}
 }
 
-func TestValidatePolicy(t *testing.T) {
-	nest := func(n int) string { return strings.Repeat(`{"a":`, n-1) + "{}" + strings.Repeat("}", n-1) }
-	size := func(n int) string { return "{" + strings.Repeat(" ", n-2) + "}" }
+// A key policy is read by package policy, whose refusals come with AWS's exception; a refused one changes nothing.
+func TestMalformedPolicies(t *testing.T) {
+	e := newEnv(t)
+	m := e.create("{}")
+	e.published.take()
+	size := func(n int) string {
+		s := keyPolicyOf(e)
+		return s + strings.Repeat(" ", n-len(s))
+	}
 	for _, c := range []struct {
 		policy string
 		code   kmsapi.Code
 	}{
-		{"{}", kmsapi.OK}, {` {"a":[1,2,{"b":null}],"c":-1.5e3} ` + "\n", kmsapi.OK},
-		{nest(kmsapi.JSONDepthMax - 1), kmsapi.OK}, {nest(kmsapi.JSONDepthMax), kmsapi.OK}, {nest(kmsapi.JSONDepthMax + 1), kmsapi.MalformedPolicyDocument},
-		{nest(5000), kmsapi.MalformedPolicyDocument},
-		{`{"a":` + strings.Repeat("[", 31) + strings.Repeat("]", 31) + "}", kmsapi.OK},
-		{`{"a":` + strings.Repeat("[", 32) + strings.Repeat("]", 32) + "}", kmsapi.MalformedPolicyDocument},
-		{size(kmsapi.PolicyMax - 1), kmsapi.OK}, {size(kmsapi.PolicyMax), kmsapi.OK}, {size(kmsapi.PolicyMax + 1), kmsapi.LimitExceeded},
-		{"", kmsapi.MalformedPolicyDocument}, {"[]", kmsapi.MalformedPolicyDocument}, {"null", kmsapi.MalformedPolicyDocument},
-		{`"{}"`, kmsapi.MalformedPolicyDocument}, {"1", kmsapi.MalformedPolicyDocument}, {"not a policy", kmsapi.MalformedPolicyDocument},
-		{"{", kmsapi.MalformedPolicyDocument}, {"{}{}", kmsapi.MalformedPolicyDocument}, {"{}x", kmsapi.MalformedPolicyDocument},
-		{`{"a":1,"a":2}`, kmsapi.MalformedPolicyDocument}, {`{"b":{"a":1,"\u0061":2}}`, kmsapi.MalformedPolicyDocument},
-		{`{"a":1,}`, kmsapi.MalformedPolicyDocument}, {`{'a':1}`, kmsapi.MalformedPolicyDocument}, {`{"a":01}`, kmsapi.MalformedPolicyDocument},
-		{`{"a":NaN}`, kmsapi.MalformedPolicyDocument}, {`{"a":"` + "\n" + `"}`, kmsapi.MalformedPolicyDocument},
-		{`{"a":"\ud800"}`, kmsapi.MalformedPolicyDocument}, {"{\"a\":\"\xff\"}", kmsapi.MalformedPolicyDocument}, {"{/**/}", kmsapi.MalformedPolicyDocument},
+		{size(kmsapi.PolicyMax), kmsapi.OK}, {size(kmsapi.PolicyMax + 1), kmsapi.LimitExceeded},
+		{"{}", kmsapi.MalformedPolicyDocument}, {"[]", kmsapi.MalformedPolicyDocument}, {"not a policy", kmsapi.MalformedPolicyDocument},
+		{keyPolicyOf(e) + "{}", kmsapi.MalformedPolicyDocument},
+		{statement("Allow", "kms:*", anyResource), kmsapi.MalformedPolicyDocument}, // nobody is named
+		{statement("Permit", "kms:*", anyone, anyResource), kmsapi.MalformedPolicyDocument},
+		{statement("Allow", "kms:*", anyone, anyResource, `"Condition":{"StringResembles":{"aws:username":"x"}}`), kmsapi.MalformedPolicyDocument},
+		{statement("Allow", "kms:*", anyone, anyResource, `"Effect":"Deny"`), kmsapi.MalformedPolicyDocument},
 	} {
-		err := validatePolicy([]byte(c.policy))
-		got := kmsapi.OK
+		body := obj("KeyId", m.KeyId, "Policy", c.policy)
+		if c.code == kmsapi.OK {
+			e.ok("PutKeyPolicy", body, nil)
+			e.create(obj("Policy", c.policy))
+			e.published.take()
+			continue
+		}
+		e.fails("PutKeyPolicy", body, c.code, "*")
+		e.fails("CreateKey", obj("Policy", c.policy), c.code, "*")
+		if got := e.published.take(); got != "" {
+			t.Errorf("%.60q: published %q", c.policy, got)
+		}
+	}
+	const invalid = "Policy contains a statement with one or more invalid principals."
+	for _, principal := range []string{"arn:aws:iam::" + e.account.String() + ":user/nobody", "arn:aws:iam::999999999999:root", "arn:aws:iam::" + e.account.String() + ":role/none", "x"} {
+		p := keyPolicyOf(e, `{"Effect":"Allow","Principal":{"AWS":"`+principal+`"},"Action":"kms:*","Resource":"*"}`)
+		e.fails("PutKeyPolicy", obj("KeyId", m.KeyId, "Policy", p), kmsapi.MalformedPolicyDocument, invalid)
+		e.fails("CreateKey", obj("Policy", p), kmsapi.MalformedPolicyDocument, invalid)
+	}
+}
+
+// A new key policy must let its maker change it again, unless that is waived.
+func TestLockOut(t *testing.T) {
+	e := newEnv(t)
+	everything := statement("Allow", "*", anyResource)
+	user, role, root := e.user("maker", everything), e.session("maker", "s", everything), e.root(e.account)
+	other := e.elsewhere()
+	allow := func(effect, principal, action string, more ...string) string {
+		return statement(effect, action, append([]string{`"Principal":` + principal, anyResource}, more...)...)
+	}
+	aws := func(arn string) string { return `{"AWS":"` + arn + `"}` }
+	both := func(a, b string) string {
+		var p, q struct {
+			Version   string
+			Statement []json.RawMessage
+		}
+		if err := json.Unmarshal([]byte(a), &p); err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal([]byte(b), &q); err != nil {
+			t.Fatal(err)
+		}
+		p.Statement = append(p.Statement, q.Statement...)
+		out, err := json.Marshal(p)
 		if err != nil {
-			got = exception(err).Code
+			t.Fatal(err)
 		}
-		if got != c.code {
-			t.Errorf("%.60q: %v, want %v", c.policy, err, c.code)
+		return string(out)
+	}
+	account := aws(e.account.String())
+	for name, c := range map[string]struct {
+		who    *env
+		policy string
+		fine   bool
+	}{
+		"nothing":                     {user, allow("Allow", "{\"AWS\":\"*\"}", "kms:Get*"), false},
+		"only denied":                 {user, allow("Deny", `"*"`, "kms:*"), false},
+		"the account":                 {user, allow("Allow", account, "kms:*"), true},
+		"the account, one action":     {user, allow("Allow", account, "kms:PutKeyPolicy"), true},
+		"the account, another action": {user, allow("Allow", account, "kms:GetKeyPolicy"), false},
+		"another account":             {user, allow("Allow", aws(other.account.String()), "kms:*"), false},
+		"the user":                    {user, allow("Allow", aws(user.who.ARN), "kms:Put*"), true},
+		"another user":                {e.user("u2", everything), allow("Allow", aws(user.who.ARN), "kms:*"), false},
+		"anyone":                      {user, allow("Allow", `"*"`, "kms:*"), true},
+		"the role":                    {role, allow("Allow", aws(role.who.RoleARN), "kms:*"), true},
+		"the session":                 {role, allow("Allow", aws(role.who.ARN), "kms:*"), true},
+		"the account, a session":      {role, allow("Allow", account, "kms:*"), true},
+		"another role":                {role, allow("Allow", aws(user.who.ARN), "kms:*"), false},
+		"root":                        {root, allow("Allow", account, "kms:*"), true},
+		"not root":                    {root, allow("Allow", aws(user.who.ARN), "kms:*"), false},
+		"a service":                   {user, allow("Allow", `{"Service":"s3.amazonaws.com"}`, "kms:*"), false},
+		"allowed and denied":          {user, both(allow("Allow", account, "kms:*"), allow("Deny", aws(user.who.ARN), "kms:PutKeyPolicy")), false},
+		"denied to others":            {user, both(allow("Allow", account, "kms:*"), allow("Deny", aws(role.who.RoleARN), "kms:PutKeyPolicy")), true},
+		"under a condition":           {user, allow("Allow", account, "kms:*", `"Condition":{"StringEquals":{"aws:username":"maker"}}`), true},
+		"under another condition":     {user, allow("Allow", account, "kms:*", `"Condition":{"StringEquals":{"aws:username":"other"}}`), false},
+		"of a tag":                    {user, allow("Allow", account, "kms:*", `"Condition":{"StringEquals":{"aws:ResourceTag/t":"v"}}`), true},
+		"another key":                 {user, strings.Replace(allow("Allow", account, "kms:*"), anyResource, `"Resource":"arn:aws:kms:us-east-1:111122223333:key/*"`, 1), false},
+		"keys of the account":         {user, strings.Replace(allow("Allow", account, "kms:*"), anyResource, `"Resource":"arn:aws:kms:*:`+e.account.String()+`:key/*"`, 1), true},
+	} {
+		m := e.create(obj("Tags", tags("t", "v")))
+		if c.fine {
+			c.who.ok("PutKeyPolicy", obj("KeyId", m.KeyId, "Policy", c.policy), nil)
+			c.who.create(obj("Policy", c.policy, "Tags", tags("t", "v")))
+			continue
 		}
+		before := e.get(m.KeyId)
+		c.who.fails("PutKeyPolicy", obj("KeyId", m.KeyId, "Policy", c.policy), kmsapi.MalformedPolicyDocument, lockedOut)
+		c.who.fails("PutKeyPolicy", obj("KeyId", m.KeyId, "Policy", c.policy, "BypassPolicyLockoutSafetyCheck", false), kmsapi.MalformedPolicyDocument, lockedOut)
+		if e.get(m.KeyId) != before {
+			t.Errorf("%s: a refused policy was kept", name)
+		}
+		if c.who != root { // who may create nothing without an identity policy but is root
+			c.who.fails("CreateKey", obj("Policy", c.policy), kmsapi.MalformedPolicyDocument, lockedOut)
+		}
+		c.who.create(obj("Policy", c.policy, "BypassPolicyLockoutSafetyCheck", true))
+		c.who.ok("PutKeyPolicy", obj("KeyId", m.KeyId, "Policy", c.policy, "BypassPolicyLockoutSafetyCheck", true), nil)
+	}
+}
+
+func (e *env) get(key string) string {
+	e.Helper()
+	var out getKeyPolicyOut
+	e.ok("GetKeyPolicy", obj("KeyId", key), &out)
+	return out.Policy
+}
+
+// A key policy means the principals that it named when it was put: one of the same name that was made later is another. A policy from before
+// that was kept names by ARN.
+func TestPolicyBindsPrincipals(t *testing.T) {
+	e := newEnv(t)
+	first := e.user("same")
+	m := e.create(obj("Policy", keyPolicyOf(e, `{"Effect":"Allow","Principal":{"AWS":"`+first.who.ARN+`"},"Action":"kms:DescribeKey","Resource":"*"}`)))
+	first.describe(m.KeyId)
+	r, err := shared.KeyRecord(t.Context(), e.region, e.account, e.name(m.KeyId).ID)
+	want := map[string]string{first.who.ARN: first.who.ID, "arn:aws:iam::" + e.account.String() + ":root": e.account.String()}
+	if err != nil || fmt.Sprint(r.Bound) != fmt.Sprint(want) {
+		t.Errorf("bound %v %v, want %v", r.Bound, err, want)
+	}
+	w := *first.who
+	w.ID = "AIDAANOTHER"
+	w.Grantees[0] = w.ID
+	e.exists(w.ARN, w.ID)
+	second := e.as(&w)
+	second.fails("DescribeKey", obj("KeyId", m.KeyId), kmsapi.AccessDenied, "*")
+	policy := e.get(m.KeyId)
+	e.ok("PutKeyPolicy", obj("KeyId", m.KeyId, "Policy", policy), nil)
+	second.describe(m.KeyId)
+	first = e.as(first.who)
+	first.fails("DescribeKey", obj("KeyId", m.KeyId), kmsapi.AccessDenied, "*")
+	if err := shared.PutPolicy(t.Context(), e.name(m.KeyId), func(*store.Key) (store.Policy, error) { return store.Policy{Document: []byte(policy)}, nil }); err != nil {
+		t.Fatal(err)
+	}
+	first.describe(m.KeyId)
+	// What this version cannot read allows nothing, to nobody.
+	if err := shared.PutPolicy(t.Context(), e.name(m.KeyId), func(*store.Key) (store.Policy, error) { return store.Policy{Document: []byte("{}")}, nil }); err != nil {
+		t.Fatal(err)
+	}
+	for _, who := range []*env{e, first, e.root(e.account)} {
+		who.fails("DescribeKey", obj("KeyId", m.KeyId), kmsapi.AccessDenied, "*")
 	}
 }

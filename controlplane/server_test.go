@@ -6,13 +6,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 
-	"github.com/keyplane/keyplane/controlplane/store"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/sigv4"
 )
@@ -28,7 +28,7 @@ func TestHandlersAreTheBuiltOperations(t *testing.T) {
 		if want {
 			n++
 		}
-		if _, row := matrix[op.Name]; row != (want && op.Name != "CreateKey" && op.Name != "ListKeys") {
+		if _, row := matrix[op.Name]; row != (want && !slices.Contains([]string{"CreateKey", "ListKeys", "ListRetirableGrants"}, op.Name)) {
 			t.Errorf("%s: key state row %v", op.Name, row)
 		}
 	}
@@ -140,19 +140,26 @@ func TestOtherAccount(t *testing.T) {
 	}
 }
 
-func TestAuthorizeWithoutIdentity(t *testing.T) {
-	c := &call{op: kmsapi.Route([]byte("TrentService.DescribeKey"))}
-	if err := authorize(c, 0, nil); err == nil {
-		t.Error("the invalid identity is authorized")
-	}
+// An access key that speaks for nobody may do nothing, and neither may a caller whose principal was deleted.
+func TestNobodyIsAuthorized(t *testing.T) {
 	e := newEnv(t)
-	var scratch sigv4.Scratch
-	c.caller, _ = e.verifier.Verify(e.sign("DescribeKey", nil), &scratch, e.clock.now())
-	if err := authorize(c, e.account, nil); err != nil {
-		t.Error(err)
+	m := e.create("{}")
+	user := e.user("u", statement("Allow", "kms:*", anyResource))
+	user.describe(m.KeyId)
+	user.who.Holder.Replace(nil)
+	nobody := e.user("nobody")
+	k, err := sigv4.NewAccessKey(nobody.keyID, []byte(e.secret), sigv4.Principal{Account: e.account, ARN: "arn:x"})
+	if err != nil {
+		t.Fatal(err)
 	}
-	if err := authorize(c, e.account, &store.Key{KeyName: store.KeyName{Account: e.account + 1}}); err == nil {
-		t.Error("a key of another account is authorized")
+	e.cast.keys[nobody.keyID] = k
+	for op, body := range map[string]string{
+		"DescribeKey": obj("KeyId", m.KeyId), "ListKeys": "{}", "CreateKey": "{}", "PutKeyPolicy": obj("KeyId", m.KeyId, "Policy", keyPolicyOf(e)),
+		"CreateGrant": obj("KeyId", m.KeyId, "GranteePrincipal", user.who.ARN, "Operations", []string{"Encrypt"}), "DeleteAlias": obj("AliasName", "alias/x"),
+		"ListRetirableGrants": obj("RetiringPrincipal", user.who.ARN),
+	} {
+		user.fails(op, body, kmsapi.AccessDenied, "*")
+		nobody.fails(op, body, kmsapi.AccessDenied, "*")
 	}
 }
 
@@ -210,14 +217,15 @@ func TestStoreTimeout(t *testing.T) {
 
 func TestNewChecksItsConfig(t *testing.T) {
 	e := newEnv(t)
-	good := Config{Region: "us-east-1", Store: shared, Verifier: e.verifier, Random: e.random, Root: e.root, Publisher: e.published}
+	good := Config{Region: "us-east-1", Store: shared, Verifier: e.verifier, Random: e.random, Root: e.Server.root, Publisher: e.published, Principals: e.cast}
 	if _, err := New(good); err != nil {
 		t.Fatal(err)
 	}
 	for name, spoil := range map[string]func(*Config){
 		"store": func(c *Config) { c.Store = nil }, "verifier": func(c *Config) { c.Verifier = nil }, "random": func(c *Config) { c.Random = nil },
 		"root": func(c *Config) { c.Root = nil }, "publisher": func(c *Config) { c.Publisher = nil },
-		"no region": func(c *Config) { c.Region = "" }, "region": func(c *Config) { c.Region = "us/east" },
+		"principals": func(c *Config) { c.Principals = nil },
+		"no region":  func(c *Config) { c.Region = "" }, "region": func(c *Config) { c.Region = "us/east" },
 		"long region": func(c *Config) { c.Region = strings.Repeat("r", 33) },
 	} {
 		c := good

@@ -230,7 +230,7 @@ func (n *Node) start(ctx context.Context) error {
 		return err
 	}
 	control, err := controlplane.New(controlplane.Config{
-		Region: cfg.Region, Store: n.store, Verifier: verifier, Publisher: publisher{n.data}, Logger: n.log,
+		Region: cfg.Region, Store: n.store, Verifier: verifier, Publisher: publisher{n.data}, Principals: principals, Logger: n.log,
 		Random: random(dispatch.Run), Root: func() [8]byte { return n.shards.Primary() },
 	})
 	if err != nil {
@@ -284,6 +284,8 @@ func (n *Node) background(name string, run func(context.Context) error) {
 type publisher struct {
 	*dataplane.Server
 }
+
+func (p publisher) GrantChanged(keyid.Account, keyid.ID, string) {} // the data plane keeps no grants
 
 func (p publisher) AccessKeyChanged(string) {} // iam.Table has it before it calls
 
