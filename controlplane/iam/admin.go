@@ -123,9 +123,9 @@ func (t *Table) ensureAdmin(ctx context.Context, a keyid.Account, id string, sec
 	default:
 		err = t.store.CreateAccessKey(ctx, owner, want)
 	}
-	err = t.publishAccessKey(ctx, id, err)
+	published := t.publishAccessKey(ctx, id, err)
 	for _, k := range gone {
-		err = errors.Join(err, t.publishAccessKey(ctx, k, nil))
+		published = errors.Join(published, t.publishAccessKey(ctx, k, err))
 	}
-	return err
+	return published
 }

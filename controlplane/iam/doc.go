@@ -6,6 +6,10 @@
 //	sessions.go    temporary credentials
 //	publish.go     what happens after a write, also one of unknown outcome
 //	admin.go       the administrator of an account
+//	server.go      Server: one request of the query APIs, from its form to its XML; input.go reads parameters
+//	sts.go         GetCallerIdentity, AssumeRole, GetForwardAccessSession
+//	principals.go  users, roles and their tags; policies.go, accesskeys.go
+//	registry.go    accounts and services: actions of ours, for principals of the first account
 //
 // Principals are kept in package store. One Holder stands for one user, role, root user or service; every access key and session of the
 // principal shares it, so that a changed policy or a deletion binds all of them at once. A principal that is made again under the same name is

@@ -77,7 +77,7 @@ func (t *Table) fill(ctx context.Context) error {
 			return nil
 		}
 		p := t.principals[v.Principal]
-		if p == nil || p.ID != v.PrincipalID {
+		if p == nil || p.ID != v.PrincipalID || v.Via != "" && !t.actsFor(v.Via, v.ViaID, v.Principal.Account) {
 			return nil // deleted since
 		}
 		k, err := t.temporaryKey(p, v)
@@ -313,12 +313,23 @@ func (t *Table) reloadService(ctx context.Context, name string) error {
 		p = registered(v)
 	}
 	t.names.Lock()
-	defer t.names.Unlock()
-	t.services[name] = renew(t.services[name], p)
+	old := t.services[name]
+	t.services[name] = renew(old, p)
 	if p == nil {
 		delete(t.services, name)
 	}
+	t.names.Unlock()
+	another := p == nil || old == nil || old.unique != p.unique
+	t.sessions.drop(func(c *authz.Caller) bool { return c.Via == name && (another || !p.service.ActsFor(c.Account)) })
 	return nil
+}
+
+// actsFor reports whether a service is still the registered one of that ID and may act for an account.
+func (t *Table) actsFor(name, id string, a keyid.Account) bool {
+	t.names.RLock()
+	defer t.names.RUnlock()
+	p := t.services[name]
+	return p != nil && p.unique == id && p.service.ActsFor(a)
 }
 
 // reloadPolicy reads a managed policy again. mu is held. Users of a policy need no reload: it does not change while it is in use.

@@ -12,13 +12,29 @@ func validName(name string, most int) bool {
 	return len(name) > 0 && len(name) <= most
 }
 
-// withoutRegion is a service's name without the Region in it: s3.us-east-1.amazonaws.com becomes s3.amazonaws.com. A Region is the label
-// between the first and amazonaws.com.
+// withoutRegion is a service's name without the Region that is its second label: s3.us-east-1.amazonaws.com becomes s3.amazonaws.com.
 func withoutRegion(service string) string {
-	first, rest, ok := strings.Cut(service, ".")
-	_, domain, more := strings.Cut(rest, ".")
-	if ok && more && strings.HasPrefix(domain, "amazonaws.com") {
+	first, rest, _ := strings.Cut(service, ".")
+	region, domain, ok := strings.Cut(rest, ".")
+	if ok && isRegion(region) {
 		return first + "." + domain
 	}
 	return service
+}
+
+// isRegion reports whether s is a Region's name: us-east-1, us-gov-west-1.
+func isRegion(s string) bool {
+	parts := strings.Split(s, "-")
+	for i, p := range parts {
+		for _, c := range []byte(p) {
+			digit := c >= '0' && c <= '9'
+			if i == len(parts)-1 != digit || !digit && (c < 'a' || c > 'z') {
+				return false
+			}
+		}
+		if p == "" {
+			return false
+		}
+	}
+	return len(parts) > 2
 }

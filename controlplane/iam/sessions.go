@@ -23,6 +23,8 @@ const SessionsMax = 10_000
 // ErrSessions says that an account has as many temporary credentials as it can have.
 var ErrSessions = errors.New("iam: the account has the maximum of temporary credentials")
 
+var errServiceGone = errors.New("iam: the service is not registered any more")
+
 const sessionShards = 64
 
 // sessions are the live temporary credentials. Adding one costs the same however many there are.
@@ -100,11 +102,20 @@ func (s *sessions) put(k *sigv4.AccessKey) {
 
 // sweep removes what expired before the instant.
 func (s *sessions) sweep(before time.Time) {
+	s.remove(func(k *sigv4.AccessKey) bool { return k.Expires().Before(before) })
+}
+
+// drop removes the sessions of some callers.
+func (s *sessions) drop(of func(*authz.Caller) bool) {
+	s.remove(func(k *sigv4.AccessKey) bool { return of(k.Principal().Caller) })
+}
+
+func (s *sessions) remove(which func(*sigv4.AccessKey) bool) {
 	for i := range s.shards {
 		shard := &s.shards[i]
 		shard.mu.Lock()
 		for id, k := range shard.m {
-			if k.Expires().Before(before) {
+			if which(k) {
 				delete(shard.m, id)
 				k.Wipe()
 				s.release(k.Principal().Account)
@@ -185,6 +196,10 @@ func (t *Table) begin(ctx context.Context, p *principal, n store.PrincipalName, 
 		return nil, err
 	}
 	t.sessions.add(k)
+	if v.Via != "" && !t.actsFor(v.Via, v.ViaID, n.Account) { // deregistered meanwhile, maybe before add
+		t.sessions.drop(func(w *authz.Caller) bool { return w == k.Principal().Caller })
+		return nil, errServiceGone
+	}
 	return c, nil
 }
 

@@ -295,9 +295,9 @@ func TestCallers(t *testing.T) {
 	account := e.account.String()
 	user := e.made(&store.Principal{PrincipalName: e.name(store.User, "Alice"), ID: newID("AIDA"), Path: "/team/", Created: e.clock.now(), Tags: []store.Tag{{Key: "k", Value: "v"}}})
 	role := e.role("role", trustAccount(e.account))
-	v := &store.Service{Name: "s3." + account + ".amazonaws.com", ID: newID("ASVC"), Account: e.account, Created: e.clock.now(), Every: true}
-	key := &store.AccessKey{ID: newID("AKIA"), Account: e.account, PrincipalARN: v.Name, PrincipalID: v.ID, Active: true, Created: e.clock.now(), Secret: secret.New([]byte("secret"))}
-	if err := e.table.publishService(t.Context(), v.Name, e.table.store.RegisterService(t.Context(), v, key)); err != nil {
+	svc := &store.Service{Name: "s3.us-east-" + account + ".amazonaws.com", ID: newID("ASVC"), Account: e.account, Created: e.clock.now(), Every: true}
+	key := &store.AccessKey{ID: newID("AKIA"), Account: e.account, PrincipalARN: svc.Name, PrincipalID: svc.ID, Active: true, Created: e.clock.now(), Secret: secret.New([]byte("secret"))}
+	if err := e.table.publishService(t.Context(), svc.Name, e.table.store.RegisterService(t.Context(), svc, key)); err != nil {
 		t.Fatal(err)
 	}
 	if err := e.table.publishAccessKey(t.Context(), key.ID, nil); err != nil {
@@ -310,7 +310,7 @@ func TestCallers(t *testing.T) {
 	session := e.begin(role, "me@work", func(v *store.Session) {
 		v.Tags, v.Source, v.Policies = []store.Tag{{Key: "team", Value: "red"}}, "alice", []string{administratorAccess}
 	})
-	via := e.begin(role, "s3.amazonaws.com", func(v *store.Session) { v.Via = "s3.us-east-1.amazonaws.com" })
+	via := e.begin(role, "s3.amazonaws.com", func(v *store.Session) { v.Via, v.ViaID = svc.Name, svc.ID })
 	sessionARN := "arn:aws:sts::" + account + ":assumed-role/role/me@work"
 	for _, c := range []struct {
 		id, arn  string
@@ -323,7 +323,7 @@ func TestCallers(t *testing.T) {
 		{e.accessKey(user), e.arn("user/team/Alice"), policy.User, user.ID, user.ID, "Alice", [3]string{user.ID, "", account}},
 		{rootKey.ID, e.arn("root"), policy.Root, account, account, "", [3]string{account}},
 		{session.id, sessionARN, policy.AssumedRole, role.ID, role.ID + ":me@work", "", [3]string{role.ID + ":me@work", role.ID, account}},
-		{key.ID, v.Name, policy.Service, "", v.Name, "", [3]string{v.Name}},
+		{key.ID, svc.Name, policy.Service, "", svc.Name, "", [3]string{svc.Name}},
 	} {
 		k := e.table.AccessKey([]byte(c.id))
 		if k == nil {
@@ -353,7 +353,7 @@ func TestCallers(t *testing.T) {
 	if s := w.Holder.Subject(); s.ARN != "" || s.RoleARN != w.RoleARN || s.Name != "role" || s.Kind != policy.AssumedRole {
 		t.Errorf("role %+v", s)
 	}
-	if w := e.table.AccessKey([]byte(via.id)).Principal().Caller; w.Via != "s3.us-east-1.amazonaws.com" || w.ViaName != "s3.amazonaws.com" {
+	if w := e.table.AccessKey([]byte(via.id)).Principal().Caller; w.Via != svc.Name || w.ViaName != "s3.amazonaws.com" {
 		t.Errorf("forward access session %+v", w)
 	}
 	if s := e.table.Subject(e.arn("user/team/Alice")); len(s.Tags) != 1 || len(s.Identity) != 0 {
@@ -366,7 +366,7 @@ func TestCallers(t *testing.T) {
 		"", "alice", e.arn("user/Alice"), e.arn("user/team/alice"), e.arn("user/team/Alice/"), e.arn("role/Alice"), e.arn("user/"), e.arn("user"), e.arn("group/Alice"),
 		e.arn("root/"), "arn:aws:iam::999999999999:root", "arn:aws-cn:iam::" + account + ":root", "arn:aws:iam:us-east-1:" + account + ":root", "arn:aws:sts::" + account + ":root",
 		"arn:aws:sts::" + account + ":assumed-role/role", "arn:aws:sts::" + account + ":assumed-role/role/a", "arn:aws:sts::" + account + ":assumed-role/role/a/b",
-		"arn:aws:sts::" + account + ":assumed-role/nobody/ab", "arn:aws:iam::" + account + ":assumed-role/role/ab", v.Name,
+		"arn:aws:sts::" + account + ":assumed-role/nobody/ab", "arn:aws:iam::" + account + ":assumed-role/role/ab", svc.Name,
 	} {
 		if id, ok := e.table.Bind(arn); ok {
 			t.Errorf("%s is bound to %s", arn, id)

@@ -164,7 +164,7 @@ func (s *Store) CreateAccessKey(ctx context.Context, o Owner, k *AccessKey) erro
 			return false, err
 		}
 		if len(*r.keys) >= AccessKeysMax {
-			return false, fmt.Errorf("%w: %d access keys", ErrQuota, AccessKeysMax)
+			return false, &Quota{"AccessKeysPerUser", AccessKeysMax}
 		}
 		at := accessKeyPrefix + k.ID
 		if _, _, err := s.get(ctx, at); !errors.Is(err, ErrNotFound) {
@@ -183,6 +183,40 @@ func (s *Store) CreateAccessKey(ctx context.Context, o Owner, k *AccessKey) erro
 		k.Revision = revision
 		return ok, err
 	})
+}
+
+// SetAccessKeyActive makes one of an owner's access keys active or inactive. ErrNotFound: no such owner, or the key is not its. The caller
+// wipes the key's secret.
+func (s *Store) SetAccessKeyActive(ctx context.Context, o Owner, id string, active bool) (*AccessKey, error) {
+	var k *AccessKey
+	err := s.serial(ctx, o.Account, func() (bool, error) {
+		r, err := s.owned(ctx, o)
+		if err != nil {
+			return false, err
+		}
+		if !slices.Contains(*r.keys, id) {
+			return false, ErrNotFound
+		}
+		if k, err = s.AccessKey(ctx, id); err != nil {
+			return false, err
+		}
+		if k.Active == active {
+			return true, nil
+		}
+		k.Active = active
+		value, err := s.sealAccessKey(k)
+		if err != nil {
+			return false, err
+		}
+		at := accessKeyPrefix + id
+		ok, revision, err := s.commit(ctx, []clientv3.Cmp{unchanged(r.key, r.revision), unchanged(at, k.Revision)}, []clientv3.Op{clientv3.OpPut(at, string(value))})
+		if !ok {
+			k.Secret.Wipe()
+		}
+		k.Revision = revision
+		return ok, err
+	})
+	return k, err
 }
 
 // RemoveAccessKey deletes one of an owner's access keys. ErrNotFound: no such owner, or the key is not its.

@@ -114,7 +114,7 @@ func (s *Store) CreateAccount(ctx context.Context, a *Account, k *AccessKey) err
 		return fmt.Errorf("store: %w", err)
 	}
 	if resp.Count >= AccountsMax {
-		return fmt.Errorf("%w: %d accounts", ErrQuota, AccountsMax)
+		return &Quota{"Accounts", AccountsMax}
 	}
 	when := []clientv3.Cmp{absent(a.key())}
 	var then []clientv3.Op

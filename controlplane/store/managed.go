@@ -90,9 +90,9 @@ func decodeManagedPolicy(key string, value []byte, revision int64) (*ManagedPoli
 func (s *Store) CreatePolicy(ctx context.Context, m *ManagedPolicy) error {
 	switch {
 	case nonSpace(m.Document) > ManagedPolicyMax || len(m.Document) > documentsBytesMax:
-		return fmt.Errorf("%w: a policy of more than %d characters", ErrQuota, ManagedPolicyMax)
+		return &Quota{"PolicySize", ManagedPolicyMax}
 	case len(m.Tags) > PrincipalTagsMax:
-		return fmt.Errorf("%w: more than %d tags", ErrQuota, PrincipalTagsMax)
+		return &Quota{"Tags", PrincipalTagsMax}
 	}
 	m.Attachments, m.Boundaries = 0, 0
 	value, err := encodeManagedPolicy(m)
@@ -102,7 +102,7 @@ func (s *Store) CreatePolicy(ctx context.Context, m *ManagedPolicy) error {
 	key := managedKey(m.Account, m.Name)
 	return s.inAccount(ctx, m.Account, func(a *Account) (bool, error) {
 		if a.Policies++; a.Policies > PoliciesMax {
-			return false, fmt.Errorf("%w: %d policies in account %s", ErrQuota, PoliciesMax, a.ID)
+			return false, &Quota{"PoliciesPerAccount", PoliciesMax}
 		}
 		if _, _, err := s.get(ctx, key); !errors.Is(err, ErrNotFound) {
 			if err == nil {

@@ -42,6 +42,15 @@ var (
 	ErrNoPolicy = errors.New("store: no such managed policy")
 )
 
+// A Quota is an ErrQuota that says which: Name as IAM has it, and how much or how many there can be.
+type Quota struct {
+	Name string
+	Max  int
+}
+
+func (q *Quota) Error() string        { return fmt.Sprintf("store: quota %s of %d is reached", q.Name, q.Max) }
+func (q *Quota) Is(target error) bool { return target == ErrQuota }
+
 // PrincipalKind tells users from roles.
 type PrincipalKind uint8
 
@@ -213,15 +222,15 @@ func (p *Principal) quotas() error {
 	}
 	switch {
 	case inline > InlinePolicyMax:
-		return fmt.Errorf("%w: inline policies of more than %d characters", ErrQuota, InlinePolicyMax)
+		return &Quota{"InlinePolicySize", InlinePolicyMax}
 	case nonSpace(p.Trust) > TrustPolicyMax:
-		return fmt.Errorf("%w: a trust policy of more than %d characters", ErrQuota, TrustPolicyMax)
+		return &Quota{"ACLSizePerRole", TrustPolicyMax}
 	case len(p.Attached) > AttachedMax:
-		return fmt.Errorf("%w: more than %d managed policies", ErrQuota, AttachedMax)
+		return &Quota{"AttachedPolicies", AttachedMax}
 	case len(p.Tags) > PrincipalTagsMax:
-		return fmt.Errorf("%w: more than %d tags", ErrQuota, PrincipalTagsMax)
+		return &Quota{"Tags", PrincipalTagsMax}
 	case p.documents() > documentsBytesMax:
-		return fmt.Errorf("%w: documents of more than %d bytes", ErrQuota, documentsBytesMax)
+		return &Quota{"PolicyBytes", documentsBytesMax}
 	}
 	return nil
 }
@@ -343,12 +352,12 @@ func (s *Store) CreatePrincipal(ctx context.Context, p *Principal) error {
 		return err
 	}
 	return s.inAccount(ctx, p.Account, func(a *Account) (bool, error) {
-		count, most := &a.Users, UsersMax
+		count, most, name := &a.Users, UsersMax, "UsersPerAccount"
 		if p.Kind == Role {
-			count, most = &a.Roles, RolesMax
+			count, most, name = &a.Roles, RolesMax, "RolesPerAccount"
 		}
 		if *count >= most {
-			return false, fmt.Errorf("%w: %d users or roles in account %s", ErrQuota, most, a.ID)
+			return false, &Quota{name, most}
 		}
 		*count++
 		value, err := encodePrincipal(p)

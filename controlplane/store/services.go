@@ -114,7 +114,7 @@ func (s *Store) RegisterService(ctx context.Context, v *Service, k *AccessKey) e
 		return fmt.Errorf("store: %w", err)
 	}
 	if resp.Count >= ServicesMax {
-		return fmt.Errorf("%w: %d services", ErrQuota, ServicesMax)
+		return &Quota{"Services", ServicesMax}
 	}
 	v.AccessKeys = []string{k.ID}
 	value, err := encodeService(v)

@@ -25,7 +25,7 @@ type Session struct {
 	Tags        []Tag
 	Source      string // source identity
 	Via         string // the registered service that these credentials were given to; "" for the principal's own
-	Chained     bool   // the role was assumed by a role session
+	ViaID       string // its ID, as it was when they were given
 	Issued      time.Time
 	Expires     time.Time
 	Token       [sha256.Size]byte // of the session token
@@ -54,7 +54,7 @@ type storedSession struct {
 	Tags         []Tag    `json:"tags,omitempty"`
 	Source       string   `json:"source,omitzero"`
 	Via          string   `json:"via,omitzero"`
-	Chained      bool     `json:"chained,omitzero"`
+	ViaID        string   `json:"viaId,omitzero"`
 	Issued       int64    `json:"issued"`
 	Expires      int64    `json:"expires"`
 	Token        []byte   `json:"token"` // SHA-256
@@ -81,7 +81,7 @@ func (v *Session) check() error {
 	role := v.Principal.Kind == Role
 	if !validAccessKeyID(v.ID) || !role && v.Principal.Kind != User || !validName(v.Principal.Name, nameMax) || v.Principal.Account > keyid.AccountMax ||
 		!validUniqueID(v.PrincipalID, v.Principal.Kind.idPrefix()) || role != validName(v.Name, nameMax) || v.Secret.Len() == 0 ||
-		len(v.Policies) > sessionPoliciesMax || documents > documentsBytesMax || len(v.Tags) > PrincipalTagsMax || !v.Expires.After(v.Issued) {
+		len(v.Policies) > sessionPoliciesMax || documents > documentsBytesMax || len(v.Tags) > PrincipalTagsMax || (v.Via == "") != (v.ViaID == "") || !v.Expires.After(v.Issued) {
 		return errors.New("store: not a valid session")
 	}
 	return nil
@@ -101,7 +101,7 @@ func (s *Store) PutSession(ctx context.Context, v *Session, now time.Time) error
 	}
 	st := storedSession{
 		ID: v.ID, Account: v.Principal.Account.String(), Kind: kind, Principal: v.Principal.Name, PrincipalID: v.PrincipalID, Name: v.Name,
-		Policies: v.Policies, Tags: v.Tags, Source: v.Source, Via: v.Via, Chained: v.Chained, Issued: v.Issued.UnixMilli(),
+		Policies: v.Policies, Tags: v.Tags, Source: v.Source, Via: v.Via, ViaID: v.ViaID, Issued: v.Issued.UnixMilli(),
 		Expires: v.Expires.UnixMilli(), Token: v.Token[:],
 	}
 	aad, err := st.aad()
@@ -161,7 +161,7 @@ func (s *Store) openSession(key string, value []byte) (*Session, error) {
 	}
 	v := &Session{
 		ID: st.ID, Principal: PrincipalName{Kind: kind, Account: account, Name: st.Principal}, PrincipalID: st.PrincipalID, Name: st.Name,
-		Policies: st.Policies, Tags: st.Tags, Source: st.Source, Via: st.Via, Chained: st.Chained, Issued: time.UnixMilli(st.Issued).UTC(),
+		Policies: st.Policies, Tags: st.Tags, Source: st.Source, Via: st.Via, ViaID: st.ViaID, Issued: time.UnixMilli(st.Issued).UTC(),
 		Expires: time.UnixMilli(st.Expires).UTC(), Token: [sha256.Size]byte(st.Token), Secret: secret.New(plain),
 	}
 	if err := v.check(); err != nil {
