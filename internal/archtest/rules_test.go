@@ -26,7 +26,7 @@ var aboveLeaves = []string{
 var rules = []rule{
 	// Above the planes.
 	{pkg: "cmd/...", ours: []string{"*"}, third: []string{"*"}, why: "wires everything"},
-	{pkg: "internal/node", ours: []string{"*"}, third: []string{"*"}, not: []string{ours("loadtest"), ours("hsm/hsmtest")},
+	{pkg: "internal/node", ours: []string{"*"}, third: []string{"*"}, not: []string{ours("loadtest"), ours("hsm/hsmtest"), ours("internal/authz/authztest")},
 		why: "wires one process; part of cmd in all but its folder, so that tests can start it"},
 	{pkg: "internal/apitest", ours: []string{"*"}, third: []string{"*"}, why: "tests both planes in one process"},
 	{pkg: "internal/demo", third: []string{"github.com/aws/aws-sdk-go-v2", "github.com/aws/smithy-go"},
@@ -95,6 +95,8 @@ var rules = []rule{
 		reach: aboveLeaves, why: "pure function of principal, action, key and context; strict JSON"},
 	{pkg: "internal/authz", ours: []string{"internal/policy", "internal/bytesconv", "internal/keyid", "internal/kmsapi", "internal/invariants"}, reach: aboveLeaves,
 		why: "policies and grants together; pure"},
+	{pkg: "internal/authz/authztest", ours: []string{"internal/authz", "internal/policy", "internal/keyid"}, reach: aboveLeaves,
+		why: "a second evaluator for tests: it knows the types of the first to ask it the same"},
 	{pkg: "internal/secret", reach: aboveLeaves, why: "imports nothing of ours"},
 	{pkg: "internal/sigv4", ours: []string{"internal/authz", "internal/bytesconv", "internal/keyid", "internal/kmsapi", "internal/secret", "internal/invariants"}, reach: aboveLeaves,
 		why: "pure: bytes of a request in, code out; signing keys are secrets, scopes name accounts; whom a key speaks for is authz's Caller"},
@@ -130,6 +132,7 @@ var exceptions = []exception{
 	{"internal/aesgcm/libcrypto_cgo.go", "unsafe", "pointers for the calls of cgo"},
 	{"internal/aesgcm/bearssl_cgo.go", "C", "calls BearSSL: the only constant-time AES-GCM without AES instructions"},
 	{"internal/aesgcm/bearssl_cgo.go", "unsafe", "pointers for the calls of cgo"},
+	{"internal/authz/authztest/generate.go", "math/rand/v2", "random cases of tests, repeated from a seed"},
 	{"loadtest/...", "math/rand/v2", "which key and when a request is sent is no secret and has to be cheap; seeded runs repeat"},
 	{"batch/batcher.go", "fmt", "New words a refused Config; never per job"},
 	{"dataplane/server.go", "log/slog", "Config names the logger of recovered panics and of the life of the server"},
