@@ -249,3 +249,119 @@ func TestBoundPrincipals(t *testing.T) {
 		}
 	}
 }
+
+func TestElements(t *testing.T) {
+	const about = `"Effect":"Allow","Principal":"*",`
+	for _, tc := range []struct {
+		name, statement  string
+		action, resource string
+		want             bool
+	}{
+		{"action", `"Action":"kms:Decrypt","Resource":"*"`, "kms:Decrypt", keyARN, true},
+		{"action in other case", `"Action":"KMS:dEcRyPt","Resource":"*"`, "kms:Decrypt", keyARN, true},
+		{"request in other case", `"Action":"kms:Decrypt","Resource":"*"`, "Kms:DECRYPT", keyARN, true},
+		{"other action", `"Action":"kms:Decrypt","Resource":"*"`, "kms:DecryptX", keyARN, false},
+		{"one of several", `"Action":["kms:Encrypt","kms:De*"],"Resource":"*"`, "kms:Decrypt", keyARN, true},
+		{"* alone", `"Action":"*","Resource":"*"`, "kms:Decrypt", keyARN, true},
+		{"* inside", `"Action":"kms:GenerateDataKey*Plaintext","Resource":"*"`, "kms:GenerateDataKeyWithoutPlaintext", keyARN, true},
+		{"* inside, not at the end", `"Action":"kms:GenerateDataKey*Plaintext","Resource":"*"`, "kms:GenerateDataKeyPair", keyARN, false},
+		{"?", `"Action":"kms:?ncrypt","Resource":"*"`, "kms:Encrypt", keyARN, true},
+		{"? is one", `"Action":"kms:?ncrypt","Resource":"*"`, "kms:ncrypt", keyARN, false},
+		{"other vendor", `"Action":"s3:*","Resource":"*"`, "kms:Decrypt", keyARN, false},
+		{"long action", `"Action":"kms:` + strings.Repeat("Long", 50) + `","Resource":"*"`, "kms:" + strings.Repeat("lONG", 50), keyARN, true},
+		{"long action, other", `"NotAction":"kms:` + strings.Repeat("Long", 50) + `","Resource":"*"`, "kms:" + strings.Repeat("lONG", 50), keyARN, false},
+		{"NotAction", `"NotAction":"kms:Decrypt","Resource":"*"`, "kms:decrypt", keyARN, false},
+		{"NotAction, other", `"NotAction":["kms:Decrypt","s3:*"],"Resource":"*"`, "kms:Encrypt", keyARN, true},
+		{"NotAction, one of several", `"NotAction":["kms:Decrypt","kms:Enc*"],"Resource":"*"`, "kms:Encrypt", keyARN, false},
+		{"no action", `"Resource":"*"`, "kms:Decrypt", keyARN, false},
+		{"no resource", `"Action":"*"`, "kms:Decrypt", keyARN, false},
+		{"neither", `"Sid":"x"`, "kms:Decrypt", keyARN, false},
+		{"resource", `"Action":"*","Resource":"` + keyARN + `"`, "kms:Decrypt", keyARN, true},
+		{"resource in other case", `"Action":"*","Resource":"` + strings.ToUpper(keyARN) + `"`, "kms:Decrypt", keyARN, false},
+		{"other resource", `"Action":"*","Resource":"` + keyARN + `0"`, "kms:Decrypt", keyARN, false},
+		{"resource with *", `"Action":"*","Resource":"arn:aws:kms:*:111122223333:key/*"`, "kms:Decrypt", keyARN, true},
+		{"* over colons", `"Action":"*","Resource":"arn:*key/*"`, "kms:Decrypt", keyARN, true},
+		{"alias", `"Action":"*","Resource":"arn:aws:kms:us-east-1:111122223333:alias/*"`, "kms:Decrypt", keyARN, false},
+		{"no ARN", `"Action":"*","Resource":["key","","1234abcd-12ab-34cd-56ef-1234567890ab"]`, "kms:Decrypt", keyARN, false},
+		{"NotResource", `"Action":"*","NotResource":"arn:aws:kms:*:*:key/*"`, "kms:Decrypt", keyARN, false},
+		{"NotResource *", `"Action":"*","NotResource":"*"`, "kms:Decrypt", keyARN, false},
+		{"NotResource, other", `"Action":"*","NotResource":"arn:aws:kms:*:*:alias/*"`, "kms:Decrypt", keyARN, true},
+		{"NotResource, no ARN", `"Action":"*","NotResource":"key"`, "kms:Decrypt", keyARN, true},
+		{"no key, *", `"Action":"*","Resource":"*"`, "kms:ListKeys", "*", true},
+		{"no key, ARN", `"Action":"*","Resource":"arn:*"`, "kms:ListKeys", "*", false},
+		{"variable", `"Action":"*","Resource":"arn:aws:kms:us-east-1:${aws:PrincipalAccount}:key/*"`, "kms:Decrypt", keyARN, true},
+		{"variable, other", `"Action":"*","Resource":"arn:aws:kms:us-east-1:${aws:username}:key/*"`, "kms:Decrypt", keyARN, false},
+		{"variable without value", `"Action":"*","Resource":"arn:aws:kms:*${aws:PrincipalTag/x}*"`, "kms:Decrypt", keyARN, false},
+		{"variable without value, NotResource", `"Action":"*","NotResource":"arn:aws:kms:*${aws:PrincipalTag/x}*"`, "kms:Decrypt", keyARN, true},
+		{"variable's default", `"Action":"*","Resource":"arn:aws:kms:*${aws:PrincipalTag/x, '1111'}*"`, "kms:Decrypt", keyARN, true},
+		{"variable, NotResource", `"Action":"*","NotResource":"arn:aws:kms:us-east-1:${aws:PrincipalAccount}:key/*"`, "kms:Decrypt", keyARN, false},
+	} {
+		p := mustParse(t, KeyPolicy, statements(versionVariables, about+tc.statement))
+		r := request(&alice, values{"aws:PrincipalAccount": {account}, "aws:username": {"*"}})
+		r.Action, r.Resource = tc.action, []byte(tc.resource)
+		if got := p.Evaluate(r).Allow[Anyone] == 1; got != tc.want {
+			t.Errorf("%s: %v, want %v", tc.name, got, tc.want)
+		}
+		p = mustParse(t, KeyPolicy, statements(versionVariables, strings.Replace(about, "Allow", "Deny", 1)+tc.statement))
+		if got := p.Evaluate(r).Deny == 1; got != tc.want {
+			t.Errorf("%s: denied %v, want %v", tc.name, got, tc.want)
+		}
+	}
+}
+
+// In the older version a resource's variable is text.
+func TestResourceWithoutVariables(t *testing.T) {
+	p := mustParse(t, IdentityPolicy, statements(versionPlain, `"Effect":"Allow","Action":"*","Resource":"arn:${aws:username}*"`))
+	r := request(&alice, values{"aws:username": {"aws"}})
+	if got := p.Evaluate(r); got != (Result{}) {
+		t.Errorf("%+v", got)
+	}
+	r.Resource = []byte("arn:${aws:username}:x")
+	if got := p.Evaluate(r); got.Allow[Attached] != 1 {
+		t.Errorf("%+v", got)
+	}
+}
+
+// The first statement that denies, and the first that allows in each way.
+func TestFirstStatements(t *testing.T) {
+	deny := strings.Replace(allowTo(`"*"`), "Allow", "Deny", 1)
+	never := `,"Condition":{"Null":{"aws:username":false}}`
+	p := mustParse(t, KeyPolicy, statements(versionVariables,
+		deny+never, allowTo(`{"AWS":"`+account+`"}`)+never, allowTo(`{"AWS":"`+account+`"}`), deny, allowTo(`{"AWS":["`+account+`","`+userARN+`"]}`), deny,
+		allowTo(`"*"`), allowTo(`"*"`), allowTo(`{"AWS":"`+userARN+`"}`)))
+	if got, want := p.Evaluate(request(&alice, nil)), (Result{Deny: 4, Allow: [matches]int{Account: 3, Itself: 5, Anyone: 7}}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	p = mustParse(t, IdentityPolicy, statements(versionVariables, `"Effect":"Allow","Action":"s3:*","Resource":"*"`, `"Effect":"Allow","Action":"kms:*","Resource":"*"`,
+		`"Effect":"Deny","Action":"*","Resource":"*"`, `"Effect":"Allow","Action":"*","Resource":"*"`))
+	if got, want := p.Evaluate(request(&worker, nil)), (Result{Deny: 3, Allow: [matches]int{Attached: 2}}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+}
+
+func TestServiceNames(t *testing.T) {
+	for _, tc := range []struct {
+		registered, policy string
+		want               bool
+	}{
+		{"s3.us-east-1.amazonaws.com", "s3.us-east-1.amazonaws.com", true},
+		{"s3.us-east-1.amazonaws.com", "s3.amazonaws.com", true},
+		{"S3.US-East-1.AmazonAWS.com", "s3.amazonaws.com", true},
+		{"s3.us-gov-west-1.amazonaws.com", "s3.amazonaws.com", true},
+		{"backup.eu-central-1.example.com", "backup.example.com", true},
+		{"s3.amazonaws.com", "s3.us-east-1.amazonaws.com", false},
+		{"s3.us-east-1.amazonaws.com", "s3.us-east-2.amazonaws.com", false},
+		{"s3.us-east-1.amazonaws.com", "ec2.amazonaws.com", false},
+		{"s3.us-east-1.amazonaws.com", "s3.amazonaws.co", false},
+		{"s3.us-east-1.amazonaws.com", "s3.com", false},
+		{"s3.useast1.amazonaws.com", "s3.amazonaws.com", false},
+		{"s3.us-east.amazonaws.com", "s3.amazonaws.com", false},
+		{"s3.1-1.amazonaws.com", "s3.amazonaws.com", false},
+		{"us-east-1.amazonaws.com", "amazonaws.com", false},
+		{"a.us-east-1", "a", false},
+	} {
+		if got := serviceIs(tc.registered, tc.policy); got != tc.want {
+			t.Errorf("%s, %s: %v", tc.registered, tc.policy, got)
+		}
+	}
+}

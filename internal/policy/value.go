@@ -323,7 +323,6 @@ func parseIPv6(s []byte) (a [16]byte, ok bool) {
 				return a, false
 			}
 			n += copy(a[n:], b[:])
-			i = len(s)
 			break
 		}
 		a[n], a[n+1] = byte(v>>8), byte(v)
