@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/sigv4"
 )
 
 // notThere is the refusal that says nothing.
@@ -283,10 +284,24 @@ func TestSourceConditions(t *testing.T) {
 			t.Errorf("%+v: %s", c, resp.Body)
 		}
 	}
-	v := e.user("v", statement("Allow", "kms:ListKeys", anyResource, `"Condition":{"StringEquals":{"aws:SourceArn":"arn:a","aws:SourceAccount":"1"}}`))
-	for arn, want := range map[string]kmsapi.Code{"arn:a": kmsapi.OK, "arn:b": kmsapi.AccessDenied} {
-		if resp := v.Serve(t.Context(), &Request{Signed: v.sign("ListKeys", nil), SourceArn: []byte(arn), SourceAccount: []byte("1")}); resp.Code != want {
-			t.Errorf("%s: %s", arn, resp.Body)
+	// What a request says of its source counts if a registered service says it.
+	k := e.create(obj("Policy", `{"Version":"2012-10-17","Statement":[`+
+		`{"Effect":"Allow","Principal":{"AWS":"`+e.account.String()+`"},"Action":"kms:*","Resource":"*"},`+
+		`{"Effect":"Allow","Principal":"*","Action":"kms:ListGrants","Resource":"*","Condition":{"StringEquals":{"aws:SourceArn":"arn:a","aws:SourceAccount":"1"}}}]}`))
+	for _, c := range []struct {
+		name, arn string
+		from      *env
+		want      kmsapi.Code
+	}{
+		{"service", "arn:a", e.service("store.example.com"), kmsapi.OK},
+		{"service, other source", "arn:b", e.service("store.example.com"), kmsapi.AccessDenied},
+		{"user", "arn:a", e.user("v"), kmsapi.AccessDenied},
+		{"service for a user", "arn:a", e.user("v").via("store.us-east-1.example.com"), kmsapi.AccessDenied},
+	} {
+		signed := c.from.sign("ListGrants", []byte(obj("KeyId", k.KeyId)),
+			sigv4.Header{Name: []byte("x-amz-source-arn"), Value: []byte(c.arn)}, sigv4.Header{Name: []byte("x-amz-source-account"), Value: []byte("1")})
+		if resp := c.from.Serve(t.Context(), &Request{Signed: signed}); resp.Code != c.want {
+			t.Errorf("%s: %s", c.name, resp.Body)
 		}
 	}
 }

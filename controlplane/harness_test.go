@@ -210,7 +210,7 @@ func newEnvIn(t testing.TB, st *store.Store, region string) *env {
 }
 
 // sign makes a signed request.
-func (e *env) sign(operation string, body []byte) *sigv4.Request {
+func (e *env) sign(operation string, body []byte, header ...sigv4.Header) *sigv4.Request {
 	e.Helper()
 	date := sigv4.AppendDate(nil, e.clock.now())
 	r := &sigv4.Request{
@@ -222,6 +222,7 @@ func (e *env) sign(operation string, body []byte) *sigv4.Request {
 			{Name: []byte("x-amz-target"), Value: []byte(kmsapi.TargetPrefix + operation)},
 		},
 	}
+	r.Headers = append(r.Headers, header...)
 	key, err := sigv4.NewAccessKey(e.keyID, []byte(e.secret), sigv4.Principal{})
 	if err != nil {
 		e.Fatal(err)

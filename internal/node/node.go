@@ -156,7 +156,7 @@ func (n *Node) start(ctx context.Context) error {
 		return errors.Join(err, store.InUse(cfg.DataDir)) // most often another keyplane on the same directory
 	}
 	if n.data, err = dataplane.New(dataplane.Config{
-		Region: cfg.Region, Ready: n.ready, Logger: n.log,
+		Region: cfg.Region, Ready: n.ready, Logger: n.log, TLS: cfg.TLSCert != "",
 		KeyCacheBytes: cfg.KeyCacheBytes, ConnsMax: cfg.ConnsMax, ConnsPerIPMax: cfg.ConnsPerIPMax, ReadTimeout: cfg.ReadTimeout,
 	}); err != nil {
 		return errors.Join(err, n.ln.Close())
@@ -225,12 +225,23 @@ func (n *Node) start(ctx context.Context) error {
 		return err
 	}
 	n.background("principals", principals.Run)
-	verifier, err := sigv4.New(sigv4.Config{Regions: []string{cfg.Region}, Keys: principals})
+	// IAM and the global endpoint of STS are signed for us-east-1, wherever they are.
+	global := []string{cfg.Region}
+	if cfg.Region != "us-east-1" {
+		global = append(global, "us-east-1")
+	}
+	verifier, err := sigv4.New(sigv4.Config{
+		Regions: []string{cfg.Region}, Keys: principals, Others: []sigv4.Service{{Name: "sts", Regions: global}, {Name: "iam", Regions: global}},
+	})
+	if err != nil {
+		return err
+	}
+	query, err := iam.NewServer(iam.ServerConfig{Table: principals, First: account, Region: cfg.Region, Logger: n.log})
 	if err != nil {
 		return err
 	}
 	control, err := controlplane.New(controlplane.Config{
-		Region: cfg.Region, Store: n.store, Verifier: verifier, Publisher: publisher{n.data}, Principals: principals, Logger: n.log,
+		Region: cfg.Region, Store: n.store, Verifier: verifier, Publisher: publisher{n.data}, Principals: principals, IAM: query, Logger: n.log,
 		Random: random(dispatch.Run), Root: func() [8]byte { return n.shards.Primary() },
 	})
 	if err != nil {
@@ -240,7 +251,9 @@ func (n *Node) start(ctx context.Context) error {
 	if err := n.data.Start(dataplane.Parts{
 		Verifier: verifier, Records: n.store, Run: dispatch.Run, Load: insist.Run,
 		Control: func(r *sigv4.Request, requestID, sourceIP string) (int, []byte) {
-			resp := control.Serve(context.Background(), &controlplane.Request{Signed: r, RequestID: requestID, SourceIP: sourceIP})
+			resp := control.Serve(context.Background(), &controlplane.Request{
+				Signed: r, RequestID: requestID, SourceIP: sourceIP, SecureTransport: cfg.TLSCert != "",
+			})
 			return resp.Status, resp.Body
 		},
 	}); err != nil {
