@@ -13,6 +13,8 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/keyplane/keyplane/controlplane/store"
+	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/sigv4"
 )
@@ -320,6 +322,10 @@ func FuzzServe(f *testing.F) {
 	for i := range names {
 		f.Add(uint8(i), []byte(obj("KeyId", m.KeyId, "TargetKeyId", m.KeyId, "AliasName", "alias/f", "Limit", 1, "PolicyName", "default", "Policy", "{}",
 			"Tags", tags("a", "b"), "TagKeys", []string{"a"}, "Description", "d", "PendingWindowInDays", 7)))
+		f.Add(uint8(i), []byte(obj("KeyId", m.Arn, "GranteePrincipal", "arn:aws:iam::"+e.account.String()+":root", "Operations", describing, "Name", "n",
+			"Constraints", raw(`{"EncryptionContextSubset":{"a":"b"},"EncryptionContextEquals":{},"SourceArn":"arn:aws:s3::111122223333:b"}`))))
+		f.Add(uint8(i), []byte(obj("KeyId", m.Arn, "GrantId", strings.Repeat("0", 64), "DryRun", true)))
+		f.Add(uint8(i), []byte(obj("GrantToken", newToken(&store.Grant{Grant: authz.Grant{ID: newGrantID()}, Key: e.name(m.KeyId)}), "RetiringPrincipal", "arn:aws:iam::1:root")))
 		f.Add(uint8(i), []byte(`{"KeyId":null,"Limit":-1,"Marker":"AA","Tags":[null,{}],"TagKeys":[null]}`))
 	}
 	f.Add(uint8(0), []byte(`{"KeyId":"arn:aws:kms:us-east-1:111122223333:key/`+m.KeyId+`"}`))

@@ -24,16 +24,15 @@
 //	/keyplane/1/iam/service/<name>                           record: registered service, the accounts it may act for
 //	/keyplane/1/iam/session/<account>/<access key ID>        record: temporary credentials, sealed secret; on a lease
 //
-// A value is one format byte and strict JSON, but for a policy's (policy.go); an unknown format, an unknown or duplicate member, or a record that names another key than
-// its place in etcd is refused as damaged.
+// A value is one format byte and strict JSON, but for a policy's (policy.go); an unknown format, an unknown or duplicate member, or a record
+// that names another key than its place in etcd is refused as damaged.
 //
 // A write is read, change, and one transaction that compares the mod revision of everything the decision was taken on; it is tried again
 // on a conflict, a bounded number of times. Reads are linearizable.
 //
 // Deleting a key takes its record, policy, grants, aliases and index entry away in one transaction, but for the entries of its grants in the
-// index by retiring principal, which are removed by whoever meets them; Compact then drops the old revisions. What
-// that leaves: freed pages of etcd's database and old segments of its write-ahead log are reused and removed in etcd's own time, and a
-// backup keeps what it has. A salt is therefore confidential, not secret: without the HSM's root it gives nothing (docs/ciphertext.md §5).
+// index by retiring principal, which are removed by whoever meets them; Compact then drops the old revisions. What that leaves: freed pages
+// of etcd's database and old segments of its write-ahead log are reused and removed in etcd's own time, and a backup keeps what it has. A salt is therefore confidential, not secret: without the HSM's root it gives nothing (docs/ciphertext.md §5).
 //
 // The embedded etcd owns its goroutines from OpenEmbedded to Close. A failed fsync or a broken write-ahead log ends the process: etcd
 // must not go on with a disk that it cannot trust.
