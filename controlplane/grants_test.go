@@ -15,6 +15,7 @@ import (
 	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/granttoken"
 	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/sigv4"
 )
 
 type grantWire struct {
@@ -143,7 +144,8 @@ func TestServiceGrant(t *testing.T) {
 	registrar := e.elsewhere()
 	service := registrar.service("s3.us-east-1.amazonaws.com")
 	describe := func(arn string) kmsapi.Code {
-		return service.Serve(t.Context(), &Request{Signed: service.sign("DescribeKey", []byte(obj("KeyId", m.Arn))), SourceArn: []byte(arn)}).Code
+		signed := service.sign("DescribeKey", []byte(obj("KeyId", m.Arn)), sigv4.Header{Name: []byte("x-amz-source-arn"), Value: []byte(arn)})
+		return service.Serve(t.Context(), &Request{Signed: signed}).Code
 	}
 	if describe(source) != kmsapi.OK || describe(source+"2") != kmsapi.AccessDenied || describe("") != kmsapi.AccessDenied {
 		t.Error("SourceArn does not hold")

@@ -144,7 +144,7 @@ type call struct {
 
 // form reports whether the request is one to IAM or STS, whose refusals are XML.
 func (c *call) form() bool {
-	return bytes.HasPrefix(header(c.request.Signed, "content-type"), []byte("application/x-www-form-urlencoded"))
+	return c.request.Signed != nil && bytes.HasPrefix(header(c.request.Signed, "content-type"), []byte("application/x-www-form-urlencoded"))
 }
 
 func (c *call) account() keyid.Account { return c.caller.Principal().Account }
@@ -210,7 +210,7 @@ func (c *call) fillContext(region string) {
 	c.context = authz.Context{
 		Caller: c.principal(), Now: c.now, SecureTransport: r.SecureTransport, UserAgent: header(r.Signed, "user-agent"), Region: region,
 	}
-	if c.principal().Kind == policy.Service {
+	if w := c.principal(); w != nil && w.Kind == policy.Service {
 		// Only a registered service can tell for which resource of its own it calls; of anybody else the headers mean nothing.
 		c.context.SourceArn, c.context.SourceAccount = header(r.Signed, "x-amz-source-arn"), header(r.Signed, "x-amz-source-account")
 	}

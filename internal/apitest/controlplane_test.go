@@ -12,13 +12,14 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
 )
 
-// testControlPlane: every operation on keys, aliases, tags and policies, all members of its reply.
+// testControlPlane: every operation on keys, aliases, tags, policies and grants, all members of its reply.
 func testControlPlane(t *testing.T, s *world) {
 	t.Run("keys", func(t *testing.T) { testKeys(t, s) })
 	t.Run("deletion", func(t *testing.T) { testDeletion(t, s) })
 	t.Run("aliases", func(t *testing.T) { testAliases(t, s) })
 	t.Run("tags", func(t *testing.T) { testTags(t, s) })
 	t.Run("policies", func(t *testing.T) { testPolicies(t, s) })
+	t.Run("grants", func(t *testing.T) { testGrants(t, s) })
 	t.Run("pages", func(t *testing.T) { testPages(t, s) })
 }
 

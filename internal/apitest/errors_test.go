@@ -188,7 +188,7 @@ func testLimits(t *testing.T, s *world) {
 	must(c.CreateAlias(ctx, &kms.CreateAliasInput{AliasName: str(aliasOf(t, "one-too-many")), TargetKeyId: key.KeyId}))(t)
 
 	policy := func(n int) *string {
-		p := `{"Version":"2012-10-17","Statement":[]}`
+		p := `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":"*","Action":"kms:*","Resource":"*"}]}`
 		return str(p[:len(p)-1] + strings.Repeat(" ", n-len(p)) + "}")
 	}
 	must(c.PutKeyPolicy(ctx, &kms.PutKeyPolicyInput{KeyId: key.KeyId, Policy: policy(kmsapi.PolicyMax)}))(t)
