@@ -40,7 +40,7 @@ type Caller struct {
 	Holder           *Holder
 
 	// Grantees are the names that grants to this caller are kept under, the unused ones empty: itself (its ID; ID:session name of a session; its
-	// name of a service), its role's ID, its account's 12 digits.
+	// name of a service), its role's ID (the name without Region of a service), its account's 12 digits.
 	Grantees [3]string
 
 	UserName    string           // of a user

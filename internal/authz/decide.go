@@ -176,7 +176,7 @@ func service(q *Question, key *policy.Result) (Decision, error) {
 			return byKeyPolicy(q, n), nil
 		}
 	}
-	g, _, err := granted(q, 1)
+	g, _, err := granted(q, granteeAccount) // its name, and its name without Region
 	if g != nil {
 		return Decision{Reason: AllowedByGrant, Grant: g}, err
 	}
