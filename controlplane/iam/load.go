@@ -183,6 +183,9 @@ func (t *Table) caller(p *principal, session string) *authz.Caller {
 		c.Grantees = [3]string{c.UserID, p.ID, account}
 	case policy.Service:
 		c.Grantees, c.UserID = [3]string{p.ARN}, p.ARN
+		if short := withoutRegion(p.ARN); short != p.ARN {
+			c.Grantees[1] = short
+		}
 	}
 	return c
 }

@@ -100,10 +100,12 @@ func (c *Context) single(k policy.Key) (policy.Value, bool) {
 	w := c.Caller
 	switch k {
 	case policy.AWSPrincipalArn:
-		if w.Kind == policy.AssumedRole {
+		switch w.Kind {
+		case policy.AssumedRole:
 			return present(w.RoleARN)
+		case policy.Root, policy.User:
+			return present(w.ARN)
 		}
-		return present(w.ARN)
 	case policy.AWSPrincipalAccount:
 		if w.Kind != policy.Service {
 			return c.account(w.Account), true
@@ -162,8 +164,11 @@ func (c *Context) single(k policy.Key) (policy.Value, bool) {
 	case policy.AWSUserAgent:
 		return policy.Value{Text: c.UserAgent}, c.UserAgent != nil
 	case policy.AWSResourceAccount:
-		if c.Key != nil {
+		switch {
+		case c.Key != nil:
 			return c.account(c.Key.Account), true
+		case w.Kind != policy.Service: // an alias, or what is to be made: its own account's
+			return c.account(w.Account), true
 		}
 	case policy.KMSCallerAccount:
 		if c.Key != nil && w.Kind != policy.Service {
