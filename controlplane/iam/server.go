@@ -23,6 +23,7 @@ type ServerConfig struct {
 	Table  *Table
 	First  keyid.Account // the account whose principals may make accounts and register services
 	Region string        // aws:RequestedRegion
+	TLS    bool          // requests come over TLS: aws:SecureTransport
 	Logger *slog.Logger  // nil: slog.Default
 }
 
@@ -32,6 +33,7 @@ type Server struct {
 	store  *store.Store
 	first  keyid.Account
 	region string
+	tls    bool
 	log    *slog.Logger
 }
 
@@ -40,7 +42,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	if cfg.Table == nil {
 		return nil, errors.New("iam: a server needs a table")
 	}
-	s := &Server{table: cfg.Table, store: cfg.Table.store, first: cfg.First, region: cfg.Region, log: cfg.Logger}
+	s := &Server{table: cfg.Table, store: cfg.Table.store, first: cfg.First, region: cfg.Region, tls: cfg.TLS, log: cfg.Logger}
 	if s.log == nil {
 		s.log = slog.Default()
 	}
@@ -122,8 +124,10 @@ func (s *Server) Serve(ctx context.Context, identity sigv4.Identity, service str
 		Server: s, input: &input{q: q}, caller: identity.Principal().Caller, now: now.UTC().Truncate(time.Millisecond), action: action,
 		reply: awsquery.NewReply(name, namespace),
 	}
-	c.context = authz.Context{Caller: c.caller, Now: now, Region: s.region}
-	c.context.SourceIP, _ = netip.ParseAddr(sourceIP)
+	c.context = authz.Context{Caller: c.caller, Now: now, Region: s.region, SecureTransport: s.tls}
+	if addr, err := netip.ParseAddr(sourceIP); err == nil {
+		c.context.SourceIP = addr.Unmap()
+	}
 	// Credentials that were given to a service are for its work with keys.
 	if c.caller.Via != "" && action != "sts:GetCallerIdentity" {
 		err = awsquery.NewError("AccessDenied", "User: "+c.caller.ARN+" is not authorized to perform: "+action+" with a forward access session")

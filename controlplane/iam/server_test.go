@@ -162,7 +162,7 @@ func trust(principal, rest string) string {
 	return `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":` + principal + `,"Action":["sts:AssumeRole","sts:TagSession","sts:SetSourceIdentity"]` + rest + `}]}`
 }
 
-func aws(arn string) string { return `{"AWS":"` + arn + `"}` }
+func awsPrincipal(arn string) string { return `{"AWS":"` + arn + `"}` }
 
 func TestGetCallerIdentity(t *testing.T) {
 	a := newAPI(t)
@@ -380,7 +380,7 @@ func TestPolicies(t *testing.T) {
 		t.Errorf("%v %s", err, got)
 	}
 	a.admin.fails("NoSuchEntity", "*", "iam:GetPolicyVersion", "PolicyArn", "arn:aws:iam::aws:policy/AdministratorAccess", "VersionId", "v2")
-	for name, bad := range map[string]string{"no JSON": "{", "with a principal": trust(aws("*"), ""), "unknown operator": strings.Replace(allow("*", "*"), `"Effect"`, `"Condition":{"Like":{"a":"b"}},"Effect"`, 1)} {
+	for name, bad := range map[string]string{"no JSON": "{", "with a principal": trust(awsPrincipal("*"), ""), "unknown operator": strings.Replace(allow("*", "*"), `"Effect"`, `"Condition":{"Like":{"a":"b"}},"Effect"`, 1)} {
 		for _, action := range []string{"iam:PutUserPolicy", "iam:CreatePolicy"} {
 			pairs := []string{"PolicyName", "bad", "PolicyDocument", bad}
 			if action == "iam:PutUserPolicy" {
@@ -441,7 +441,7 @@ func TestQuotas(t *testing.T) {
 	a.admin.ok("iam:TagUser", "UserName", "u", "Tags.member.1.Key", "K0", "Tags.member.1.Value", "other") // in place of k0
 	a.admin.fails("LimitExceeded", "*", "iam:TagUser", "UserName", "u", "Tags.member.1.Key", "one more", "Tags.member.1.Value", "")
 	a.admin.fails("ValidationError", "*", "iam:TagUser", append([]string{"UserName", "u", "Tags.member.51.Key", "x", "Tags.member.51.Value", ""}, pairs...)...)
-	long := trust(aws(trustAccount(a.account)), `,"Condition":{"StringEquals":{"sts:ExternalId":"X"}}`)
+	long := trust(awsPrincipal(trustAccount(a.account)), `,"Condition":{"StringEquals":{"sts:ExternalId":"X"}}`)
 	long = strings.Replace(long, `"X"`, `"`+strings.Repeat("x", store.TrustPolicyMax-len(long)+1)+`"`, 1)
 	a.admin.ok("iam:CreateRole", "RoleName", "full", "AssumeRolePolicyDocument", long)
 	a.admin.fails("LimitExceeded", "*", "iam:CreateRole", "RoleName", "more", "AssumeRolePolicyDocument", strings.Replace(long, "xx", "xxx", 1))
@@ -454,7 +454,7 @@ func TestTags(t *testing.T) {
 		if kind == "User" {
 			a.admin.ok("iam:CreateUser", name...)
 		} else {
-			a.admin.ok("iam:CreateRole", append(name, "AssumeRolePolicyDocument", trust(aws(a.account.String()), ""))...)
+			a.admin.ok("iam:CreateRole", append(name, "AssumeRolePolicyDocument", trust(awsPrincipal(a.account.String()), ""))...)
 		}
 		a.admin.ok("iam:Tag"+kind, append(name, "Tags.member.1.Key", "b", "Tags.member.1.Value", "2", "Tags.member.2.Key", "a", "Tags.member.2.Value", "1")...)
 		a.admin.ok("iam:Tag"+kind, append(name, "Tags.member.1.Key", "B", "Tags.member.1.Value", "3")...)
@@ -477,7 +477,7 @@ func TestRoles(t *testing.T) {
 	a := newAPI(t)
 	user := a.newUser("u", "")
 	arn := a.arn("role/r")
-	body := a.admin.ok("iam:CreateRole", "RoleName", "r", "AssumeRolePolicyDocument", trust(aws(a.arn("user/u")), ""), "Description", "d", "MaxSessionDuration", "7200")
+	body := a.admin.ok("iam:CreateRole", "RoleName", "r", "AssumeRolePolicyDocument", trust(awsPrincipal(a.arn("user/u")), ""), "Description", "d", "MaxSessionDuration", "7200")
 	if field(body, "Arn") != arn || !regexp.MustCompile("^AROA[A-Z2-7]{17}$").MatchString(field(body, "RoleId")) || field(body, "MaxSessionDuration") != "7200" {
 		t.Error(body)
 	}
@@ -506,9 +506,9 @@ func TestRoles(t *testing.T) {
 	a.admin.ok("iam:DeleteUser", "UserName", "u")
 	again := a.newUser("u", "")
 	again.fails("AccessDenied", "User: "+a.arn("user/u")+" is not authorized to perform: sts:AssumeRole on resource: "+arn, "sts:AssumeRole", "RoleArn", arn, "RoleSessionName", "work")
-	a.admin.ok("iam:UpdateAssumeRolePolicy", "RoleName", "r", "PolicyDocument", trust(aws(a.arn("user/u")), ""))
+	a.admin.ok("iam:UpdateAssumeRolePolicy", "RoleName", "r", "PolicyDocument", trust(awsPrincipal(a.arn("user/u")), ""))
 	again.ok("sts:AssumeRole", "RoleArn", arn, "RoleSessionName", "work")
-	if status, body := a.admin.do("iam:UpdateAssumeRolePolicy", "RoleName", "r", "PolicyDocument", trust(aws(a.arn("user/none")), "")); status != 400 || field(body, "Code") != "MalformedPolicyDocument" {
+	if status, body := a.admin.do("iam:UpdateAssumeRolePolicy", "RoleName", "r", "PolicyDocument", trust(awsPrincipal(a.arn("user/none")), "")); status != 400 || field(body, "Code") != "MalformedPolicyDocument" {
 		t.Errorf("%d %s", status, body)
 	}
 	// Deleted, its sessions are dead.
@@ -520,7 +520,7 @@ func TestRoles(t *testing.T) {
 	for _, bad := range [][]string{
 		{"MaxSessionDuration", "3599"}, {"MaxSessionDuration", "43201"}, {"Description", strings.Repeat("d", 1001)},
 	} {
-		a.admin.fails("ValidationError", "*", "iam:CreateRole", append(bad, "RoleName", "x", "AssumeRolePolicyDocument", trust(aws(a.account.String()), ""))...)
+		a.admin.fails("ValidationError", "*", "iam:CreateRole", append(bad, "RoleName", "x", "AssumeRolePolicyDocument", trust(awsPrincipal(a.account.String()), ""))...)
 	}
 	a.admin.fails("ValidationError", "*", "iam:CreateRole", "RoleName", "x")
 }
@@ -545,26 +545,26 @@ func TestAssumeRole(t *testing.T) {
 		pairs       []string
 		allowed     string // who
 	}{
-		{"the account", trust(aws(account), ""), nil, "allowed"},
-		{"the account's root", trust(aws(a.arn("root")), ""), nil, "allowed"},
+		{"the account", trust(awsPrincipal(account), ""), nil, "allowed"},
+		{"the account's root", trust(awsPrincipal(a.arn("root")), ""), nil, "allowed"},
 		{"the users", trust(`{"AWS":["`+a.arn("user/plain")+`","`+a.arn("user/allowed")+`"]}`, ""), nil, "allowed plain"},
 		{"anybody", trust(`"*"`, ""), nil, "allowed foreign allowed plain"},
-		{"another account", trust(aws(arnOf(foreign, "root")), ""), nil, "foreign allowed"},
-		{"another's user", trust(aws(arnOf(foreign, "user/fi")), ""), nil, "foreign allowed"},
-		{"another's user who may not", trust(aws(arnOf(foreign, "user/f")), ""), nil, ""},
+		{"another account", trust(awsPrincipal(arnOf(foreign, "root")), ""), nil, "foreign allowed"},
+		{"another's user", trust(awsPrincipal(arnOf(foreign, "user/fi")), ""), nil, "foreign allowed"},
+		{"another's user who may not", trust(awsPrincipal(arnOf(foreign, "user/f")), ""), nil, ""},
 		{"a service", trust(`{"Service":"s3.amazonaws.com"}`, ""), nil, ""},
-		{"external ID", trust(aws(account), `,"Condition":{"StringEquals":{"sts:ExternalId":"secret:1"}}`), []string{"ExternalId", "secret:1"}, "allowed"},
-		{"wrong external ID", trust(aws(account), `,"Condition":{"StringEquals":{"sts:ExternalId":"secret:1"}}`), []string{"ExternalId", "secret:2"}, ""},
-		{"no external ID", trust(aws(account), `,"Condition":{"StringEquals":{"sts:ExternalId":"secret:1"}}`), nil, ""},
-		{"session name", trust(aws(account), `,"Condition":{"StringLike":{"sts:RoleSessionName":"sess*"}}`), nil, "allowed"},
-		{"another session name", trust(aws(account), `,"Condition":{"StringLike":{"sts:RoleSessionName":"x*"}}`), nil, ""},
+		{"external ID", trust(awsPrincipal(account), `,"Condition":{"StringEquals":{"sts:ExternalId":"secret:1"}}`), []string{"ExternalId", "secret:1"}, "allowed"},
+		{"wrong external ID", trust(awsPrincipal(account), `,"Condition":{"StringEquals":{"sts:ExternalId":"secret:1"}}`), []string{"ExternalId", "secret:2"}, ""},
+		{"no external ID", trust(awsPrincipal(account), `,"Condition":{"StringEquals":{"sts:ExternalId":"secret:1"}}`), nil, ""},
+		{"session name", trust(awsPrincipal(account), `,"Condition":{"StringLike":{"sts:RoleSessionName":"sess*"}}`), nil, "allowed"},
+		{"another session name", trust(awsPrincipal(account), `,"Condition":{"StringLike":{"sts:RoleSessionName":"x*"}}`), nil, ""},
 		{"its own name as session name", trust(`"*"`, `,"Condition":{"StringEquals":{"sts:RoleSessionName":"${aws:username}"}}`), []string{"RoleSessionName", "plain"}, "plain"},
-		{"tags", trust(aws(account), `,"Condition":{"StringEquals":{"aws:RequestTag/team":"red"}}`), []string{"Tags.member.1.Key", "team", "Tags.member.1.Value", "red"}, "allowed"},
-		{"other tags", trust(aws(account), `,"Condition":{"StringEquals":{"aws:RequestTag/team":"red"}}`), []string{"Tags.member.1.Key", "team", "Tags.member.1.Value", "blue"}, ""},
-		{"source identity", trust(aws(account), `,"Condition":{"StringEquals":{"sts:SourceIdentity":"me"}}`), []string{"SourceIdentity", "me"}, "allowed"},
-		{"tags without sts:TagSession", strings.Replace(trust(aws(account), ""), `,"sts:TagSession"`, "", 1), []string{"Tags.member.1.Key", "team", "Tags.member.1.Value", "red"}, ""},
-		{"source identity without its action", strings.Replace(trust(aws(account), ""), `,"sts:SetSourceIdentity"`, "", 1), []string{"SourceIdentity", "me"}, ""},
-		{"denied", strings.Replace(trust(aws(account), ""), "Allow", "Deny", 1), nil, ""},
+		{"tags", trust(awsPrincipal(account), `,"Condition":{"StringEquals":{"aws:RequestTag/team":"red"}}`), []string{"Tags.member.1.Key", "team", "Tags.member.1.Value", "red"}, "allowed"},
+		{"other tags", trust(awsPrincipal(account), `,"Condition":{"StringEquals":{"aws:RequestTag/team":"red"}}`), []string{"Tags.member.1.Key", "team", "Tags.member.1.Value", "blue"}, ""},
+		{"source identity", trust(awsPrincipal(account), `,"Condition":{"StringEquals":{"sts:SourceIdentity":"me"}}`), []string{"SourceIdentity", "me"}, "allowed"},
+		{"tags without sts:TagSession", strings.Replace(trust(awsPrincipal(account), ""), `,"sts:TagSession"`, "", 1), []string{"Tags.member.1.Key", "team", "Tags.member.1.Value", "red"}, ""},
+		{"source identity without its action", strings.Replace(trust(awsPrincipal(account), ""), `,"sts:SetSourceIdentity"`, "", 1), []string{"SourceIdentity", "me"}, ""},
+		{"denied", strings.Replace(trust(awsPrincipal(account), ""), "Allow", "Deny", 1), nil, ""},
 	} {
 		n++
 		name := fmt.Sprintf("r%d", n)
@@ -713,7 +713,7 @@ func TestRegistry(t *testing.T) {
 	service.fails("AccessDenied", "*", "iam:ListUsers")
 
 	// Forward access sessions.
-	root.ok("iam:CreateRole", "RoleName", "r", "AssumeRolePolicyDocument", trust(aws(other.String()), ""))
+	root.ok("iam:CreateRole", "RoleName", "r", "AssumeRolePolicyDocument", trust(awsPrincipal(other.String()), ""))
 	theirs, role := "arn:aws:iam::"+other.String()+":user/theirs", "arn:aws:iam::"+other.String()+":role/r"
 	body := service.ok("sts:GetForwardAccessSession", "PrincipalArn", theirs, "DurationSeconds", "900")
 	session := a.credentials(body)

@@ -25,11 +25,17 @@ type awsCLI struct {
 // run returns the exit status and both outputs of `aws kms`.
 func (a *awsCLI) run(t *testing.T, args ...string) (code int, stdout, stderr []byte) {
 	t.Helper()
+	return a.service(t, nil, append([]string{"kms"}, args...)...)
+}
+
+// service is run for a command of any service. env is added to the environment, where credentials win over the file's.
+func (a *awsCLI) service(t *testing.T, env []string, args ...string) (code int, stdout, stderr []byte) {
+	t.Helper()
 	cmd := exec.Command(awsCommand, append([]string{
-		"--endpoint-url", "http://" + a.p.Addr, "--region", Region, "--output", "json", "--no-cli-pager", "--cli-binary-format", "base64", "kms",
+		"--endpoint-url", "http://" + a.p.Addr, "--region", Region, "--output", "json", "--no-cli-pager", "--cli-binary-format", "base64",
 	}, args...)...)
-	cmd.Env = cleanEnv("AWS_SHARED_CREDENTIALS_FILE="+filepath.Join(a.p.Dir, "credentials"), "AWS_CONFIG_FILE="+filepath.Join(a.home, "none"),
-		"AWS_EC2_METADATA_DISABLED=true", "AWS_MAX_ATTEMPTS=1", "HOME="+a.home)
+	cmd.Env = append(cleanEnv("AWS_SHARED_CREDENTIALS_FILE="+filepath.Join(a.p.Dir, "credentials"), "AWS_CONFIG_FILE="+filepath.Join(a.home, "none"),
+		"AWS_EC2_METADATA_DISABLED=true", "AWS_MAX_ATTEMPTS=1", "HOME="+a.home), env...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()

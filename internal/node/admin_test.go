@@ -7,10 +7,12 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/keyplane/keyplane/controlplane/iam"
 	"github.com/keyplane/keyplane/controlplane/store"
 	"github.com/keyplane/keyplane/internal/keyid"
+	"github.com/keyplane/keyplane/internal/secret"
 )
 
 const (
@@ -240,5 +242,43 @@ func TestWriteCredentials(t *testing.T) {
 		if err := os.Chmod(path, 0o644); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// A data directory of an older version has an access key and no user: the administrator is made for it and the key stays as it is.
+func TestAdminOfOlderVersion(t *testing.T) {
+	a := newAdmins(t)
+	old := &store.AccessKey{
+		ID: testKeyID, Account: testAccount, PrincipalARN: "arn:aws:iam::111122223333:user/administrator", UserName: "administrator", Active: true,
+		Created: time.UnixMilli(1), Secret: secret.New([]byte(testSecret)),
+	}
+	if err := a.store.PutAccessKey(t.Context(), old); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := a.creds.Load(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.ensure(testAccount); err != nil {
+			t.Fatal(err)
+		}
+		a.holds(testKeyID, testSecret)
+		k := a.creds.AccessKey([]byte(testKeyID))
+		if k == nil || len(k.Principal().Caller.Holder.Subject().Identity) != 1 {
+			t.Fatalf("the administrator's key: %v", k)
+		}
+	}
+	if _, err := os.Stat(a.path()); !os.IsNotExist(err) {
+		t.Error("a credentials file was made:", err)
+	}
+	// The environment's key still replaces it.
+	t.Setenv(EnvAdminID, "AKIAOTHERKEY00000000")
+	t.Setenv(EnvAdminSecret, testSecret)
+	if err := a.ensure(testAccount); err != nil {
+		t.Fatal(err)
+	}
+	a.holds("AKIAOTHERKEY00000000", testSecret)
+	if a.creds.AccessKey([]byte(testKeyID)) != nil {
+		t.Error("the replaced key still signs in")
 	}
 }

@@ -236,7 +236,7 @@ func (n *Node) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	query, err := iam.NewServer(iam.ServerConfig{Table: principals, First: account, Region: cfg.Region, Logger: n.log})
+	query, err := iam.NewServer(iam.ServerConfig{Table: principals, First: account, Region: cfg.Region, TLS: cfg.TLSCert != "", Logger: n.log})
 	if err != nil {
 		return err
 	}
