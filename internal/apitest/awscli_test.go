@@ -88,6 +88,7 @@ func TestAWSCLI(t *testing.T) {
 		{"data", []string{"Encrypt", "Decrypt", "ReEncrypt", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext", "GenerateRandom"}, cliData},
 		{"aliases", []string{"CreateAlias", "UpdateAlias", "ListAliases", "DeleteAlias"}, cliAliases},
 		{"tags and policies", []string{"TagResource", "ListResourceTags", "UntagResource", "PutKeyPolicy", "GetKeyPolicy", "ListKeyPolicies"}, cliTags},
+		{"grants", []string{"CreateGrant", "ListGrants", "ListRetirableGrants", "RetireGrant", "RevokeGrant"}, cliGrants},
 	}
 	for _, op := range kmsapi.Operations {
 		if op.Built && !slices.ContainsFunc(sets, func(s set) bool { return slices.Contains(s.operations, op.Name) }) {
@@ -204,7 +205,8 @@ func cliTags(t *testing.T, a *awsCLI) {
 	if len(tags.Tags) != 1 || tags.Tags[0].TagKey != "b" || tags.Tags[0].TagValue != "2" {
 		t.Errorf("list-resource-tags: %+v", tags)
 	}
-	policy := `{"Version":"2012-10-17","Statement":[]}`
+	policy := `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"AWS":"` + Account + `"},"Action":"kms:*","Resource":"*"}]}`
+	a.fails(t, "MalformedPolicyDocumentException", "put-key-policy", "--key-id", id, "--policy-name", "default", "--policy", `{"Version":"2012-10-17","Statement":[]}`)
 	a.ok(t, nil, "put-key-policy", "--key-id", id, "--policy-name", "default", "--policy", policy)
 	var got struct{ Policy string }
 	a.ok(t, &got, "get-key-policy", "--key-id", id, "--policy-name", "default")
@@ -215,4 +217,30 @@ func cliTags(t *testing.T, a *awsCLI) {
 		t.Errorf("list-key-policies: %v", names.PolicyNames)
 	}
 	a.fails(t, "MalformedPolicyDocumentException", "put-key-policy", "--key-id", id, "--policy-name", "default", "--policy", "{")
+}
+
+func cliGrants(t *testing.T, a *awsCLI) {
+	id := a.key(t)
+	admin := "arn:aws:iam::" + Account + ":user/administrator"
+	var first, second struct{ GrantId, GrantToken string }
+	a.ok(t, &first, "create-grant", "--key-id", id, "--grantee-principal", admin, "--retiring-principal", admin, "--operations", "Decrypt", "Encrypt",
+		"--constraints", "EncryptionContextSubset={tenant=a}", "--name", "by-awscli")
+	a.ok(t, &second, "create-grant", "--key-id", id, "--grantee-principal", admin, "--operations", "DescribeKey", "--grant-tokens", first.GrantToken)
+	a.ok(t, nil, "encrypt", "--key-id", id, "--plaintext", "AAAA", "--grant-tokens", first.GrantToken)
+	a.fails(t, "InvalidGrantTokenException", "encrypt", "--key-id", id, "--plaintext", "AAAA", "--grant-tokens", "AAAA")
+	var list struct {
+		Grants []struct {
+			GrantId, Name, GranteePrincipal string
+			Operations                      []string
+		}
+	}
+	a.ok(t, &list, "list-grants", "--key-id", id, "--grant-id", first.GrantId)
+	if len(list.Grants) != 1 || list.Grants[0].Name != "by-awscli" || list.Grants[0].GranteePrincipal != admin || len(list.Grants[0].Operations) != 2 {
+		t.Errorf("list-grants: %+v", list)
+	}
+	a.ok(t, &list, "list-retirable-grants", "--retiring-principal", admin)
+	a.ok(t, nil, "retire-grant", "--grant-token", first.GrantToken)
+	a.ok(t, nil, "revoke-grant", "--key-id", id, "--grant-id", second.GrantId)
+	a.ok(t, &list, "list-grants", "--key-id", id)
+	equal(t, "grants left", len(list.Grants), 0)
 }

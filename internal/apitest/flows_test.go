@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/xml"
+	"errors"
 	"io"
 	"net/http"
 	"net/url"
@@ -18,6 +19,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/kms"
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
+	"github.com/aws/smithy-go"
 )
 
 // query sends a form that the SDK has no operation for, signed by whoever has the credentials, and reads the XML into v.
@@ -165,11 +167,11 @@ func TestTwoAccounts(t *testing.T) {
 		`{"Version":"2012-10-17","Statement":{"Effect":"Allow","Principal":{"AWS":"` + other + `"},"Action":"sts:AssumeRole"}}`)}))(t).Role
 	must(admin.iam.PutRolePolicy(ctx, &iam.PutRolePolicyInput{RoleName: role.RoleName, PolicyName: aws.String("p"), PolicyDocument: aws.String(
 		`{"Version":"2012-10-17","Statement":{"Effect":"Allow","Action":"kms:Decrypt","Resource":"*"}}`)}))(t)
-	_, err = carol.sts.AssumeRole(ctx, &sts.AssumeRoleInput{RoleArn: role.Arn, RoleSessionName: aws.String("s")})
+	_, err = carol.sts.AssumeRole(ctx, &sts.AssumeRoleInput{RoleArn: role.Arn, RoleSessionName: aws.String("audit")})
 	refusedWith(t, err, "AccessDenied")
 	must(theirs.iam.PutUserPolicy(ctx, &iam.PutUserPolicyInput{UserName: aws.String("carol"), PolicyName: aws.String("assume"), PolicyDocument: aws.String(
 		`{"Version":"2012-10-17","Statement":{"Effect":"Allow","Action":"sts:AssumeRole","Resource":"` + *role.Arn + `"}}`)}))(t)
-	session := must(carol.sts.AssumeRole(ctx, &sts.AssumeRoleInput{RoleArn: role.Arn, RoleSessionName: aws.String("s")}))(t).Credentials
+	session := must(carol.sts.AssumeRole(ctx, &sts.AssumeRoleInput{RoleArn: role.Arn, RoleSessionName: aws.String("audit")}))(t).Credentials
 	if err := decrypt(s.as(t, *session.AccessKeyId, *session.SecretAccessKey, *session.SessionToken)); err != nil {
 		t.Error(err)
 	}
@@ -184,7 +186,7 @@ func TestForwardAccessSession(t *testing.T) {
 	operator := aws.Credentials{AccessKeyID: s.AccessKeyID, SecretAccessKey: s.SecretAccessKey}
 	const service = "store." + Region + ".example.com"
 	var own keyPair
-	equal(t, "RegisterService", s.query(t, operator, "iam", &own, "Action", "RegisterService", "ServiceName", service), 200)
+	equal(t, "RegisterService", s.query(t, operator, "iam", &own, "Action", "RegisterService", "ServiceName", service, "AllAccounts", "true"), 200)
 	must(admin.iam.CreateUser(ctx, &iam.CreateUserInput{UserName: aws.String("dave")}))(t)
 	must(admin.iam.PutUserPolicy(ctx, &iam.PutUserPolicyInput{UserName: aws.String("dave"), PolicyName: aws.String("p"), PolicyDocument: aws.String(
 		`{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"kms:GenerateDataKey","Resource":"*","Condition":{"StringEquals":{"kms:ViaService":"` + service + `"}}},
@@ -211,4 +213,12 @@ func TestForwardAccessSession(t *testing.T) {
 	if err := use(s.as(t, forward.AccessKeyID, forward.SecretAccessKey, forward.SessionToken)); err == nil {
 		t.Error("a service that is registered no more still acts for a user")
 	}
+}
+
+// messageOf is the message of an exception, "" if err is none.
+func messageOf(err error) string {
+	if e, ok := errors.AsType[smithy.APIError](err); ok {
+		return e.ErrorMessage()
+	}
+	return ""
 }

@@ -298,8 +298,6 @@ type publisher struct {
 	*dataplane.Server
 }
 
-func (p publisher) GrantChanged(keyid.Account, keyid.ID, string) {} // the data plane keeps no grants
-
 func (p publisher) AccessKeyChanged(string) {} // iam.Table has it before it calls
 
 // Addr is the address that clients connect to.
