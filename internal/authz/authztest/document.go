@@ -161,6 +161,11 @@ func parseStatement(m map[string]any, kind int, bind func(string) (string, bool)
 	if err != nil {
 		return s, err
 	}
+	for _, r := range s.resources {
+		if kind == identityPolicy && r != "*" && !strings.HasPrefix(r, "arn:") {
+			return s, fmt.Errorf("resource %q", r)
+		}
+	}
 	for i, a := range s.actions {
 		s.actions[i] = strings.ToLower(a)
 	}

@@ -749,6 +749,9 @@ func malformedCases() (cases []Case) {
 		{"with NotPrincipal", `{"Effect":"Allow","NotPrincipal":"*","Action":"kms:*","Resource":"*"}`},
 		{"without Action", `{"Effect":"Allow","Resource":"*"}`},
 		{"without Resource", `{"Effect":"Allow","Action":"kms:*"}`},
+		{"with a Resource that is no ARN", `{"Effect":"Allow","Action":"kms:*","Resource":"*key/*"}`},
+		{"with a NotResource that is no ARN", `{"Effect":"Allow","Action":"kms:*","NotResource":"alias/app"}`},
+		{"with a Resource with upper case ARN", `{"Effect":"Allow","Action":"kms:*","Resource":"ARN:aws:kms:us-east-1:111122223333:key/*"}`},
 	} {
 		c := ask(Malformed, "identity policy %s", v.name)
 		c.KeyPolicy, c.Identity = doc(delegate), docs(doc(v.statement))

@@ -3,6 +3,7 @@ package authztest
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -451,7 +452,7 @@ func (g *generator) resource() string {
 		case 4:
 			return "arn:aws:kms:us-east-1:${aws:PrincipalAccount}:*"
 		case 5:
-			return g.of([]string{keyA2, aliasA, keyB, keyA, strings.ToUpper(arn), "arn:aws:kms:us-east-1:*:key/${aws:username}*", "arn:*:alias/*"})
+			return g.of([]string{keyA2, aliasA, keyB, keyA, "arn:AWS:KMS:*", "arn:aws:kms:us-east-1:*:key/${aws:username}*", "arn:*:alias/*"})
 		case 6:
 			return "arn:aws:kms:*:*:key/1234*${aws:PrincipalTag/none, '-12ab-'}*ab"
 		}
@@ -531,6 +532,11 @@ var contexts = []map[string]string{
 	nil, {}, {"dept": "red"}, {"dept": "red", "id": "10"}, {"dept": "blue", "id": "x"}, {"Dept": "red"}, {"purpose": "red", "red": "alice"}, {"dept": "alice", "id": "5"},
 }
 
+// hasContext reports whether an action is one with an encryption context.
+func hasContext(action string) bool {
+	return strings.Contains(action, "crypt") || strings.HasPrefix(action, "kms:GenerateDataKey") || action == "kms:CreateGrant"
+}
+
 func (g *generator) grant() Grant {
 	x := Grant{Grantee: g.named()}
 	switch {
@@ -545,16 +551,20 @@ func (g *generator) grant() Grant {
 		x.GranteeID = "AIDAFORMER"
 	}
 	x.Operations = g.several(func() string {
-		if name := strings.TrimPrefix(g.of(g.focus), "kms:"); g.percent(65) {
-			return name // may be one that no grant can have: nothing then
+		if name := strings.TrimPrefix(g.of(g.focus), "kms:"); slices.Contains(grantable, name) && g.percent(80) {
+			return name
 		}
 		return g.of(grantable)
 	})
+	constraint := contexts[1+g.n(len(contexts)-1)]
+	if len(constraint) == 0 && slices.ContainsFunc(x.Operations, func(o string) bool { return !hasContext("kms:" + o) }) {
+		constraint = contexts[2] // an empty constraint and no context at all do not meet: constraints are of symmetric keys
+	}
 	switch g.n(6) {
 	case 4:
-		x.Equals = contexts[1+g.n(len(contexts)-1)]
+		x.Equals = constraint
 	case 5:
-		x.Subset = contexts[1+g.n(len(contexts)-1)]
+		x.Subset = constraint
 	}
 	if g.percent(12) {
 		x.SourceARN = g.of([]string{"arn:aws:s3:::logs", "arn:aws:s3:::logs2"})
@@ -598,7 +608,9 @@ func (g *generator) request(owner string, hasKey bool) Request {
 		if g.percent(25) {
 			r.RequestAlias = g.of([]string{"alias/app", "alias/other"})
 		}
-		r.EncryptionContext = contexts[g.n(len(contexts))]
+		if hasContext(r.Action) {
+			r.EncryptionContext = contexts[1+g.n(len(contexts)-1)]
+		}
 		if g.percent(40) {
 			r.EncryptionAlgorithm = "SYMMETRIC_DEFAULT"
 		}

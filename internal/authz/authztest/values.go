@@ -106,8 +106,6 @@ func (q *question) values(key string) (values []string, multi bool) {
 		return one(r.SourceARN)
 	case "aws:sourceaccount":
 		return one(r.SourceAccount)
-	case "aws:resourceaccount":
-		return one(r.Owner)
 	case "kms:encryptionalgorithm":
 		return one(r.EncryptionAlgorithm)
 	case "kms:requestalias":
@@ -127,6 +125,8 @@ func (q *question) values(key string) (values []string, multi bool) {
 	}
 	if k := r.Key; k != nil {
 		switch key {
+		case "aws:resourceaccount":
+			return one(r.Owner)
 		case "kms:calleraccount":
 			if c.Kind != Service {
 				return one(c.Account)
