@@ -14,7 +14,7 @@ FUZZTIME    ?= 5s
 # Debian packages: PKCS#11 modules and their tools, a real client, the load generator, the portable AES-GCM.
 PACKAGES := softhsm2 libnss3 libnss3-tools libbearssl0 awscli wrk
 
-.PHONY: build run demo test race invariants alloc golden fuzz lint bench hsm-test deps ci
+.PHONY: build run demo test race invariants alloc differential golden fuzz lint bench hsm-test deps ci
 
 build:
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/keyplane
@@ -39,6 +39,10 @@ invariants: deps
 # Allocations on the hot path, counted as totals: 100 000 requests of each kind on the soft token and on SoftHSM.
 alloc: deps
 	$(GO) test -count=1 -run Alloc -v ./batch ./cache ./controlplane ./dataplane ./hsm/... ./internal/... ./loadtest | grep -E 'alloc|^ok|^FAIL|^panic|^---'
+
+# Ten million questions of who may do what, to both evaluators: minutes. `make test` asks twenty thousand.
+differential:
+	$(GO) test -count=1 -timeout 2h -v -run Differential ./internal/authz -args -differential 10000000 | grep -E 'differential|^ok|^FAIL|^---'
 
 # Rewrites the golden files; read the diff.
 golden:

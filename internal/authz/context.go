@@ -118,8 +118,6 @@ func (c *Context) single(k policy.Key) (policy.Value, bool) {
 			return text("User"), true
 		case policy.AssumedRole:
 			return text("AssumedRole"), true
-		case policy.Service:
-			return text("Service"), true
 		}
 	case policy.AWSPrincipalIsAWSService:
 		return truth(w.Kind == policy.Service), true
@@ -175,7 +173,9 @@ func (c *Context) single(k policy.Key) (policy.Value, bool) {
 			return c.account(w.Account), true
 		}
 	case policy.KMSViaService:
-		return present(w.Via)
+		if c.Key != nil {
+			return present(w.Via)
+		}
 	case policy.KMSKeySpec, policy.KMSCustomerMasterKeySpec:
 		if c.Key != nil {
 			return present(c.Key.Spec)

@@ -123,6 +123,9 @@ func (q *question) values(key string) (values []string, multi bool) {
 	case "aws:tagkeys", "kms:grantoperations":
 		multi = true
 	}
+	if key == "aws:resourceaccount" && r.Key == nil && c.Kind != Service { // an alias, or what is to be made
+		return one(c.Account)
+	}
 	if k := r.Key; k != nil {
 		switch key {
 		case "aws:resourceaccount":
