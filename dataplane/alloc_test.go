@@ -10,13 +10,16 @@ import (
 	"net"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/keyplane/keyplane/hsm"
+	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/policy"
 )
 
 // Per request there is no allocation; what the whole process may allocate meanwhile is the runtime's: threads when a call into a module takes
@@ -71,7 +74,7 @@ func allocCases(w *world) []allocCase {
 	k1, k2, off := keyID("k1").String(), keyID("k2").String(), keyID("off").String()
 	tampered := w.call("GenerateDataKey", `{"KeyId":"`+k1+`","KeySpec":"AES_256"}`)
 	tampered[len(tampered)-3] ^= 1
-	return []allocCase{
+	return append(authorizeAllocCases(w), []allocCase{
 		{"GenerateDataKey", w.call("GenerateDataKey", `{"KeyId":"`+k1+`","KeySpec":"AES_256",`+context+`}`), "200", allocRequests, allocsMost},
 		{"GenerateDataKey/alias", w.call("GenerateDataKey", `{"KeyId":"alias/a","NumberOfBytes":64}`), "200", allocRequests, allocsMost},
 		{"GenerateDataKeyWithoutPlaintext", w.call("GenerateDataKeyWithoutPlaintext", `{"KeyId":"`+k1+`","KeySpec":"AES_128"}`), "200", allocRequests, allocsMost},
@@ -90,6 +93,55 @@ func allocCases(w *world) []allocCase {
 		{"refused/unknown key", w.call("GenerateDataKey", `{"KeyId":"`+keyID("nobody").String()+`","KeySpec":"AES_256"}`), "400", allocRequests, allocsMost},
 		{"refused/unknown alias", w.call("GenerateDataKey", `{"KeyId":"alias/nobody","KeySpec":"AES_256"}`), "400", allocRequests, allocsMost},
 		{"refused/unknown key of a ciphertext", w.call("Decrypt", `{"CiphertextBlob":"`+gone+`"}`), "400", allocRequests, allocsMost},
+	}...)
+}
+
+// authorizeAllocCases are decisions that take every kind of policy, variables, grants that are many and constrained, and refusals of each.
+func authorizeAllocCases(w *world) []allocCase {
+	a := access{w}
+	w.addKey("rich", kmsapi.StateEnabled, 1)
+	var statements []string
+	for i := range 19 {
+		statements = append(statements, fmt.Sprintf(`{"Effect":%q,"Principal":"*","Action":["kms:GenerateDataKey*","kms:Encrypt"],"Resource":"*","Condition":{%s}}`,
+			[]string{"Allow", "Deny"}[i%2], []string{
+				fmt.Sprintf(`"StringEquals":{"kms:EncryptionContext:tenant":["nobody-%d","no-one"]}`, i),
+				`"NotIpAddress":{"aws:SourceIp":["127.0.0.0/8","::1/128"]},"Bool":{"aws:SecureTransport":"true"}`,
+				`"StringLike":{"kms:EncryptionContext:purpose":"${aws:username}-*","aws:PrincipalTag/team":"?${aws:PrincipalTag/team}*"}`,
+				`"DateLessThan":{"aws:CurrentTime":"2020-01-01T00:00:00Z"},"NumericGreaterThan":{"aws:EpochTime":"5"}`,
+				`"ForAnyValue:StringLike":{"kms:EncryptionContextKeys":["x-*"]},"ArnLike":{"aws:PrincipalArn":"arn:aws:iam::*:user/other-*"}`,
+			}[i%5]))
+	}
+	statements = append(statements, `{"Effect":"Allow","Principal":{"AWS":"`+ours.String()+`"},"Action":"kms:*","Resource":"*"}`)
+	a.put("rich", `{"Version":"2012-10-17","Statement":[`+strings.Join(statements, ",")+`]}`)
+	var identity []string
+	for i := range 5 {
+		identity = append(identity, fmt.Sprintf(`{"Effect":"Allow","Action":"kms:GenerateDataKey","Resource":"arn:aws:kms:*:${aws:PrincipalAccount}:key/*","Condition":{"StringEquals":{"kms:EncryptionContext:tenant":"t-%d"}}}`, i))
+	}
+	many := user(w, ours, "many", `{"Version":"2012-10-17","Statement":[`+strings.Join(identity, ",")+`]}`)
+	worker := session(w, ours, "worker", "s1", allowAll)
+	worker.Session = parse(w, policy.IdentityPolicy, `{"Version":"2012-10-17","Statement":{"Effect":"Allow","Action":"kms:Generate*","Resource":"*"}}`)
+	guest := user(w, others, "guest")
+	var grants []authz.Grant
+	for i := range 1000 {
+		grants = append(grants, authz.Grant{ID: fmt.Sprint(i), Operations: authz.OpGenerateDataKey, HasSubset: true,
+			Subset: []authz.Pair{{Key: []byte("tenant"), Value: fmt.Appendf(nil, "t-%d", i)}}})
+	}
+	a.grant("rich", "AIDAmany", grants...)
+	a.grant("rich", "AIDAguest", grants...)
+	asMany, asGuest := w.as("AKIAMANY", many), w.as("AKIAGUEST", guest)
+	asWorker := w.asSession("ASIAWORKER", "a token of the session", worker)
+	body := func(key, tenant string) []byte {
+		return []byte(`{"KeyId":"` + keyARN(key) + `","KeySpec":"AES_256","EncryptionContext":{"tenant":"` + tenant + `","purpose":"test"}}`)
+	}
+	const op = kmsapi.TargetPrefix + "GenerateDataKey"
+	return []allocCase{
+		{"policies", w.sign(asMany, op, body("rich", "t-4")), "200", allocRequests, allocsMost},
+		{"policies/session", w.sign(asWorker, op, body("rich", "t-4")), "200", allocRequests, allocsMost},
+		{"policies/last of 1000 grants", w.sign(asMany, op, body("rich", "t-999")), "200", allocRequests / 4, allocsMost},
+		{"policies/grant abroad", w.sign(asGuest, op, body("rich", "t-17")), "200", allocRequests, allocsMost},
+		{"refused/policies", w.sign(asMany, op, body("rich", "t-1000")), "400", allocRequests / 4, allocsMost},
+		{"refused/policies, abroad", w.sign(asGuest, op, body("rich", "t-1000")), "400", allocRequests / 4, allocsMost},
+		{"refused/another session's token", w.sign(signature{key: "ASIAWORKER", token: "another token"}, op, body("rich", "t-4")), "400", allocRequests, allocsMost},
 	}
 }
 

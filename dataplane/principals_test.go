@@ -1,7 +1,9 @@
 package dataplane
 
 import (
+	"crypto/sha256"
 	"testing"
+	"time"
 
 	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/keyid"
@@ -61,6 +63,15 @@ func session(t testing.TB, a keyid.Account, role, name string, identity ...strin
 func service(name, short string) *authz.Caller {
 	p := policy.Principal{Kind: policy.Service, Account: others, ARN: name}
 	return &authz.Caller{Principal: p, Holder: authz.NewHolder(&authz.Subject{Principal: p}), Grantees: [3]string{name}, ViaName: short}
+}
+
+// asSession is as for a temporary access key with a security token.
+func (w *world) asSession(id, token string, c *authz.Caller) signature {
+	w.Helper()
+	k, err := sigv4.NewTemporaryKey(id, []byte(adminSecret), sha256.Sum256([]byte(token)), time.Now().Add(time.Hour), sigv4.Principal{Account: c.Account, ARN: c.ARN, Caller: c})
+	w.must(err)
+	w.signer[id] = k
+	return signature{key: id, token: token}
 }
 
 // as gives the caller an access key and returns how its requests are signed.
