@@ -323,7 +323,7 @@ func TestCallers(t *testing.T) {
 		{e.accessKey(user), e.arn("user/team/Alice"), policy.User, user.ID, user.ID, "Alice", [3]string{user.ID, "", account}},
 		{rootKey.ID, e.arn("root"), policy.Root, account, account, "", [3]string{account}},
 		{session.id, sessionARN, policy.AssumedRole, role.ID, role.ID + ":me@work", "", [3]string{role.ID + ":me@work", role.ID, account}},
-		{key.ID, svc.Name, policy.Service, "", svc.Name, "", [3]string{svc.Name}},
+		{key.ID, svc.Name, policy.Service, "", svc.Name, "", [3]string{svc.Name, "s3.amazonaws.com"}},
 	} {
 		k := e.table.AccessKey([]byte(c.id))
 		if k == nil {
