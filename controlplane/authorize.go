@@ -10,6 +10,7 @@ import (
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/policy"
+	"github.com/keyplane/keyplane/internal/snapshot"
 )
 
 // authorize decides whether the caller may do the operation to the key, as its record is. Every operation asks, on the record that it acts on.
@@ -94,11 +95,7 @@ func (g *keyGrants) Grants(grantee string) ([]authz.Grant, error) {
 
 // keyPolicy compiles a key's policy, with its principals as they were when it was put. One that this version does not read allows nothing.
 func (s *Server) keyPolicy(k *store.Key) *policy.Policy {
-	var bind policy.Binder
-	if bound := k.Policy.Bound; bound != nil {
-		bind = func(arn string) (string, bool) { id, ok := bound[arn]; return id, ok }
-	}
-	p, err := policy.Parse(k.Policy.Document, policy.KeyPolicy, bind)
+	p, err := snapshot.CompilePolicy(k.Policy.Document, k.Policy.Bound, k.Account)
 	if err != nil {
 		s.log.Error("a key policy cannot be read; it allows nothing", "key", s.keyARN(k.KeyName), "error", err.Error())
 		return new(policy.Policy)

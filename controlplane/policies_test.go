@@ -220,10 +220,20 @@ func TestPolicyBindsPrincipals(t *testing.T) {
 		t.Fatal(err)
 	}
 	first.describe(m.KeyId)
-	// What this version cannot read allows nothing, to nobody.
-	if err := shared.PutPolicy(t.Context(), e.name(m.KeyId), func(*store.Key) (store.Policy, error) { return store.Policy{Document: []byte("{}")}, nil }); err != nil {
-		t.Fatal(err)
+	// What this version cannot read leaves the key to its account, if it was put when policies were not evaluated.
+	unreadable := store.Policy{Document: []byte("{}")}
+	put := func() {
+		t.Helper()
+		if err := shared.PutPolicy(t.Context(), e.name(m.KeyId), func(*store.Key) (store.Policy, error) { return unreadable, nil }); err != nil {
+			t.Fatal(err)
+		}
 	}
+	put()
+	e.describe(m.KeyId)
+	first.fails("DescribeKey", obj("KeyId", m.KeyId), kmsapi.AccessDenied, "*") // she has no identity policy
+	// Else it allows nothing, to nobody.
+	unreadable.Bound = map[string]string{}
+	put()
 	for _, who := range []*env{e, first, e.root(e.account)} {
 		who.fails("DescribeKey", obj("KeyId", m.KeyId), kmsapi.AccessDenied, "*")
 	}

@@ -134,6 +134,7 @@ func TestAuthorize(t *testing.T) {
 		" is not authorized to perform: kms:Encrypt on resource: "+keyARN("k2")+" because no resource-based policy allows the kms:Encrypt action")
 
 	// A policy that cannot be read lets nobody in.
+	w.records.keys[keyID("k2")].Bound = map[string]string{}
 	w.put("k2", `{"Version":"2012-10-17","Statement":{"Effect":"Perhaps"}}`)
 	w.want(asNobody, "Encrypt", `{"KeyId":"`+id2+`","Plaintext":"AAAA"}`, refused(nobody, "Encrypt", "k2", "because no resource-based policy allows the kms:Encrypt action"))
 

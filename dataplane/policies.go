@@ -21,7 +21,7 @@ type policyTable struct {
 const policiesMax = 4096
 
 // compile gives the compiled policy of a record. A document that does not parse allows nobody anything: the control plane stores none, so it
-// is damaged, or was stored before documents were checked.
+// is damaged.
 func (t *policyTable) compile(rec *snapshot.Record, warn func(string, error, ...any)) *policy.Policy {
 	name := policyName(rec)
 	t.mu.Lock()
@@ -29,7 +29,7 @@ func (t *policyTable) compile(rec *snapshot.Record, warn func(string, error, ...
 	if p := t.byDoc[name]; p != nil {
 		return p
 	}
-	p, err := policy.Parse(rec.Policy, policy.KeyPolicy, func(arn string) (string, bool) { return rec.Bound[arn], true })
+	p, err := snapshot.CompilePolicy(rec.Policy, rec.Bound, rec.Account)
 	if err != nil {
 		warn("a key policy does not parse; nobody may use the key", err, "key", rec.ID.String())
 		return &policy.Policy{}
@@ -49,6 +49,9 @@ func policyName(rec *snapshot.Record) [sha256.Size]byte {
 		binary.BigEndian.PutUint64(n[:], uint64(len(s)))
 		h.Write(n[:])
 		h.Write([]byte(s))
+	}
+	if rec.Bound == nil { // stored before policies were evaluated: what it means depends on the account
+		part(rec.Account.String())
 	}
 	part(string(rec.Policy))
 	for _, arn := range slices.Sorted(maps.Keys(rec.Bound)) {
