@@ -73,11 +73,11 @@ func parseDocument(raw []byte, kind int, bind func(string) (string, bool)) (*doc
 				doc.variables = true
 			case "2008-10-17":
 			default:
-				return nil, fmt.Errorf("Version %v", v)
+				return nil, fmt.Errorf("element Version %v", v)
 			}
 		case "Id":
 			if _, ok := v.(string); !ok {
-				return nil, fmt.Errorf("Id %v", v)
+				return nil, fmt.Errorf("element Id %v", v)
 			}
 		case "Statement":
 		default:
@@ -91,7 +91,7 @@ func parseDocument(raw []byte, kind int, bind func(string) (string, bool)) (*doc
 	case map[string]any:
 		list = []any{s}
 	default:
-		return nil, fmt.Errorf("Statement %v", s)
+		return nil, fmt.Errorf("element Statement %v", s)
 	}
 	for _, e := range list {
 		m, ok := e.(map[string]any)
@@ -118,7 +118,7 @@ func parseStatement(m map[string]any, kind int, bind func(string) (string, bool)
 	}
 	for _, name := range []string{"Principal", "Action", "Resource"} {
 		if m[name] != nil && m["Not"+name] != nil {
-			return s, fmt.Errorf("%s and Not%s", name, name)
+			return s, fmt.Errorf("both %s and Not%s", name, name)
 		}
 	}
 	switch m["Effect"] {
@@ -126,7 +126,7 @@ func parseStatement(m map[string]any, kind int, bind func(string) (string, bool)
 	case "Deny":
 		s.deny = true
 	default:
-		return s, fmt.Errorf("Effect %v", m["Effect"])
+		return s, fmt.Errorf("element Effect %v", m["Effect"])
 	}
 
 	s.attached = kind == identityPolicy
@@ -135,7 +135,7 @@ func parseStatement(m map[string]any, kind int, bind func(string) (string, bool)
 		principal, s.notPrincipal = p, true
 	}
 	if (principal != nil) != (kind == keyPolicy) {
-		return s, fmt.Errorf("Principal %v", principal)
+		return s, fmt.Errorf("element Principal %v", principal)
 	}
 	if principal != nil {
 		if err := s.parsePrincipal(principal, bind); err != nil {
@@ -178,12 +178,12 @@ func parseStatement(m map[string]any, kind int, bind func(string) (string, bool)
 	if c, ok := m["Condition"]; ok {
 		operators, ok := c.(map[string]any)
 		if !ok {
-			return s, fmt.Errorf("Condition %v", c)
+			return s, fmt.Errorf("element Condition %v", c)
 		}
 		for name, v := range operators {
 			keys, ok := v.(map[string]any)
 			if !ok {
-				return s, fmt.Errorf("Condition %s: %v", name, v)
+				return s, fmt.Errorf("element Condition %s: %v", name, v)
 			}
 			for key, v := range keys {
 				c, err := parseCondition(name, key, v, variables)
@@ -204,7 +204,7 @@ func (s *statement) parsePrincipal(v any, bind func(string) (string, bool)) erro
 	}
 	m, ok := v.(map[string]any)
 	if !ok || len(m) == 0 {
-		return fmt.Errorf("Principal %v", v)
+		return fmt.Errorf("element Principal %v", v)
 	}
 	for kind, v := range m {
 		values, err := texts(v, false)

@@ -491,8 +491,8 @@ func (g *generator) condition(b []byte) []byte {
 		b = append(b, ':')
 		b = g.list(b, g.several(func() string {
 			v := g.of(values)
-			if g.old && v == "${aws:PrincipalArn}" {
-				v = "*" // no ARN without variables
+			if v == "${aws:PrincipalArn}" && g.old {
+				v = "*" // without variables it is no ARN
 			}
 			return v
 		}))

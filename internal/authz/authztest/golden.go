@@ -227,6 +227,10 @@ var truthTable = []row{
 	{"DateEquals", "2026-01-01T00:00:00Z", list("2026"), true},
 	{"DateEquals", "1767225600", list("2026-01-01"), true},
 	{"DateEquals", "1767225600", list("1767225600"), true},
+	{"DateEquals", "7", list("1970-01-01T00:00:07Z"), true},
+	{"DateEquals", "1970", list("1970-01-01"), true},
+	{"DateEquals", "1970", list("01970"), false},
+	{"DateLessThan", "365", list("1970-01-02"), true},
 	{"DateLessThan", "2025-12-31T23:59:59Z", list("2026-01-01"), true},
 	{"DateLessThan", "2026-01-01T00:00:00Z", list("2026-01-01"), false},
 	{"DateLessThan", noon, list("2026-01-01T12:00:00-01:00"), true},
@@ -656,9 +660,7 @@ func variableCases() (cases []Case) {
 		for _, operator := range []string{v.operator, negation[v.operator]} {
 			condition := conditionOf(operator, v.key, list(v.value))
 			negated := operator != v.operator
-			for _, c := range conditionCases(fmt.Sprintf("%s/%s/%s", operator, v.key, v.value), condition, v.match != negated, prepare) {
-				cases = append(cases, c)
-			}
+			cases = append(cases, conditionCases(fmt.Sprintf("%s/%s/%s", operator, v.key, v.value), condition, v.match != negated, prepare)...)
 			for i, c := range conditionCases(fmt.Sprintf("old/%s/%s/%s", operator, v.key, v.value), condition, v.old != negated, prepare) {
 				c.KeyPolicy = oldDoc(statementIf("Allow", condition))
 				if i == 1 {

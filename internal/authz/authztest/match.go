@@ -256,7 +256,7 @@ func compare(op, have, want string, variables bool, r *question) bool {
 
 var (
 	numberForm = regexp.MustCompile(`^[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?$`)
-	epochForm  = regexp.MustCompile(`^[0-9]{5,}$`)
+	epochForm  = regexp.MustCompile(`^-?[0-9]+$`)
 )
 
 func parseNumber(s string) (float64, bool) {

@@ -106,6 +106,8 @@ func (q *question) values(key string) (values []string, multi bool) {
 		return one(r.SourceARN)
 	case "aws:sourceaccount":
 		return one(r.SourceAccount)
+	case "aws:resourceaccount":
+		return one(r.Owner)
 	case "kms:encryptionalgorithm":
 		return one(r.EncryptionAlgorithm)
 	case "kms:requestalias":
@@ -123,13 +125,8 @@ func (q *question) values(key string) (values []string, multi bool) {
 	case "aws:tagkeys", "kms:grantoperations":
 		multi = true
 	}
-	if key == "aws:resourceaccount" && r.Key == nil && c.Kind != Service { // an alias, or what is to be made
-		return one(c.Account)
-	}
 	if k := r.Key; k != nil {
 		switch key {
-		case "aws:resourceaccount":
-			return one(r.Owner)
 		case "kms:calleraccount":
 			if c.Kind != Service {
 				return one(c.Account)
