@@ -33,6 +33,8 @@ var rules = []rule{
 		reach: []string{ours("dataplane"), ours("controlplane"), ours("hsm"), ours("batch")},
 		why:   "a user's program: it knows the official SDK and nothing of ours"},
 	{pkg: "bench", ours: []string{"*"}, third: []string{"*"}, why: "measures what crosses packages"},
+	{pkg: "internal/iamcli", ours: []string{"internal/sigv4"}, third: []string{"github.com/aws/aws-sdk-go-v2"},
+		reach: []string{ours("dataplane"), ours("controlplane"), ours("hsm"), ours("batch")}, why: "a client: it knows the server by its wire protocol only"},
 	{pkg: "loadtest", ours: []string{"internal/kmsapi", "internal/plot", "internal/secret", "internal/sigv4"},
 		third: []string{"github.com/valyala/fasthttp", "github.com/HdrHistogram/hdrhistogram-go", "github.com/aws/aws-sdk-go-v2", "github.com/aws/smithy-go", "golang.org/x/sys/unix", "golang.org/x/term"},
 		reach: []string{ours("dataplane"), ours("controlplane"), ours("hsm"), ours("batch")},
