@@ -102,7 +102,7 @@ var rules = []rule{
 	{pkg: "internal/secret", reach: aboveLeaves, why: "imports nothing of ours"},
 	{pkg: "internal/sigv4", ours: []string{"internal/authz", "internal/bytesconv", "internal/keyid", "internal/kmsapi", "internal/secret", "internal/invariants"}, reach: aboveLeaves,
 		why: "pure: bytes of a request in, code out; signing keys are secrets, scopes name accounts; whom a key speaks for is authz's Caller"},
-	{pkg: "internal/simulate", ours: []string{"internal/authz", "internal/policy", "internal/keyid"}, reach: aboveLeaves,
+	{pkg: "internal/simulate", ours: []string{"internal/authz", "internal/policy", "internal/keyid", "internal/kmsapi"}, reach: aboveLeaves,
 		why: "questions to authz that a person writes, and its answers in words"},
 	{pkg: "internal/snapshot", ours: []string{"internal/authz", "internal/policy", "internal/keyid", "internal/kmsapi", "internal/secret", "internal/invariants"}, reach: aboveLeaves,
 		why: "where the planes meet"},

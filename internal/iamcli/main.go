@@ -82,6 +82,10 @@ func (c *command) usage() string {
 			f += " VALUE ..."
 		case tags:
 			f += " Key=K,Value=V ..."
+		case documents:
+			f += " JSON|file://PATH ..."
+		case entries:
+			f += " ContextKeyName=K,ContextKeyValues=V,ContextKeyType=T ..."
 		case arns:
 			f += " arn=ARN ..."
 		}
@@ -195,6 +199,16 @@ func (o option) put(p url.Values, values []string) error {
 		switch o.kind {
 		case list:
 			p.Set(member(i), v)
+		case documents:
+			document, err := content(v)
+			if err != nil {
+				return err
+			}
+			p.Set(member(i), document)
+		case entries:
+			if err := putEntry(p, member(i), v); err != nil {
+				return err
+			}
 		case arns:
 			p.Set(member(i)+".arn", strings.TrimPrefix(v, "arn="))
 		case tags:
@@ -205,6 +219,26 @@ func (o option) put(p url.Values, values []string) error {
 			}
 			p.Set(member(i)+".Key", key)
 			p.Set(member(i)+".Value", value)
+		}
+	}
+	return nil
+}
+
+// putEntry writes one context entry, in the shorthand of AWS's command line: what follows ContextKeyValues= up to the next name are its values.
+func putEntry(p url.Values, member, shorthand string) error {
+	name, values := "", 0
+	for part := range strings.SplitSeq(shorthand, ",") {
+		if key, value, ok := strings.Cut(part, "="); ok && slices.Contains([]string{"ContextKeyName", "ContextKeyType", "ContextKeyValues"}, key) {
+			name, part = key, value
+		}
+		switch name {
+		case "":
+			return errors.New("an entry is written ContextKeyName=K,ContextKeyValues=V,ContextKeyType=T")
+		case "ContextKeyValues":
+			values++
+			p.Set(member+"."+name+".member."+strconv.Itoa(values), part)
+		default:
+			p.Set(member+"."+name, part)
 		}
 	}
 	return nil

@@ -6,12 +6,13 @@ import "strings"
 type kind uint8
 
 const (
-	text     kind = iota // one parameter; file://PATH is the file's content
-	flagOnly             // no value: "true"
-	list                 // values: Name.member.N
-	tags                 // Key=k,Value=v …: Name.member.N.Key, .Value
-	arns                 // arn=… or the ARN alone: Name.member.N.arn
-	entries              // ContextKeyName=k,ContextKeyValues=v,ContextKeyType=t …: ContextEntries.member.N.…
+	text      kind = iota // one parameter; file://PATH is the file's content
+	flagOnly              // no value: "true"
+	list                  // values: Name.member.N
+	tags                  // Key=k,Value=v …: Name.member.N.Key, .Value
+	arns                  // arn=… or the ARN alone: Name.member.N.arn
+	documents             // list of values that may be file://PATH
+	entries               // ContextKeyName=k,ContextKeyValues=v,ContextKeyType=t …: ContextEntries.member.N.…
 )
 
 // option is one flag of a command: --user-name of the parameter UserName.
@@ -54,7 +55,7 @@ var commands = func() []command {
 		for _, o := range options {
 			name, k, _ := strings.Cut(o, ":")
 			name, required := strings.CutSuffix(name, "*")
-			c.options = append(c.options, option{name, map[string]kind{"": text, "flag": flagOnly, "list": list, "tags": tags, "arns": arns, "entries": entries}[k], required})
+			c.options = append(c.options, option{name, map[string]kind{"": text, "flag": flagOnly, "list": list, "tags": tags, "arns": arns, "entries": entries, "documents": documents}[k], required})
 		}
 		return c
 	}
@@ -85,6 +86,9 @@ var commands = func() []command {
 		row("iam", "GetPolicyVersion", "PolicyArn*", "VersionId*"),
 		row("iam", "ListPolicies", "Scope", "OnlyAttached:flag", "PathPrefix", "MaxItems", "Marker"),
 		row("iam", "DeletePolicy", "PolicyArn*"),
+
+		row("iam", "SimulatePrincipalPolicy", "PolicySourceArn*", "ActionNames*:list", "ResourceArns:list", "CallerArn", "ContextEntries:entries",
+			"PolicyInputList:documents", "PermissionsBoundaryPolicyInputList:documents", "ResourcePolicy", "MaxItems", "Marker"),
 
 		row("sts", "GetCallerIdentity"),
 		row("sts", "GetAccessKeyInfo", "AccessKeyId*"),
@@ -120,4 +124,14 @@ func find(name string) *command {
 		}
 	}
 	return nil
+}
+
+// Actions are the actions of a service that there are commands for.
+func Actions(service string) (names []string) {
+	for i := range commands {
+		if commands[i].service == service {
+			names = append(names, commands[i].action)
+		}
+	}
+	return names
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/keyplane/keyplane/internal/authz"
+	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/policy"
 )
 
@@ -27,8 +28,9 @@ func (p pairs) Pair(i int) (key, value []byte) { return p[i].Key, p[i].Value }
 
 // Fill makes c, whose Caller and Key are set, answer the entries. caller is c.Caller, a copy that nobody else uses; facts is c.Key where it
 // is made up, nil where the key is a real one or there is none. It refuses an entry that no request has a value for, and one that the principal or
-// the key answers otherwise: a decision on it would be of no use.
-func Fill(c *authz.Context, caller *authz.Caller, facts *authz.KeyFacts, entries []Entry) error {
+// the key answers otherwise: a decision on it would be of no use. What requests for the action always say, and no entry does, is as if its
+// parameters were left out.
+func Fill(c *authz.Context, caller *authz.Caller, facts *authz.KeyFacts, action string, entries []Entry) error {
 	var context pairs
 	seen := map[string]bool{}
 	for _, e := range entries {
@@ -56,9 +58,13 @@ func Fill(c *authz.Context, caller *authz.Caller, facts *authz.KeyFacts, entries
 			return errors.New("the condition key " + e.Key + " cannot be " + strings.Join(e.Values, ", "))
 		}
 	}
+	defaults(c, action, seen)
 	if context != nil {
 		slices.SortFunc(context, func(a, b authz.Pair) int { return bytes.Compare(a.Key, b.Key) })
 		c.EncryptionContext = context
+	}
+	if caller.Via != "" && forResource[action] && !seen[policy.KMSGrantIsForAWSResource.String()] {
+		extra(c, policy.KMSGrantIsForAWSResource, "", []string{"true"})
 	}
 	for _, e := range entries {
 		if k, name := policy.ParseKey(e.Key); !answers(c, k, name, e.Values) {
@@ -66,6 +72,24 @@ func Fill(c *authz.Context, caller *authz.Caller, facts *authz.KeyFacts, entries
 		}
 	}
 	return nil
+}
+
+// forResource are the permissions that a service asks for on behalf of its user's grants.
+var forResource = map[string]bool{"kms:CreateGrant": true, "kms:ListGrants": true, "kms:RevokeGrant": true}
+
+// defaults are what an operation says of itself even if its request says nothing.
+func defaults(c *authz.Context, action string, seen map[string]bool) {
+	switch action {
+	case "kms:Encrypt", "kms:Decrypt", "kms:ReEncryptFrom", "kms:ReEncryptTo", "kms:GenerateDataKey", "kms:GenerateDataKeyWithoutPlaintext":
+		if c.EncryptionAlgorithm == nil {
+			c.EncryptionAlgorithm = []byte(kmsapi.SymmetricDefault)
+		}
+		c.ReEncrypt = c.ReEncrypt || strings.HasPrefix(action, "kms:ReEncrypt")
+	case "kms:CreateKey", "kms:PutKeyPolicy":
+		if !seen[policy.KMSBypassPolicyLockoutSafetyCheck.String()] {
+			extra(c, policy.KMSBypassPolicyLockoutSafetyCheck, "", []string{"false"})
+		}
+	}
 }
 
 func multivalued(k policy.Key) bool {
@@ -102,9 +126,11 @@ func set(c *authz.Context, w *authz.Caller, f *authz.KeyFacts, k policy.Key, nam
 		c.Region = v
 	case policy.AWSUserAgent:
 		c.UserAgent = []byte(v)
-	case policy.AWSSourceArn:
+	case policy.AWSSourceArn: // only a registered service tells it
+		ok = w.Kind == policy.Service
 		c.SourceArn = []byte(v)
 	case policy.AWSSourceAccount:
+		ok = w.Kind == policy.Service
 		c.SourceAccount = []byte(v)
 	case policy.AWSSourceIdentity:
 		w.Source = v
@@ -165,7 +191,7 @@ func boolean(v string) (b, ok bool) { return v == "true", v == "true" || v == "f
 // answers reports whether c has just these values of a key. An instant may have been written in another form than c's.
 func answers(c *authz.Context, k policy.Key, name string, values []string) bool {
 	switch k {
-	case policy.AWSCurrentTime, policy.AWSTokenIssueTime:
+	case policy.AWSCurrentTime, policy.AWSTokenIssueTime, policy.KMSEncryptionContext: // another pair's key may differ by case only
 		return true
 	}
 	for i := range values {
@@ -179,9 +205,6 @@ func answers(c *authz.Context, k policy.Key, name string, values []string) bool 
 		if text := string(v.Text); !slices.Contains(values, text) || k != policy.KMSEncryptionContextKeys && text != values[i] {
 			return false
 		}
-	}
-	if k == policy.KMSEncryptionContext {
-		return true // another pair's key may differ by case only
 	}
 	_, more := c.Value(k, name, len(values))
 	return !more
