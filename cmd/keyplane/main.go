@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime/debug"
 
+	"github.com/keyplane/keyplane/internal/iamcli"
 	"github.com/keyplane/keyplane/loadtest"
 )
 
@@ -20,6 +21,8 @@ const usage = `keyplane is a key management service that speaks AWS KMS and keep
   keyplane serve                 serve AWS KMS; needs no configuration
   keyplane hsm init --hsm URI    make keyplane's two root keys in a PKCS#11 token
   keyplane hsm probe --hsm URI   what a token can do, and what of KMS it therefore offers
+  keyplane iam COMMAND           accounts, users, roles, access keys and policies of a running server
+  keyplane policy simulate       what a principal may do with a key, and which statement decides
   keyplane loadtest              drive load against any KMS endpoint and report latencies
   keyplane version               print the version
 
@@ -39,6 +42,10 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return serve(args[1:], stdout, stderr)
 	case "hsm":
 		return hsmCommand(args[1:], stdout, stderr)
+	case "iam":
+		return iamcli.Main(args[1:], stdout, stderr)
+	case "policy":
+		return policyCommand(args[1:], stdout, stderr)
 	case "loadtest":
 		return loadtest.Main(args[1:], stdout, stderr)
 	case "version", "--version", "-version":

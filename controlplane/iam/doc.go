@@ -9,6 +9,7 @@
 //	server.go      Server: one request of the query APIs, from its form to its XML; input.go reads parameters
 //	sts.go         GetCallerIdentity, AssumeRole, GetForwardAccessSession
 //	principals.go  users, roles and their tags; policies.go, accesskeys.go
+//	simulate.go    SimulatePrincipalPolicy: what would be decided, and by which statement
 //	registry.go    accounts and services: actions of ours, for principals of the first account
 //
 // Principals are kept in package store. One Holder stands for one user, role, root user or service; every access key and session of the

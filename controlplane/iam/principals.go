@@ -63,6 +63,8 @@ var iamOperations = map[string]operation{
 	"ListPolicies":     listPolicies,
 	"DeletePolicy":     deletePolicy,
 
+	"SimulatePrincipalPolicy": simulatePrincipalPolicy,
+
 	"CreateAccount":     createAccount,
 	"ListAccounts":      listAccounts,
 	"RegisterService":   registerService,

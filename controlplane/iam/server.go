@@ -25,6 +25,19 @@ type ServerConfig struct {
 	Region string        // aws:RequestedRegion
 	TLS    bool          // requests come over TLS: aws:SecureTransport
 	Logger *slog.Logger  // nil: slog.Default
+	Keys   Keys          // nil: decisions about KMS keys are not simulated
+}
+
+// Keys finds the KMS key that an ARN of this Region names, by alias or by its ID, with all that decides about it. An ARN of nothing is a
+// *awsquery.Error.
+type Keys func(context.Context, keyid.Ref) (*Key, error)
+
+// Key is what decides about a KMS key.
+type Key struct {
+	ARN    string
+	Facts  authz.KeyFacts
+	Policy *policy.Policy
+	Grants authz.Grants
 }
 
 // Server answers the query APIs of STS and IAM. Serve is safe for concurrent use.
@@ -35,6 +48,7 @@ type Server struct {
 	region string
 	tls    bool
 	log    *slog.Logger
+	keys   Keys
 }
 
 // NewServer makes a Server.
@@ -42,7 +56,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	if cfg.Table == nil {
 		return nil, errors.New("iam: a server needs a table")
 	}
-	s := &Server{table: cfg.Table, store: cfg.Table.store, first: cfg.First, region: cfg.Region, tls: cfg.TLS, log: cfg.Logger}
+	s := &Server{table: cfg.Table, store: cfg.Table.store, first: cfg.First, region: cfg.Region, tls: cfg.TLS, log: cfg.Logger, keys: cfg.Keys}
 	if s.log == nil {
 		s.log = slog.Default()
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/url"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -178,4 +179,36 @@ func TestAWSCLISessions(t *testing.T) {
 	if code, _, errs := a.service(t, nil, "iam", "get-user", "--user-name", "nobody"); code != 254 || !strings.Contains(string(errs), "(NoSuchEntity)") {
 		t.Errorf("aws iam get-user: exit status %d: %s", code, errs)
 	}
+}
+
+// TestSimulateAWSCLI: `aws iam simulate-principal-policy`, on a real key.
+func TestSimulateAWSCLI(t *testing.T) {
+	t.Parallel()
+	p := Command(t, filepath.Join(t.TempDir(), "data"))
+	a := &awsCLI{p: p, home: t.TempDir()}
+	var key struct{ KeyMetadata struct{ Arn string } }
+	p.Do(t, "CreateKey", "{}").Members(t, &key)
+	code, out, errs := a.service(t, nil, "iam", "simulate-principal-policy", "--policy-source-arn", "arn:aws:iam::"+Account+":user/administrator",
+		"--action-names", "kms:Decrypt", "iam:CreateUser", "--resource-arns", key.KeyMetadata.Arn,
+		"--policy-input-list", `{"Version":"2012-10-17","Statement":[{"Effect":"Deny","Action":"kms:*","Resource":"*","Condition":{"StringEquals":{"kms:EncryptionContext:tenant":"x"}}}]}`,
+		"--context-entries", "ContextKeyName=kms:EncryptionContext:tenant,ContextKeyValues=x,ContextKeyType=string")
+	var results struct {
+		IsTruncated       bool
+		EvaluationResults []struct {
+			EvalActionName, EvalResourceName, EvalDecision string
+			MatchedStatements                              []struct{ SourcePolicyId, SourcePolicyType string }
+		}
+	}
+	if code != 0 || json.Unmarshal(out, &results) != nil || len(results.EvaluationResults) != 2 {
+		t.Fatalf("exit status %d: %s%s", code, out, errs)
+	}
+	denied, allowed := results.EvaluationResults[0], results.EvaluationResults[1]
+	equal(t, "EvalActionName", denied.EvalActionName, "kms:Decrypt")
+	equal(t, "EvalResourceName", denied.EvalResourceName, key.KeyMetadata.Arn)
+	equal(t, "EvalDecision", denied.EvalDecision, "explicitDeny")
+	equal(t, "EvalDecision of iam:CreateUser", allowed.EvalDecision, "allowed")
+	equal(t, "matched", len(denied.MatchedStatements)+len(allowed.MatchedStatements), 2)
+	equal(t, "SourcePolicyId", denied.MatchedStatements[0].SourcePolicyId, "PolicyInputList.1")
+	equal(t, "SourcePolicyId", allowed.MatchedStatements[0].SourcePolicyId, "AdministratorAccess")
+	equal(t, "SourcePolicyType", allowed.MatchedStatements[0].SourcePolicyType, "user")
 }

@@ -236,11 +236,14 @@ func (n *Node) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	query, err := iam.NewServer(iam.ServerConfig{Table: principals, First: account, Region: cfg.Region, TLS: cfg.TLSCert != "", Logger: n.log})
+	var control *controlplane.Server // asked only once it is there: requests come after Start
+	query, err := iam.NewServer(iam.ServerConfig{Table: principals, First: account, Region: cfg.Region, TLS: cfg.TLSCert != "", Logger: n.log,
+		Keys: func(ctx context.Context, ref keyid.Ref) (*iam.Key, error) { return control.Simulated(ctx, ref) },
+	})
 	if err != nil {
 		return err
 	}
-	control, err := controlplane.New(controlplane.Config{
+	control, err = controlplane.New(controlplane.Config{
 		Region: cfg.Region, Store: n.store, Verifier: verifier, Publisher: publisher{n.data}, Principals: principals, IAM: query, Logger: n.log,
 		Random: random(dispatch.Run), Root: func() [8]byte { return n.shards.Primary() },
 	})
