@@ -44,8 +44,18 @@ type Context struct {
 	// Extra are values that only operations of the control plane have, by key; a multi-valued key has several.
 	Extra []ExtraValue
 
-	text [40]byte // a value that is made when it is asked for
+	// Values that are made when they are asked for.
+	made struct {
+		ip                 [len("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")]byte
+		now, epoch, issued [len(timeLayout)]byte
+		caller, owner      [accountDigits]byte
+	}
 }
+
+// timeLayout is how conditions have times, in UTC.
+const timeLayout = "2006-01-02T15:04:05Z"
+
+const accountDigits = 12
 
 // ExtraValue is one value of a condition key. Name is for keys that have a name of their own (aws:RequestTag).
 type ExtraValue struct {
@@ -108,7 +118,7 @@ func (c *Context) single(k policy.Key) (policy.Value, bool) {
 		}
 	case policy.AWSPrincipalAccount:
 		if w.Kind != policy.Service {
-			return c.account(w.Account), true
+			return account(w.Account, &c.made.caller), true
 		}
 	case policy.AWSPrincipalType:
 		switch w.Kind {
@@ -133,7 +143,7 @@ func (c *Context) single(k policy.Key) (policy.Value, bool) {
 		return present(w.Source)
 	case policy.AWSSourceIP:
 		if c.SourceIP.IsValid() {
-			return policy.Value{Text: c.SourceIP.AppendTo(c.text[:0]), Addr: c.SourceIP}, true
+			return policy.Value{Text: c.SourceIP.AppendTo(c.made.ip[:0]), Addr: c.SourceIP}, true
 		}
 	case policy.AWSSourceArn:
 		return policy.Value{Text: c.SourceArn}, c.SourceArn != nil
@@ -146,12 +156,12 @@ func (c *Context) single(k policy.Key) (policy.Value, bool) {
 	case policy.AWSSecureTransport:
 		return truth(c.SecureTransport), true
 	case policy.AWSCurrentTime:
-		return policy.Value{Text: c.Now.UTC().AppendFormat(c.text[:0], "2006-01-02T15:04:05Z")}, true
+		return policy.Value{Text: c.Now.UTC().AppendFormat(c.made.now[:0], timeLayout)}, true
 	case policy.AWSEpochTime:
-		return policy.Value{Text: strconv.AppendInt(c.text[:0], c.Now.Unix(), 10)}, true
+		return policy.Value{Text: strconv.AppendInt(c.made.epoch[:0], c.Now.Unix(), 10)}, true
 	case policy.AWSTokenIssueTime:
 		if !w.TokenIssued.IsZero() {
-			return policy.Value{Text: w.TokenIssued.UTC().AppendFormat(c.text[:0], "2006-01-02T15:04:05Z")}, true
+			return policy.Value{Text: w.TokenIssued.UTC().AppendFormat(c.made.issued[:0], timeLayout)}, true
 		}
 	case policy.AWSMultiFactorAuthPresent:
 		if !w.TokenIssued.IsZero() { // nobody can sign in with a second factor; long-term access keys do not have the key at all
@@ -164,13 +174,13 @@ func (c *Context) single(k policy.Key) (policy.Value, bool) {
 	case policy.AWSResourceAccount:
 		switch {
 		case c.Key != nil:
-			return c.account(c.Key.Account), true
+			return account(c.Key.Account, &c.made.owner), true
 		case w.Kind != policy.Service: // an alias, or what is to be made: its own account's
-			return c.account(w.Account), true
+			return account(w.Account, &c.made.caller), true
 		}
 	case policy.KMSCallerAccount:
 		if c.Key != nil && w.Kind != policy.Service {
-			return c.account(w.Account), true
+			return account(w.Account, &c.made.caller), true
 		}
 	case policy.KMSViaService:
 		if c.Key != nil {
@@ -220,8 +230,9 @@ func truth(b bool) policy.Value {
 	return text("false")
 }
 
-func (c *Context) account(a keyid.Account) policy.Value {
-	return policy.Value{Text: a.Append(c.text[:0])}
+// account is an account's ID, made in its place in c.made.
+func account(a keyid.Account, made *[accountDigits]byte) policy.Value {
+	return policy.Value{Text: a.Append(made[:0])}
 }
 
 func tag(tags []Tag, name string, i int) (policy.Value, bool) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/keyplane/keyplane/internal/bytesconv"
@@ -15,6 +16,7 @@ type condition struct {
 	set      quantifier
 	ifExists bool
 	key      Key
+	slot     uint8
 	name     string
 
 	// What the operator compares with; one of them.
@@ -134,6 +136,7 @@ func (c *compiler) condition(w *written) condition {
 		return d
 	}
 	d.key, d.name = ParseKey(w.key)
+	d.slot = c.slot(d.key, d.name)
 	c.policy.mention(d.key)
 	for _, v := range w.values {
 		if !c.value(&d, v) {
@@ -185,6 +188,20 @@ func (c *compiler) value(d *condition, s string) (ok bool) {
 	return false
 }
 
+// slot is the slot of a condition key, slotsMax where there is none left.
+func (c *compiler) slot(k Key, name string) uint8 {
+	p := c.policy
+	i := slices.Index(p.slots, slot{k, name})
+	if i < 0 && k != UnknownKey && len(p.slots) < slotsMax {
+		i = len(p.slots)
+		p.slots = append(p.slots, slot{k, name})
+	}
+	if i < 0 {
+		return slotsMax
+	}
+	return uint8(i)
+}
+
 // cost orders the conditions of a statement: what is quickly found out first.
 func (c *condition) cost() int {
 	for i := range c.texts {
@@ -205,7 +222,7 @@ func (c *condition) holds(r *Request, deny bool) bool {
 	if c.typ == absence {
 		present := false
 		if c.key != UnknownKey {
-			_, present = r.Context.Value(c.key, c.name, 0)
+			_, present = c.request(r, 0)
 		}
 		for _, absent := range c.truths {
 			if absent != present {
@@ -218,11 +235,11 @@ func (c *condition) holds(r *Request, deny bool) bool {
 	fulfilled := !decidedByOne
 	n := 0
 	for c.key != UnknownKey {
-		v, present := r.Context.Value(c.key, c.name, n)
+		v, present := c.request(r, n)
 		if !present {
 			break
 		}
-		matched, ok := c.matches(r, v, n)
+		matched, ok := c.matches(r, &v)
 		if !ok {
 			return deny
 		}
@@ -246,16 +263,21 @@ func (c *condition) holds(r *Request, deny bool) bool {
 	return c.set == forAll
 }
 
-// matches compares v, value i of the key, with the condition's values; ok false: it is not of the operator's type.
-func (c *condition) matches(r *Request, v Value, i int) (matched, ok bool) {
+// request is value i that the request has for the condition's key.
+func (c *condition) request(r *Request, i int) (Value, bool) {
+	return r.Scratch.value(r.Context, c.slot, c.key, c.name, i)
+}
+
+// matches compares v with the condition's values; ok false: it is not of the operator's type.
+func (c *condition) matches(r *Request, v *Value) (matched, ok bool) {
 	switch c.typ {
 	case textExact, textFold, textLike:
-		return c.matchText(r, v.Text, i), true
+		return c.matchText(r, v.Text), true
 	case arn:
 		if !isARN(v.Text) {
 			return false, false
 		}
-		return c.matchText(r, v.Text, i), true
+		return c.matchText(r, v.Text), true
 	case number:
 		f, ok := parseNumber(v.Text)
 		for _, want := range c.numbers {
@@ -303,8 +325,7 @@ func compare(a, b float64) int {
 	return 0
 }
 
-// matchText compares v, value i of the key, as a text. Asking for a variable's value takes v away, so it is asked for again.
-func (c *condition) matchText(r *Request, v []byte, i int) bool {
+func (c *condition) matchText(r *Request, v []byte) bool {
 	for k := range c.texts {
 		t := &c.texts[k]
 		if t.parts == nil {
@@ -313,10 +334,7 @@ func (c *condition) matchText(r *Request, v []byte, i int) bool {
 			}
 			continue
 		}
-		symbols, ok := t.expand(r, len(v))
-		again, _ := r.Context.Value(c.key, c.name, i)
-		v = again.Text
-		if ok && c.matchSymbols(symbols, v, r.Scratch) {
+		if symbols, ok := t.expand(r, len(v)); ok && c.matchSymbols(symbols, v, r.Scratch) {
 			return true
 		}
 	}
