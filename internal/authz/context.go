@@ -46,16 +46,18 @@ type Context struct {
 
 	// Values that are made when they are asked for.
 	made struct {
-		ip                 [len("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")]byte
-		now, epoch, issued [len(timeLayout)]byte
+		ip                 [ipLen]byte
+		now, epoch, issued [timeLen]byte
 		caller, owner      [accountDigits]byte
 	}
 }
 
-// timeLayout is how conditions have times, in UTC.
-const timeLayout = "2006-01-02T15:04:05Z"
-
-const accountDigits = 12
+// Lengths of what is made.
+const (
+	ipLen         = len("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")
+	timeLen       = len("2006-01-02T15:04:05Z")
+	accountDigits = 12
+)
 
 // ExtraValue is one value of a condition key. Name is for keys that have a name of their own (aws:RequestTag).
 type ExtraValue struct {
@@ -72,6 +74,9 @@ const resourceAliasesMax = 50
 
 // Value answers what the request says of a condition key; see policy.Context.
 func (c *Context) Value(k policy.Key, name string, i int) (policy.Value, bool) {
+	if k == policy.KMSEncryptionContext {
+		return c.contextValue(name, i)
+	}
 	if i == 0 {
 		if v, ok := c.single(k); ok {
 			return v, true
@@ -92,8 +97,6 @@ func (c *Context) Value(k policy.Key, name string, i int) (policy.Value, bool) {
 		if c.Key != nil && len(c.Key.Aliases) <= resourceAliasesMax && i < len(c.Key.Aliases) {
 			return text(c.Key.Aliases[i]), true
 		}
-	case policy.KMSEncryptionContext:
-		return c.contextValue(name, i)
 	case policy.KMSEncryptionContextKeys:
 		if c.EncryptionContext != nil && i < c.EncryptionContext.Len() {
 			key, _ := c.EncryptionContext.Pair(i)
@@ -156,12 +159,12 @@ func (c *Context) single(k policy.Key) (policy.Value, bool) {
 	case policy.AWSSecureTransport:
 		return truth(c.SecureTransport), true
 	case policy.AWSCurrentTime:
-		return policy.Value{Text: c.Now.UTC().AppendFormat(c.made.now[:0], timeLayout)}, true
+		return policy.Value{Text: c.Now.UTC().AppendFormat(c.made.now[:0], time.RFC3339)}, true
 	case policy.AWSEpochTime:
 		return policy.Value{Text: strconv.AppendInt(c.made.epoch[:0], c.Now.Unix(), 10)}, true
 	case policy.AWSTokenIssueTime:
 		if !w.TokenIssued.IsZero() {
-			return policy.Value{Text: w.TokenIssued.UTC().AppendFormat(c.made.issued[:0], timeLayout)}, true
+			return policy.Value{Text: w.TokenIssued.UTC().AppendFormat(c.made.issued[:0], time.RFC3339)}, true
 		}
 	case policy.AWSMultiFactorAuthPresent:
 		if !w.TokenIssued.IsZero() { // nobody can sign in with a second factor; long-term access keys do not have the key at all

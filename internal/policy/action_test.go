@@ -53,7 +53,7 @@ func TestManyKeys(t *testing.T) {
 		}
 	}
 	r.Scratch.Reset()
-	if s := r.Scratch; s.used != 0 || s.asked != 0 || s.values[0].Text != nil || s.values[slotsMax-1].Text != nil {
+	if s := r.Scratch; s.used != 0 || s.asked != 0 || s.values[0].Text != nil || s.values[slotsMax].Text != nil {
 		t.Error("Reset leaves values behind")
 	}
 }

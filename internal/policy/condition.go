@@ -219,25 +219,49 @@ func (c *condition) cost() int {
 // holds reports whether a request fulfils the condition. A value of the request that is not of the operator's type fulfils what denies, and
 // nothing else.
 func (c *condition) holds(r *Request, deny bool) bool {
-	if c.typ == absence {
-		present := false
-		if c.key != UnknownKey {
-			_, present = c.request(r, 0)
-		}
-		for _, absent := range c.truths {
-			if absent != present {
-				return true
-			}
-		}
-		return false
+	m, bit := r.Scratch, uint32(1)<<c.slot
+	if c.key == UnknownKey {
+		return c.absent()
 	}
+	if c.slot == slotsMax || m.asked&bit == 0 {
+		m.ask(r.Context, c.slot, c.key, c.name)
+	}
+	switch {
+	case m.present&bit == 0:
+		return c.absent()
+	case c.typ == absence:
+		return slices.Contains(c.truths, false)
+	case m.several&bit != 0:
+		return c.holdsOfSeveral(r, deny)
+	}
+	matched, ok := c.matches(r, &m.values[c.slot])
+	if !ok {
+		return deny
+	}
+	return matched != c.negated
+}
+
+// absent is what holds says where the request has no value.
+func (c *condition) absent() bool {
+	switch {
+	case c.typ == absence:
+		return slices.Contains(c.truths, true)
+	case c.ifExists:
+		return true
+	case c.set == single:
+		return c.negated
+	}
+	return c.set == forAll
+}
+
+// holdsOfSeveral is holds where the request has several values.
+func (c *condition) holdsOfSeveral(r *Request, deny bool) bool {
 	decidedByOne := c.set == forAny || c.set == single && !c.negated // by one that is fulfilled, else by one that is not
 	fulfilled := !decidedByOne
-	n := 0
-	for c.key != UnknownKey {
-		v, present := c.request(r, n)
+	for i := 0; ; i++ {
+		v, present := r.Context.Value(c.key, c.name, i)
 		if !present {
-			break
+			return fulfilled
 		}
 		matched, ok := c.matches(r, &v)
 		if !ok {
@@ -249,23 +273,7 @@ func (c *condition) holds(r *Request, deny bool) bool {
 				return fulfilled
 			}
 		}
-		n++
 	}
-	if n > 0 {
-		return fulfilled
-	}
-	switch {
-	case c.ifExists:
-		return true
-	case c.set == single:
-		return c.negated
-	}
-	return c.set == forAll
-}
-
-// request is value i that the request has for the condition's key.
-func (c *condition) request(r *Request, i int) (Value, bool) {
-	return r.Scratch.value(r.Context, c.slot, c.key, c.name, i)
 }
 
 // matches compares v with the condition's values; ok false: it is not of the operator's type.

@@ -40,10 +40,10 @@ type Scratch struct {
 	text    []byte
 	action  []byte
 
-	// First values of a policy's slots, and what is known of them, a bit each. They are of one evaluation.
-	asked, present, alone uint16
-	values                [slotsMax]Value
-	used                  int // values that evaluations may have filled
+	// First values of a policy's slots, and what is known of them, a bit each: they are of one evaluation. The last is for keys without slot.
+	asked, present, several uint32
+	values                  [slotsMax + 1]Value
+	used                    int // values that evaluations may have filled
 }
 
 // Reset wipes what evaluations left behind and keeps the memory.
@@ -51,32 +51,26 @@ func (s *Scratch) Reset() {
 	clear(s.symbols[:cap(s.symbols)])
 	clear(s.text[:cap(s.text)])
 	clear(s.action[:cap(s.action)])
-	s.asked, s.present, s.alone = 0, 0, 0
+	s.asked, s.present, s.several = 0, 0, 0
 	clear(s.values[:s.used])
+	s.values[slotsMax] = Value{}
 	s.used = 0
 }
 
-// value is value i of a condition key, which has a slot or, slot being slotsMax, has none.
-func (s *Scratch) value(c Context, slot uint8, k Key, name string, i int) (v Value, ok bool) {
-	bit := uint16(1) << slot
-	switch {
-	case slot == slotsMax || i > 1:
-		return c.Value(k, name, i)
-	case i == 0:
-		if s.asked&bit == 0 {
-			s.asked |= bit
-			if s.values[slot], ok = c.Value(k, name, 0); ok {
-				s.present |= bit
-			}
-		}
-		return s.values[slot], s.present&bit != 0
-	case s.alone&bit != 0:
-		return Value{}, false
+// ask finds the first value of a condition key out, and whether there are more. slot is slotsMax for a key that has none.
+func (s *Scratch) ask(c Context, slot uint8, k Key, name string) {
+	bit := uint32(1) << slot
+	s.asked |= bit
+	s.present &^= bit
+	s.several &^= bit
+	var ok bool
+	if s.values[slot], ok = c.Value(k, name, 0); !ok {
+		return
 	}
-	if v, ok = c.Value(k, name, 1); !ok {
-		s.alone |= bit
+	s.present |= bit
+	if _, ok = c.Value(k, name, 1); ok {
+		s.several |= bit
 	}
-	return v, ok
 }
 
 // Evaluate says what the policy's statements say of r. It allocates nothing.
@@ -87,7 +81,7 @@ func (p *Policy) Evaluate(r *Request) (result Result) {
 	} else if !p.actions.has(r.Code) {
 		return result
 	}
-	m.asked, m.present, m.alone, m.used = 0, 0, 0, max(m.used, len(p.slots))
+	m.asked, m.used = 0, max(m.used, len(p.slots))
 	allowed := ways(0)
 	for i := range p.statements {
 		s := &p.statements[i]
