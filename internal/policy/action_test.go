@@ -26,6 +26,17 @@ func TestCodes(t *testing.T) {
 	}
 }
 
+// TestSeveral asks for the second value of every kind of key that may have one.
+func TestSeveral(t *testing.T) {
+	for _, key := range []string{"aws:TagKeys", "aws:CalledVia", "kms:ResourceAliases", "kms:EncryptionContextKeys", "kms:GrantOperations", "kms:GrantConstraintType",
+		"kms:EncryptionContext:x", "aws:PrincipalTag/x", "aws:ResourceTag/x", "aws:RequestTag/x"} {
+		p := mustParse(t, KeyPolicy, conditioned(versionVariables, "Allow", `{"StringEquals":{"`+key+`":"b"},"ForAnyValue:StringEquals":{"`+key+`":["b","c"]}}`))
+		if got := p.Evaluate(request(&alice, values{key: {"a", "b"}})); got.Allow[Anyone] != 1 {
+			t.Errorf("%s: %+v, want statement 1 to allow", key, got)
+		}
+	}
+}
+
 // TestManyKeys has more condition keys in a policy than an evaluation keeps values of.
 func TestManyKeys(t *testing.T) {
 	v := values{}

@@ -17,6 +17,8 @@ type condition struct {
 	ifExists bool
 	key      Key
 	slot     uint8
+	literal  bool // what it compares with is text alone, which is one of texts too
+	text     string
 	name     string
 
 	// What the operator compares with; one of them.
@@ -144,6 +146,11 @@ func (c *compiler) condition(w *written) condition {
 			return d
 		}
 	}
+	if d.typ == textExact || d.typ == textLike {
+		if t := &d.texts[0]; len(d.texts) == 1 && t.parts == nil && t.glob.kind == exact {
+			d.literal, d.text = true, t.glob.text
+		}
+	}
 	return d
 }
 
@@ -234,7 +241,11 @@ func (c *condition) holds(r *Request, deny bool) bool {
 	case m.several&bit != 0:
 		return c.holdsOfSeveral(r, deny)
 	}
-	matched, ok := c.matches(r, &m.values[c.slot])
+	v := &m.values[c.slot]
+	if c.literal {
+		return (string(v.Text) == c.text) != c.negated
+	}
+	matched, ok := c.matches(r, v)
 	if !ok {
 		return deny
 	}

@@ -68,8 +68,10 @@ func (s *Scratch) ask(c Context, slot uint8, k Key, name string) {
 		return
 	}
 	s.present |= bit
-	if _, ok = c.Value(k, name, 1); ok {
-		s.several |= bit
+	if mayHaveSeveral[k] {
+		if _, ok = c.Value(k, name, 1); ok {
+			s.several |= bit
+		}
 	}
 }
 
