@@ -415,7 +415,7 @@ func (s *Server) permitRetiring(c *call, k *store.Key, g *store.Grant) error {
 	}
 	if q.Caller != nil {
 		r := s.keyPolicy(k).Evaluate(&policy.Request{
-			Action: c.action.Name, Resource: q.Resource, Principal: &q.Caller.Principal, Context: &c.context, Scratch: &c.scratch,
+			Action: c.action.Name, Code: c.action.Code, Resource: q.Resource, Principal: &q.Caller.Principal, Context: &c.context, Scratch: &c.scratch,
 		})
 		switch {
 		case r.Deny != 0 && q.Caller.Account != k.Account:

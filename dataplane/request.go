@@ -52,7 +52,7 @@ type request struct {
 }
 
 // reusable names the fields that keep memory while the request is in the pool, for builds with invariants.
-var reusable = []string{"name", "aad", "plain", "ctext", "out", "msg", "ask.name", "ask.scratch.buf", "auth.canon", "auth.msg", "scan.names", "faults.buf"}
+var reusable = []string{"name", "aad", "plain", "ctext", "out", "msg", "ask.name", "ask.scratch.symbols", "ask.scratch.text", "ask.scratch.action", "auth.canon", "auth.msg", "scan.names", "faults.buf"}
 
 // Capacities that hold the largest request, so that buffers are made once.
 const (

@@ -1,12 +1,14 @@
 package authz
 
+import "github.com/keyplane/keyplane/internal/policy"
+
 // Actions are the permissions of KMS by name without "kms:": the operations, with ReEncrypt as its two halves, and the reserved ones that no
 // operation of its own has. Read only.
 var Actions = func() map[string]*Action {
 	m := map[string]*Action{}
 	add := func(abroad, granted bool, names ...string) {
 		for _, n := range names {
-			a := &Action{Name: "kms:" + n, Abroad: abroad}
+			a := &Action{Name: "kms:" + n, Code: policy.CodeOf("kms:" + n), Abroad: abroad}
 			if granted {
 				a.Grant = ParseOperation(n)
 			}

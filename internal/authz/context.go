@@ -44,8 +44,20 @@ type Context struct {
 	// Extra are values that only operations of the control plane have, by key; a multi-valued key has several.
 	Extra []ExtraValue
 
-	text [40]byte // a value that is made when it is asked for
+	// Values that are made when they are asked for.
+	made struct {
+		ip                 [ipLen]byte
+		now, epoch, issued [timeLen]byte
+		caller, owner      [accountDigits]byte
+	}
 }
+
+// Lengths of what is made.
+const (
+	ipLen         = len("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")
+	timeLen       = len("2006-01-02T15:04:05Z")
+	accountDigits = 12
+)
 
 // ExtraValue is one value of a condition key. Name is for keys that have a name of their own (aws:RequestTag).
 type ExtraValue struct {
@@ -62,6 +74,9 @@ const resourceAliasesMax = 50
 
 // Value answers what the request says of a condition key; see policy.Context.
 func (c *Context) Value(k policy.Key, name string, i int) (policy.Value, bool) {
+	if k == policy.KMSEncryptionContext {
+		return c.contextValue(name, i)
+	}
 	if i == 0 {
 		if v, ok := c.single(k); ok {
 			return v, true
@@ -82,8 +97,6 @@ func (c *Context) Value(k policy.Key, name string, i int) (policy.Value, bool) {
 		if c.Key != nil && len(c.Key.Aliases) <= resourceAliasesMax && i < len(c.Key.Aliases) {
 			return text(c.Key.Aliases[i]), true
 		}
-	case policy.KMSEncryptionContext:
-		return c.contextValue(name, i)
 	case policy.KMSEncryptionContextKeys:
 		if c.EncryptionContext != nil && i < c.EncryptionContext.Len() {
 			key, _ := c.EncryptionContext.Pair(i)
@@ -108,7 +121,7 @@ func (c *Context) single(k policy.Key) (policy.Value, bool) {
 		}
 	case policy.AWSPrincipalAccount:
 		if w.Kind != policy.Service {
-			return c.account(w.Account), true
+			return account(w.Account, &c.made.caller), true
 		}
 	case policy.AWSPrincipalType:
 		switch w.Kind {
@@ -133,7 +146,7 @@ func (c *Context) single(k policy.Key) (policy.Value, bool) {
 		return present(w.Source)
 	case policy.AWSSourceIP:
 		if c.SourceIP.IsValid() {
-			return policy.Value{Text: c.SourceIP.AppendTo(c.text[:0]), Addr: c.SourceIP}, true
+			return policy.Value{Text: c.SourceIP.AppendTo(c.made.ip[:0]), Addr: c.SourceIP}, true
 		}
 	case policy.AWSSourceArn:
 		return policy.Value{Text: c.SourceArn}, c.SourceArn != nil
@@ -146,12 +159,12 @@ func (c *Context) single(k policy.Key) (policy.Value, bool) {
 	case policy.AWSSecureTransport:
 		return truth(c.SecureTransport), true
 	case policy.AWSCurrentTime:
-		return policy.Value{Text: c.Now.UTC().AppendFormat(c.text[:0], "2006-01-02T15:04:05Z")}, true
+		return policy.Value{Text: c.Now.UTC().AppendFormat(c.made.now[:0], time.RFC3339)}, true
 	case policy.AWSEpochTime:
-		return policy.Value{Text: strconv.AppendInt(c.text[:0], c.Now.Unix(), 10)}, true
+		return policy.Value{Text: strconv.AppendInt(c.made.epoch[:0], c.Now.Unix(), 10)}, true
 	case policy.AWSTokenIssueTime:
 		if !w.TokenIssued.IsZero() {
-			return policy.Value{Text: w.TokenIssued.UTC().AppendFormat(c.text[:0], "2006-01-02T15:04:05Z")}, true
+			return policy.Value{Text: w.TokenIssued.UTC().AppendFormat(c.made.issued[:0], time.RFC3339)}, true
 		}
 	case policy.AWSMultiFactorAuthPresent:
 		if !w.TokenIssued.IsZero() { // nobody can sign in with a second factor; long-term access keys do not have the key at all
@@ -164,13 +177,13 @@ func (c *Context) single(k policy.Key) (policy.Value, bool) {
 	case policy.AWSResourceAccount:
 		switch {
 		case c.Key != nil:
-			return c.account(c.Key.Account), true
+			return account(c.Key.Account, &c.made.owner), true
 		case w.Kind != policy.Service: // an alias, or what is to be made: its own account's
-			return c.account(w.Account), true
+			return account(w.Account, &c.made.caller), true
 		}
 	case policy.KMSCallerAccount:
 		if c.Key != nil && w.Kind != policy.Service {
-			return c.account(w.Account), true
+			return account(w.Account, &c.made.caller), true
 		}
 	case policy.KMSViaService:
 		if c.Key != nil {
@@ -220,8 +233,9 @@ func truth(b bool) policy.Value {
 	return text("false")
 }
 
-func (c *Context) account(a keyid.Account) policy.Value {
-	return policy.Value{Text: a.Append(c.text[:0])}
+// account is an account's ID, made in its place in c.made.
+func account(a keyid.Account, made *[accountDigits]byte) policy.Value {
+	return policy.Value{Text: a.Append(made[:0])}
 }
 
 func tag(tags []Tag, name string, i int) (policy.Value, bool) {

@@ -7,9 +7,10 @@ import (
 
 // Action is one permission of KMS.
 type Action struct {
-	Name   string     // kms:Decrypt
-	Grant  Operations // the grant operation that allows it, 0 if none does
-	Abroad bool       // it can be used on keys of other accounts
+	Name   string            // kms:Decrypt
+	Code   policy.ActionCode // of Name
+	Grant  Operations        // the grant operation that allows it, 0 if none does
+	Abroad bool              // it can be used on keys of other accounts
 }
 
 // Grants finds the grants of the key in question to a grantee, one of Caller.Grantees. The slice is valid until the decision is made.
@@ -83,7 +84,7 @@ func Decide(q *Question) (Decision, error) {
 	if subject == nil {
 		return Decision{Reason: refusal(q, NoIdentityPolicyAllows)}, nil
 	}
-	r := policy.Request{Action: q.Action.Name, Resource: q.Resource, Principal: &w.Principal, Context: q.Context, Scratch: q.Scratch}
+	r := policy.Request{Action: q.Action.Name, Code: q.Action.Code, Resource: q.Resource, Principal: &w.Principal, Context: q.Context, Scratch: q.Scratch}
 	var key policy.Result
 	if q.Policy != nil {
 		if key = q.Policy.Evaluate(&r); key.Deny != 0 {

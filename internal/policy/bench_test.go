@@ -60,7 +60,7 @@ func busyRequest() *Request {
 			f[i].addrs = []netip.Addr{netip.MustParseAddr("10.1.2.3")}
 		}
 	}
-	return &Request{Action: "kms:Decrypt", Resource: []byte(keyARN), Principal: &alice, Context: f, Scratch: &Scratch{}}
+	return &Request{Action: "kms:Decrypt", Code: CodeOf("kms:Decrypt"), Resource: []byte(keyARN), Principal: &alice, Context: f, Scratch: &Scratch{}}
 }
 
 func TestBusyPolicy(t *testing.T) {

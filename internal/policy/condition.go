@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/keyplane/keyplane/internal/bytesconv"
@@ -15,6 +16,9 @@ type condition struct {
 	set      quantifier
 	ifExists bool
 	key      Key
+	slot     uint8
+	literal  bool // what it compares with is text alone, which is one of texts too
+	text     string
 	name     string
 
 	// What the operator compares with; one of them.
@@ -134,11 +138,17 @@ func (c *compiler) condition(w *written) condition {
 		return d
 	}
 	d.key, d.name = ParseKey(w.key)
+	d.slot = c.slot(d.key, d.name)
 	c.policy.mention(d.key)
 	for _, v := range w.values {
 		if !c.value(&d, v) {
 			c.syntax("A condition's value is not one of its operator's type.")
 			return d
+		}
+	}
+	if d.typ == textExact || d.typ == textLike {
+		if t := &d.texts[0]; len(d.texts) == 1 && t.parts == nil && t.glob.kind == exact {
+			d.literal, d.text = true, t.glob.text
 		}
 	}
 	return d
@@ -185,6 +195,20 @@ func (c *compiler) value(d *condition, s string) (ok bool) {
 	return false
 }
 
+// slot is the slot of a condition key, slotsMax where there is none left.
+func (c *compiler) slot(k Key, name string) uint8 {
+	p := c.policy
+	i := slices.Index(p.slots, slot{k, name})
+	if i < 0 && k != UnknownKey && len(p.slots) < slotsMax {
+		i = len(p.slots)
+		p.slots = append(p.slots, slot{k, name})
+	}
+	if i < 0 {
+		return slotsMax
+	}
+	return uint8(i)
+}
+
 // cost orders the conditions of a statement: what is quickly found out first.
 func (c *condition) cost() int {
 	for i := range c.texts {
@@ -202,27 +226,55 @@ func (c *condition) cost() int {
 // holds reports whether a request fulfils the condition. A value of the request that is not of the operator's type fulfils what denies, and
 // nothing else.
 func (c *condition) holds(r *Request, deny bool) bool {
-	if c.typ == absence {
-		present := false
-		if c.key != UnknownKey {
-			_, present = r.Context.Value(c.key, c.name, 0)
-		}
-		for _, absent := range c.truths {
-			if absent != present {
-				return true
-			}
-		}
-		return false
+	m, bit := r.Scratch, uint32(1)<<c.slot
+	if c.key == UnknownKey {
+		return c.absent()
 	}
+	if c.slot == slotsMax || m.asked&bit == 0 {
+		m.ask(r.Context, c.slot, c.key, c.name)
+	}
+	switch {
+	case m.present&bit == 0:
+		return c.absent()
+	case c.typ == absence:
+		return slices.Contains(c.truths, false)
+	case m.several&bit != 0:
+		return c.holdsOfSeveral(r, deny)
+	}
+	v := &m.values[c.slot]
+	if c.literal {
+		return (string(v.Text) == c.text) != c.negated
+	}
+	matched, ok := c.matches(r, v)
+	if !ok {
+		return deny
+	}
+	return matched != c.negated
+}
+
+// absent is what holds says where the request has no value.
+func (c *condition) absent() bool {
+	switch {
+	case c.typ == absence:
+		return slices.Contains(c.truths, true)
+	case c.ifExists:
+		return true
+	case c.set == single:
+		return c.negated
+	}
+	return c.set == forAll
+}
+
+// holdsOfSeveral is holds where the request has several values.
+func (c *condition) holdsOfSeveral(r *Request, deny bool) bool {
 	decidedByOne := c.set == forAny || c.set == single && !c.negated // by one that is fulfilled, else by one that is not
 	fulfilled := !decidedByOne
-	n := 0
-	for c.key != UnknownKey {
-		v, present := r.Context.Value(c.key, c.name, n)
+	for i := 0; ; i++ {
+		v, present := r.Context.Value(c.key, c.name, i)
 		if !present {
-			break
+			return fulfilled
 		}
-		matched, ok := c.matches(r, v, n)
+		matched, ok := c.matches(r, &v)
 		if !ok {
 			return deny
 		}
@@ -232,30 +284,19 @@ func (c *condition) holds(r *Request, deny bool) bool {
 				return fulfilled
 			}
 		}
-		n++
 	}
-	if n > 0 {
-		return fulfilled
-	}
-	switch {
-	case c.ifExists:
-		return true
-	case c.set == single:
-		return c.negated
-	}
-	return c.set == forAll
 }
 
-// matches compares v, value i of the key, with the condition's values; ok false: it is not of the operator's type.
-func (c *condition) matches(r *Request, v Value, i int) (matched, ok bool) {
+// matches compares v with the condition's values; ok false: it is not of the operator's type.
+func (c *condition) matches(r *Request, v *Value) (matched, ok bool) {
 	switch c.typ {
 	case textExact, textFold, textLike:
-		return c.matchText(r, v.Text, i), true
+		return c.matchText(r, v.Text), true
 	case arn:
 		if !isARN(v.Text) {
 			return false, false
 		}
-		return c.matchText(r, v.Text, i), true
+		return c.matchText(r, v.Text), true
 	case number:
 		f, ok := parseNumber(v.Text)
 		for _, want := range c.numbers {
@@ -303,8 +344,7 @@ func compare(a, b float64) int {
 	return 0
 }
 
-// matchText compares v, value i of the key, as a text. Asking for a variable's value takes v away, so it is asked for again.
-func (c *condition) matchText(r *Request, v []byte, i int) bool {
+func (c *condition) matchText(r *Request, v []byte) bool {
 	for k := range c.texts {
 		t := &c.texts[k]
 		if t.parts == nil {
@@ -313,10 +353,7 @@ func (c *condition) matchText(r *Request, v []byte, i int) bool {
 			}
 			continue
 		}
-		symbols, ok := t.expand(r, len(v))
-		again, _ := r.Context.Value(c.key, c.name, i)
-		v = again.Text
-		if ok && c.matchSymbols(symbols, v, r.Scratch) {
+		if symbols, ok := t.expand(r, len(v)); ok && c.matchSymbols(symbols, v, r.Scratch) {
 			return true
 		}
 	}

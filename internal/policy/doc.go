@@ -4,6 +4,7 @@
 //
 //	policy.go      Kind, Principal, Context, Request, Result: what callers see
 //	parse.go       Parse: the document's elements, its limits, what is refused (reader.go: its JSON)
+//	action.go      the actions of KMS by number
 //	principal.go   whom Principal and NotPrincipal name
 //	condition.go   condition operators (keys.go: condition keys; value.go: numbers, dates, IP addresses)
 //	pattern.go     * and ?

@@ -6,18 +6,31 @@ type Policy struct {
 	statements []statement
 	principals []string
 	mentioned  [keyCount]bool
+	actions    actionSet // the actions that a statement is about
+	slots      []slot    // condition keys whose values an evaluation keeps
 }
+
+// slot is a condition key, with the name that it takes.
+type slot struct {
+	key  Key
+	name string
+}
+
+// slotsMax bounds what an evaluation keeps. Values of more keys are asked for whenever they are needed.
+const slotsMax = 16
 
 // statement is one statement, its NotPrincipal, NotAction and NotResource in the place of what they negate.
 type statement struct {
-	sid                                  string
+	codes                                actionSet // of those of KMS, the actions that it is about
 	deny                                 bool
 	inert                                bool // has no effect
 	notPrincipal, notAction, notResource bool
+	everything                           bool // about every resource
+	conditions                           []condition
 	who                                  principals
 	actions                              []glob // of lower case
 	resources                            []template
-	conditions                           []condition
+	sid                                  string
 }
 
 // Scratch is working memory for Evaluate. The zero value is ready; it belongs to one goroutine at a time. It grows to what the longest value of
@@ -26,6 +39,11 @@ type Scratch struct {
 	symbols []uint16
 	text    []byte
 	action  []byte
+
+	// First values of a policy's slots, and what is known of them, a bit each: they are of one evaluation. The last is for keys without slot.
+	asked, present, several uint32
+	values                  [slotsMax + 1]Value
+	used                    int // values that evaluations may have filled
 }
 
 // Reset wipes what evaluations left behind and keeps the memory.
@@ -33,36 +51,51 @@ func (s *Scratch) Reset() {
 	clear(s.symbols[:cap(s.symbols)])
 	clear(s.text[:cap(s.text)])
 	clear(s.action[:cap(s.action)])
+	s.asked, s.present, s.several = 0, 0, 0
+	clear(s.values[:s.used])
+	s.values[slotsMax] = Value{}
+	s.used = 0
 }
 
-// actionBuffer is long enough for the actions there are.
-const actionBuffer = 64
+// ask finds the first value of a condition key out, and whether there are more. slot is slotsMax for a key that has none.
+func (s *Scratch) ask(c Context, slot uint8, k Key, name string) {
+	bit := uint32(1) << slot
+	s.asked |= bit
+	s.present &^= bit
+	s.several &^= bit
+	var ok bool
+	if s.values[slot], ok = c.Value(k, name, 0); !ok {
+		return
+	}
+	s.present |= bit
+	if mayHaveSeveral[k] {
+		if _, ok = c.Value(k, name, 1); ok {
+			s.several |= bit
+		}
+	}
+}
 
 // Evaluate says what the policy's statements say of r. It allocates nothing.
 func (p *Policy) Evaluate(r *Request) (result Result) {
-	var buffer [actionBuffer]byte
-	var action []byte
-	if len(r.Action) <= len(buffer) {
-		action = buffer[:len(r.Action)]
-		for i := range action {
-			action[i] = lowerByte(r.Action[i])
-		}
-	} else {
-		r.Scratch.action = appendLower(r.Scratch.action[:0], r.Action)
-		action = r.Scratch.action
+	m := r.Scratch
+	if r.Code == 0 {
+		m.action = appendLower(m.action[:0], r.Action)
+	} else if !p.actions.has(r.Code) {
+		return result
 	}
+	m.asked, m.used = 0, max(m.used, len(p.slots))
 	allowed := ways(0)
 	for i := range p.statements {
 		s := &p.statements[i]
-		if s.inert || s.deny && result.Deny != 0 {
+		// What costs least first: most statements are about another action, or somebody else.
+		if s.inert || !s.isAbout(r) || s.deny && result.Deny != 0 {
 			continue
 		}
-		// What costs least first: most statements are about somebody else, or another action.
 		w := s.names(p.kind, r.Principal)
 		if !s.deny {
 			w &^= allowed
 		}
-		if w == 0 || !s.hasAction(action) || p.kind != TrustPolicy && !s.hasResource(r) || !s.holds(r) {
+		if w == 0 || !s.everything && !s.hasResource(r) || !s.holds(r) {
 			continue
 		}
 		if s.deny {
@@ -77,6 +110,14 @@ func (p *Policy) Evaluate(r *Request) (result Result) {
 		}
 	}
 	return result
+}
+
+// isAbout reports whether the statement is about the request's action.
+func (s *statement) isAbout(r *Request) bool {
+	if r.Code != 0 {
+		return s.codes.has(r.Code)
+	}
+	return s.hasAction(r.Scratch.action)
 }
 
 func (s *statement) hasAction(action []byte) bool {

@@ -38,7 +38,7 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		r := &Request{Action: action, Resource: []byte(keyARN), Scratch: &Scratch{}, Context: &lent{of: everywhere{[]byte(value), []byte(userARN)}}}
+		r := &Request{Action: action, Resource: []byte(keyARN), Scratch: &Scratch{}, Context: everywhere{[]byte(value), []byte(userARN)}}
 		for _, caller := range []*Principal{&root, &alice, &worker, &storage, &foreign} {
 			r.Principal = caller
 			got := p.Evaluate(r)

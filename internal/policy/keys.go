@@ -196,6 +196,15 @@ func ParseKey(s string) (k Key, name string) {
 // String is the key's name, of keys that take one with the separator.
 func (k Key) String() string { return keyNames[k] }
 
+// mayHaveSeveral has the keys that are asked for a second value: multivalued ones; those that take a name, of which a request may have
+// one in several cases; and kms:GrantConstraintType of a grant with both constraints.
+var mayHaveSeveral = func() (t [keyCount]bool) {
+	for k := range t {
+		t[k] = Key(k).multivalued() || Key(k) == KMSGrantConstraintType || strings.HasSuffix(keyNames[k], ":") || strings.HasSuffix(keyNames[k], "/")
+	}
+	return t
+}()
+
 // multivalued reports whether requests may have several values of k.
 func (k Key) multivalued() bool {
 	switch k {

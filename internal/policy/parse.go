@@ -267,6 +267,17 @@ func (c *compiler) statement(e *element) statement {
 	}
 	// A key policy's statement without actions or resources is accepted and does nothing.
 	s.inert = s.actions == nil || s.resources == nil && c.kind != TrustPolicy
+	if !s.inert {
+		for code, name := range actionNames[1:] {
+			if s.hasAction(name) {
+				s.codes |= 1 << (code + 1)
+			}
+		}
+		c.policy.actions |= s.codes
+	}
+	s.everything = c.kind == TrustPolicy || !s.notResource && slices.ContainsFunc(s.resources, func(t template) bool {
+		return t.parts == nil && t.glob.kind == prefix && t.glob.text == ""
+	})
 	for i := range e.conditions {
 		s.conditions = append(s.conditions, c.condition(&e.conditions[i]))
 	}

@@ -52,16 +52,17 @@ type Value struct {
 
 // Context answers what a request says of condition keys. Value is value i, from 0, of a key; ok false where the key has no such value, at 0:
 // where it is absent. name is what stands behind the key's '/' or ':' for keys that have a name of their own (kms:EncryptionContext:name,
-// aws:PrincipalTag/name), as the policy writes it; it is matched without regard to case. Calls must not allocate; what they return is
-// valid until the next call.
+// aws:PrincipalTag/name), as the policy writes it; it is matched without regard to case. Calls must not allocate. What they return stays
+// valid and the same until the evaluation ends. Only the keys of mayHaveSeveral have more than one value.
 type Context interface {
 	Value(k Key, name string, i int) (v Value, ok bool)
 }
 
 // Request is what a policy is evaluated on.
 type Request struct {
-	Action    string // kms:Decrypt
-	Resource  []byte // ARN; "*" for what concerns no resource
+	Action    string     // kms:Decrypt
+	Code      ActionCode // CodeOf(Action), or 0, which finds the same more slowly
+	Resource  []byte     // ARN; "*" for what concerns no resource
 	Principal *Principal
 	Context   Context
 	Scratch   *Scratch // working memory, of one goroutine at a time

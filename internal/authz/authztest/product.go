@@ -173,7 +173,7 @@ func (p *Product) question(r *Request) (*authz.Question, *policy.Request) {
 	if len(p.grants) > 0 {
 		q.Grants = p.grants
 	}
-	return q, &policy.Request{Action: action.Name, Resource: q.Resource, Principal: &p.caller.Principal, Context: x, Scratch: &p.scratch}
+	return q, &policy.Request{Action: action.Name, Code: action.Code, Resource: q.Resource, Principal: &p.caller.Principal, Context: x, Scratch: &p.scratch}
 }
 
 // extraKeys are the condition keys that Extra may have.
