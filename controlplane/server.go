@@ -178,7 +178,10 @@ func (s *Server) serve(ctx context.Context, c *call) ([]byte, error) {
 		return nil, kmsapi.New(code, string(scratch.Message()))
 	}
 	c.caller = identity
-	if service := identity.Service(); service != kmsapi.SigningName && s.iam != nil {
+	if service := identity.Service(); service != kmsapi.SigningName {
+		if s.iam == nil {
+			return nil, kmsapi.New(kmsapi.UnknownOperation, kmsapi.UnknownOperationText)
+		}
 		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 		defer cancel()
 		var body []byte

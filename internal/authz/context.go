@@ -33,7 +33,8 @@ type Context struct {
 	SourceArn       []byte // told by a registered service that calls for a resource of its own; nil for none
 	SourceAccount   []byte
 
-	Key *KeyFacts // nil: the request concerns no key
+	Owner keyid.Account // of the resource; Decide sets it
+	Key   *KeyFacts     // nil: the request concerns no key
 
 	EncryptionContext   Pairs  // nil: the operation has none
 	EncryptionAlgorithm []byte // nil: the operation has none
@@ -175,12 +176,7 @@ func (c *Context) single(k policy.Key) (policy.Value, bool) {
 	case policy.AWSUserAgent:
 		return policy.Value{Text: c.UserAgent}, c.UserAgent != nil
 	case policy.AWSResourceAccount:
-		switch {
-		case c.Key != nil:
-			return account(c.Key.Account, &c.made.owner), true
-		case w.Kind != policy.Service: // an alias, or what is to be made: its own account's
-			return account(w.Account, &c.made.caller), true
-		}
+		return account(c.Owner, &c.made.owner), true
 	case policy.KMSCallerAccount:
 		if c.Key != nil && w.Kind != policy.Service {
 			return account(w.Account, &c.made.caller), true

@@ -80,6 +80,7 @@ func (s *side) limited() bool { return s.unbounded && s.inSession }
 // by name or leaves to its account. Where that does not suffice either, or the key is another account's, the caller's own side has to allow.
 func Decide(q *Question) (Decision, error) {
 	w := q.Caller
+	q.Context.Owner = q.Owner
 	subject := w.Holder.Subject()
 	if subject == nil {
 		return Decision{Reason: refusal(q, NoIdentityPolicyAllows)}, nil

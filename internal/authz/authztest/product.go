@@ -144,7 +144,7 @@ func (p *Product) question(r *Request) (*authz.Question, *policy.Request) {
 	x.SourceIP, _ = netip.ParseAddr(r.SourceIP)
 	x.SecureTransport = !r.Plain
 	x.UserAgent = text(r.UserAgent)
-	x.Region = r.Region
+	x.Region, x.Owner = r.Region, owner
 	x.SourceArn, x.SourceAccount = text(r.SourceARN), text(r.SourceAccount)
 	if k := r.Key; k != nil {
 		x.Key = &authz.KeyFacts{Account: owner, Spec: k.Spec, Usage: k.Usage, Origin: k.Origin, MultiRegion: k.MultiRegion,
