@@ -775,3 +775,26 @@ func TestRegistry(t *testing.T) {
 		}
 	}
 }
+
+// aws:ResourceAccount of a role that is assumed is its own account: a Deny of everything abroad holds.
+func TestForeignRoleIsAnotherAccounts(t *testing.T) {
+	a := newAPI(t)
+	b := newAPI(t)
+	if err := a.table.Load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	u := a.newUser("u", `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"*","Resource":"*"},
+	{"Effect":"Deny","Action":"*","Resource":"*","Condition":{"StringNotEquals":{"aws:ResourceAccount":"`+a.account.String()+`"}}}]}`)
+	other := b.account
+	tr := `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"AWS":"arn:aws:iam::` + a.account.String() + `:root"},"Action":"sts:AssumeRole"}]}`
+	if err := b.table.Load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.admin.ok("iam:CreateRole", "RoleName", "foreign", "AssumeRolePolicyDocument", tr)
+	if err := a.table.Load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if s, body := u.do("sts:AssumeRole", "RoleArn", "arn:aws:iam::"+other.String()+":role/foreign", "RoleSessionName", "sess"); s == 200 {
+		t.Errorf("assumed a foreign role against the Deny: %s", field(body, "Arn"))
+	}
+}
