@@ -126,6 +126,10 @@ func deleteAccessKey(ctx context.Context, c *call) error {
 	}
 	err = c.store.RemoveAccessKey(ctx, o, id)
 	if errors.Is(err, store.ErrNotFound) {
+		// The call that removed it may not have published yet, and this one's answer tells that it is gone.
+		if err := c.table.publishAccessKey(ctx, id, nil); err != nil {
+			return err
+		}
 		return noAccessKey(id)
 	}
 	return c.table.publishAccessKey(ctx, id, err)

@@ -36,7 +36,8 @@ func (t *Table) fill(ctx context.Context) error {
 		return err
 	}
 	if err := t.store.AllPolicies(ctx, func(m *store.ManagedPolicy) (err error) {
-		t.policies[m.ARN(t.partition)], err = compile(m.Document)
+		p, err := compile(m.Document)
+		t.policies[m.ARN(t.partition)] = managed{m.ID, p}
 		return err
 	}); err != nil {
 		return err
@@ -155,17 +156,23 @@ func (t *Table) managed(ctx context.Context, arn string) (*policy.Policy, error)
 	if text := t.awsPolicy(arn); text != "" {
 		return compile(text)
 	}
-	t.names.RLock()
-	c := t.policies[arn]
-	t.names.RUnlock()
-	if c != nil {
-		return c, nil
-	}
 	m, err := t.store.ManagedPolicy(ctx, arn)
 	if err != nil {
 		return nil, err
 	}
-	return compile(m.Document)
+	t.names.RLock()
+	c := t.policies[arn]
+	t.names.RUnlock()
+	if c.id == m.ID {
+		return c.policy, nil
+	}
+	return compile(m.Document) // it was made again under its name, and is not published yet
+}
+
+// managed is a managed policy that was compiled. One that is made again under its name has another ID.
+type managed struct {
+	id     string
+	policy *policy.Policy
 }
 
 // caller is whom p's credentials speak for. session is the name of a role session.
@@ -267,10 +274,15 @@ func (t *Table) reloadPrincipal(ctx context.Context, n store.PrincipalName) erro
 		}
 	}
 	t.names.Lock()
-	defer t.names.Unlock()
-	t.principals[n] = renew(t.principals[n], p)
+	old := t.principals[n]
+	next := renew(old, p)
+	t.principals[n] = next
 	if p == nil {
 		delete(t.principals, n)
+	}
+	t.names.Unlock()
+	if old != nil && (next == nil || next.holder != old.holder) { // nobody can use them any more, and they count
+		t.sessions.drop(func(c *authz.Caller) bool { return c.Holder == old.holder })
 	}
 	return nil
 }
@@ -341,16 +353,18 @@ func (t *Table) reloadPolicy(ctx context.Context, arn string) error {
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return fmt.Errorf("iam: reloading a policy: %w", err)
 	}
-	var c *policy.Policy
-	if m != nil {
-		if c, err = compile(m.Document); err != nil {
-			return fmt.Errorf("iam: reloading a policy: %w", err)
-		}
+	if m == nil {
+		t.names.Lock()
+		defer t.names.Unlock()
+		delete(t.policies, arn)
+		return nil
+	}
+	c, err := compile(m.Document)
+	if err != nil {
+		return fmt.Errorf("iam: reloading a policy: %w", err)
 	}
 	t.names.Lock()
 	defer t.names.Unlock()
-	if t.policies[arn] = c; c == nil {
-		delete(t.policies, arn)
-	}
+	t.policies[arn] = managed{m.ID, c}
 	return nil
 }

@@ -7,7 +7,9 @@ import (
 	"strings"
 
 	"github.com/keyplane/keyplane/controlplane/store"
+	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/awsquery"
+	"github.com/keyplane/keyplane/internal/policy"
 )
 
 func putInline(ctx context.Context, c *call, k store.PrincipalKind) error {
@@ -116,7 +118,7 @@ func attach(ctx context.Context, c *call, k store.PrincipalKind) error {
 	return c.change(ctx, n, func(p *store.Principal) error {
 		p.Attach(arn)
 		return c.attachable(ctx, arn)
-	})
+	}, authz.ExtraValue{Key: policy.IAMPolicyARN, Value: arn})
 }
 
 func detach(ctx context.Context, c *call, k store.PrincipalKind) error {
@@ -129,7 +131,7 @@ func detach(ctx context.Context, c *call, k store.PrincipalKind) error {
 			return awsquery.NewError("NoSuchEntity", "Policy "+clip(arn)+" was not found.")
 		}
 		return nil
-	})
+	}, authz.ExtraValue{Key: policy.IAMPolicyARN, Value: arn})
 }
 
 // listAttached answers all attached policies at once: there are few.
@@ -167,7 +169,7 @@ func putBoundary(ctx context.Context, c *call, k store.PrincipalKind) error {
 	return c.change(ctx, n, func(p *store.Principal) error {
 		p.Boundary = arn
 		return c.attachable(ctx, arn)
-	})
+	}, authz.ExtraValue{Key: policy.IAMPermissionsBoundary, Value: arn})
 }
 
 func deleteBoundary(ctx context.Context, c *call, k store.PrincipalKind) error {

@@ -3,6 +3,7 @@ package iam
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"time"
 
@@ -105,6 +106,10 @@ func (c *call) principal(ctx context.Context, n store.PrincipalName, extra ...au
 	resource := c.arn(word(n.Kind) + "/" + n.Name)
 	if p != nil {
 		resource = p.ARN(c.table.partition)
+		extra = append(resourceTags(p.Tags), extra...)
+		if p.Boundary != "" && !slices.ContainsFunc(extra, func(v authz.ExtraValue) bool { return v.Key == policy.IAMPermissionsBoundary }) {
+			extra = append(extra, authz.ExtraValue{Key: policy.IAMPermissionsBoundary, Value: p.Boundary})
+		}
 	}
 	if err := c.authorize(resource, extra...); err != nil {
 		return nil, err
@@ -113,6 +118,15 @@ func (c *call) principal(ctx context.Context, n store.PrincipalName, extra ...au
 		return nil, noSuch(word(n.Kind), n.Name)
 	}
 	return p, nil
+}
+
+// resourceTags are the tags of what the operation is about, as conditions name them.
+func resourceTags(tags []store.Tag) []authz.ExtraValue {
+	var values []authz.ExtraValue
+	for _, t := range tags {
+		values = append(values, authz.ExtraValue{Key: policy.AWSResourceTag, Name: t.Key, Value: t.Value}, authz.ExtraValue{Key: policy.IAMResourceTag, Name: t.Key, Value: t.Value})
+	}
+	return values
 }
 
 // change asks for permission and edits a user or role, whose name it reads as principal does.
@@ -143,7 +157,11 @@ func (c *call) unattachable(err error) error {
 
 // create writes a new user or role and shows it.
 func (c *call) create(ctx context.Context, p *store.Principal) error {
-	if err := c.authorize(p.ARN(c.table.partition), requestTags(p.Tags)...); err != nil {
+	extra := requestTags(p.Tags)
+	if p.Boundary != "" {
+		extra = append(extra, authz.ExtraValue{Key: policy.IAMPermissionsBoundary, Value: p.Boundary})
+	}
+	if err := c.authorize(p.ARN(c.table.partition), extra...); err != nil {
 		return err
 	}
 	if p.Boundary != "" {

@@ -209,7 +209,7 @@ func (c *call) authorizeAs(action, resource string, owner keyid.Account, trust *
 		return nil
 	}
 	if trust != nil || d.Reason == authz.NotAbroad {
-		return denied(c.caller, action, resource)
+		return denied(c.caller, action, clip(resource))
 	}
 	return awsquery.NewError("AccessDenied", string(d.AppendDenied(nil, q)))
 }

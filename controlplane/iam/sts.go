@@ -108,11 +108,9 @@ func assumeRole(ctx context.Context, c *call) error {
 		return denied(c.caller, c.action, clip(arn))
 	}
 	// A source identity, once set, stays with all sessions that are begun from the first.
-	set := source != ""
+	set, other := source != "", false
 	if c.caller.Source != "" {
-		if set && source != c.caller.Source {
-			return denied(c.caller, "sts:SetSourceIdentity", arn)
-		}
+		other = set && source != c.caller.Source // told after the decision, so as not to tell that the role exists
 		source, set = c.caller.Source, true
 	}
 	extra := []authz.ExtraValue{{Key: policy.STSRoleSessionName, Value: name}}
@@ -134,6 +132,9 @@ func assumeRole(ctx context.Context, c *call) error {
 		if err := c.authorizeAs(action, arn, role.Account, role.trust, extra); err != nil {
 			return err
 		}
+	}
+	if other {
+		return denied(c.caller, "sts:SetSourceIdentity", clip(arn))
 	}
 	duration := time.Duration(seconds) * time.Second
 	switch {
@@ -158,6 +159,9 @@ func assumeRole(ctx context.Context, c *call) error {
 			return err
 		}
 	}
+	if size := sessionSize(v); size > sessionSizeMax {
+		return awsquery.NewError("PackedPolicyTooLarge", "Packed policy consumes "+strconv.Itoa(100*size/sessionSizeMax)+"% of allotted space, please use smaller policy.")
+	}
 	made, err := c.table.begin(ctx, role, store.PrincipalName{Kind: store.Role, Account: role.Account, Name: role.name}, v, c.now)
 	if err != nil {
 		return err
@@ -177,7 +181,12 @@ func assumeRole(ctx context.Context, c *call) error {
 const unicodeASCII = 0x7f
 
 // packedSize is how much of a session's room its policy and tags take, in per cent.
-func packedSize(v *store.Session) int {
+func packedSize(v *store.Session) int { return max(1, 100*sessionSize(v)/sessionSizeMax) }
+
+// sessionSizeMax bounds a session's policies and tags, in bytes: ten thousand sessions are 200 MB of records at most.
+const sessionSizeMax = 20 << 10
+
+func sessionSize(v *store.Session) int {
 	n := 0
 	for _, p := range v.Policies {
 		n += len(p)
@@ -185,7 +194,7 @@ func packedSize(v *store.Session) int {
 	for _, t := range v.Tags {
 		n += len(t.Key) + len(t.Value)
 	}
-	return max(1, min(100, 100*n/(policyArnsMax*store.ManagedPolicyMax)))
+	return n
 }
 
 func requestTags(tags []store.Tag) []authz.ExtraValue {

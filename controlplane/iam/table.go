@@ -33,7 +33,7 @@ type Table struct {
 	accounts   map[keyid.Account]*principal
 	principals map[store.PrincipalName]*principal
 	services   map[string]*principal
-	policies   map[string]*policy.Policy // managed policies by ARN
+	policies   map[string]managed // managed policies by ARN, so that all who have one share it
 
 	unsettled unsettled
 }
@@ -80,7 +80,7 @@ func (t *Table) empty() {
 	t.keys.Store(&map[string]*sigv4.AccessKey{})
 	t.sessions.init()
 	t.accounts, t.principals = map[keyid.Account]*principal{}, map[store.PrincipalName]*principal{}
-	t.services, t.policies = map[string]*principal{}, map[string]*policy.Policy{}
+	t.services, t.policies = map[string]*principal{}, map[string]managed{}
 }
 
 // validRegion is the control plane's rule for names of Regions.

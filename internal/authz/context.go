@@ -90,6 +90,7 @@ func (c *Context) Value(k policy.Key, name string, i int) (policy.Value, bool) {
 		if c.Key != nil {
 			return tag(c.Key.Tags, name, i)
 		}
+		return c.extra(k, name, i)
 	case policy.AWSCalledVia:
 		if c.Caller.Via != "" && i == 0 {
 			return text(c.Caller.ViaName), true

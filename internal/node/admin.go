@@ -30,8 +30,8 @@ const CredentialsFile = "credentials"
 
 // ensureAdmin sees to it that the account has an administrator who can sign in. The environment wins: its access key replaces the ones the
 // administrator had, so that one that leaked can be taken out of use. Else, if anybody of the account has an access key, all stays as it is,
-// but for what a data directory of an older version lacks; else the credentials file is taken, made with a random key if it is not there. A
-// random key's file is written before the key exists, so that a crash in between loses nothing; the environment's after its key was accepted,
+// but for what a data directory of an older version lacks; else the credentials file is taken, made with a random key if it is not there or
+// holds a key that was deleted. A random key's file is written before the key exists, so that a crash in between loses nothing; the environment's after its key was accepted,
 // so that a refused one overwrites nothing.
 func ensureAdmin(ctx context.Context, t *iam.Table, st *store.Store, a keyid.Account, dir string) error {
 	path := filepath.Join(dir, CredentialsFile)
@@ -46,6 +46,9 @@ func ensureAdmin(ctx context.Context, t *iam.Table, st *store.Store, a keyid.Acc
 		b := []byte(secretKey)
 		defer clear(b)
 		if err := t.ReplaceAdmin(ctx, a, id, b); err != nil {
+			return err
+		}
+		if err := pinKey(ctx, st, id); err != nil {
 			return err
 		}
 		return writeCredentials(path, id, secretKey)
@@ -73,21 +76,45 @@ func ensureAdmin(ctx context.Context, t *iam.Table, st *store.Store, a keyid.Acc
 	} else if err != nil {
 		return err
 	}
-	if keys > 0 {
-		return nil
-	}
 	var err error
 	id, secretKey, err = readCredentials(path)
-	if errors.Is(err, os.ErrNotExist) {
+	if keys > 0 {
+		if err != nil {
+			return nil // nobody needs the file any more
+		}
+		return pinKey(ctx, st, id)
+	}
+	used := false
+	if err == nil {
+		if used, err = keyUsed(ctx, st, id); err != nil {
+			return err
+		}
+	}
+	if errors.Is(err, os.ErrNotExist) || used {
 		id, secretKey = newAccessKey()
 		err = writeCredentials(path, id, secretKey)
 	}
 	if err != nil {
 		return err
 	}
+	if err := pinKey(ctx, st, id); err != nil {
+		return err
+	}
 	b := []byte(secretKey)
 	defer clear(b)
 	return t.EnsureAdmin(ctx, a, id, b)
+}
+
+// pinKey remembers that the access key of the credentials file was made, before it is: if it is gone at a later start, somebody deleted it, and
+// it does not come back. keyUsed tells.
+func pinKey(ctx context.Context, st *store.Store, id string) error {
+	_, err := st.Pin(ctx, "credentials/"+id, "made")
+	return err
+}
+
+func keyUsed(ctx context.Context, st *store.Store, id string) (bool, error) {
+	made, err := st.Pinned(ctx, "credentials/"+id)
+	return made != "", err
 }
 
 // newAccessKey makes an access key of the form AWS gives: AKIA and 16 base32 digits, and 40 base64 digits.

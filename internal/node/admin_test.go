@@ -282,3 +282,33 @@ func TestAdminOfOlderVersion(t *testing.T) {
 		t.Error("the replaced key still signs in")
 	}
 }
+
+// An access key that was deleted does not come back from the credentials file: the next start makes another.
+func TestDeletedKeyStaysDead(t *testing.T) {
+	a := newAdmins(t)
+	for range 2 {
+		if err := a.ensure(testAccount); err != nil {
+			t.Fatal(err)
+		}
+		id, _ := a.file()
+		if a.creds.AccessKey([]byte(id)) == nil {
+			t.Fatal("the credentials file's access key does not sign in")
+		}
+		if err := a.store.RemoveAccessKey(t.Context(), store.Owner{Account: testAccount, User: "administrator"}, id); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.creds.Load(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.ensure(testAccount); err != nil {
+			t.Fatal(err)
+		}
+		if a.creds.AccessKey([]byte(id)) != nil {
+			t.Error("the deleted access key signs in again")
+		}
+		next, _ := a.file()
+		if next == id || a.creds.AccessKey([]byte(next)) == nil {
+			t.Errorf("the credentials file holds %s, which does not sign in", next)
+		}
+	}
+}

@@ -88,6 +88,10 @@ const (
 	STSRoleSessionName
 	STSSourceIdentity
 
+	IAMPolicyARN
+	IAMPermissionsBoundary
+	IAMResourceTag // *
+
 	keyCount
 )
 
@@ -171,6 +175,10 @@ var keyNames = [keyCount]string{
 	STSExternalID:      "sts:ExternalId",
 	STSRoleSessionName: "sts:RoleSessionName",
 	STSSourceIdentity:  "sts:SourceIdentity",
+
+	IAMPolicyARN:           "iam:PolicyARN",
+	IAMPermissionsBoundary: "iam:PermissionsBoundary",
+	IAMResourceTag:         "iam:ResourceTag/",
 }
 
 // keysByName finds a key by its name in lower case.
