@@ -1,0 +1,122 @@
+package iam
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/keyplane/keyplane/controlplane/store"
+)
+
+const allowAll = `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"*","Resource":"*"}]}`
+
+// A Deny that guards against more rights holds: on the policy that is attached, on the tags of who is changed.
+func TestGuardsHold(t *testing.T) {
+	a := newAPI(t)
+	u := a.newUser("ops", `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"iam:*","Resource":"*"},
+	{"Effect":"Deny","Action":["iam:AttachUserPolicy","iam:AttachRolePolicy"],"Resource":"*","Condition":{"ArnEquals":{"iam:PolicyARN":"arn:aws:iam::aws:policy/AdministratorAccess"}}},
+	{"Effect":"Deny","Action":["iam:DeleteUser","iam:CreateAccessKey"],"Resource":"*","Condition":{"StringEquals":{"aws:ResourceTag/protected":"yes"}}}]}`)
+	if s, b := u.do("iam:AttachUserPolicy", "UserName", "ops", "PolicyArn", "arn:aws:iam::aws:policy/AdministratorAccess"); s == 200 {
+		t.Errorf("Deny with iam:PolicyARN does not hold: %d %s", s, b)
+	}
+	a.admin.ok("iam:CreateUser", "UserName", "boss", "Tags.member.1.Key", "protected", "Tags.member.1.Value", "yes")
+	if s, b := u.do("iam:CreateAccessKey", "UserName", "boss"); s == 200 {
+		t.Errorf("Deny with aws:ResourceTag does not hold: %d", s)
+		_ = b
+	}
+}
+
+// What a session may carry is bounded in bytes, white space included.
+func TestSessionPoliciesAreBounded(t *testing.T) {
+	a := newAPI(t)
+	a.admin.ok("iam:CreateRole", "RoleName", "r", "AssumeRolePolicyDocument", `{"Version":"2012-10-17","Statement":{"Effect":"Allow","Principal":{"AWS":"`+a.arn("root")+`"},"Action":"sts:AssumeRole"}}`)
+	args := []string{"RoleArn", a.arn("role/r"), "RoleSessionName", "sess"}
+	for i := range 10 {
+		n := string(rune('0' + i + 1))
+		if i == 9 {
+			n = "10"
+		}
+		s, b := a.admin.do("iam:CreatePolicy", "PolicyName", "pad"+n, "PolicyDocument", allowAll+strings.Repeat(" ", 15_000))
+		if s != 200 {
+			t.Fatalf("%d %s", s, field(b, "Message"))
+		}
+		args = append(args, "PolicyArns.member."+n+".arn", a.arn("policy/pad"+n))
+	}
+	s, b := a.admin.do("sts:AssumeRole", args...)
+	if s != 400 || field(b, "Code") != "PackedPolicyTooLarge" {
+		t.Errorf("ten padded policies: %d %s", s, field(b, "Code"))
+	}
+	if s, b = a.admin.do("sts:AssumeRole", args[:4+2*2]...); s != 400 || field(b, "Code") != "PackedPolicyTooLarge" {
+		t.Errorf("two padded policies: %d %s", s, field(b, "Code"))
+	}
+	if s, b = a.admin.do("sts:AssumeRole", args[:4+2]...); s != 200 {
+		t.Errorf("one padded policy: %d %s", s, b)
+	}
+}
+
+// Another source identity than the session's is refused without telling whether the role exists.
+func TestSourceIdentityTellsNothing(t *testing.T) {
+	a := newAPI(t)
+	trust := `{"Version":"2012-10-17","Statement":{"Effect":"Allow","Principal":{"AWS":"` + a.arn("root") + `"},"Action":["sts:AssumeRole","sts:SetSourceIdentity"]}}`
+	a.admin.ok("iam:CreateRole", "RoleName", "r", "AssumeRolePolicyDocument", trust)
+	b := a.admin.ok("sts:AssumeRole", "RoleArn", a.arn("role/r"), "RoleSessionName", "sess", "SourceIdentity", "alice")
+	w := a.as(field(b, "AccessKeyId"), field(b, "SecretAccessKey"), field(b, "SessionToken"))
+	a.admin.ok("iam:CreateRole", "RoleName", "secret", "AssumeRolePolicyDocument", `{"Version":"2012-10-17","Statement":{"Effect":"Allow","Principal":{"Service":"x.y.z"},"Action":"sts:AssumeRole"}}`)
+	_, there := w.do("sts:AssumeRole", "RoleArn", a.arn("role/secret"), "RoleSessionName", "sess", "SourceIdentity", "mallory")
+	_, not := w.do("sts:AssumeRole", "RoleArn", a.arn("role/absent"), "RoleSessionName", "sess", "SourceIdentity", "mallory")
+	if x, y := strings.Replace(field(there, "Message"), "secret", "X", 1), strings.Replace(field(not, "Message"), "absent", "X", 1); x != y {
+		t.Errorf("existence leaks:\n%s\n%s", x, y)
+	}
+}
+
+// DeletePolicy and CreatePolicy have committed but not published yet when AttachUserPolicy runs.
+func TestPolicyMadeAgain(t *testing.T) {
+	a := newAPI(t)
+	ctx := t.Context()
+	a.admin.ok("iam:CreateUser", "UserName", "u")
+	a.admin.ok("iam:CreatePolicy", "PolicyName", "m", "PolicyDocument", allowAll)
+	arn := a.arn("policy/m")
+	if err := a.table.store.DeletePolicy(ctx, arn); err != nil {
+		t.Fatal(err)
+	}
+	m := &store.ManagedPolicy{Account: a.account, Name: "m", Path: "/", ID: newID("ANPA"), Created: a.clock.now(),
+		Document: `{"Version":"2012-10-17","Statement":[{"Effect":"Deny","Action":"*","Resource":"*"}]}`}
+	if err := a.table.store.CreatePolicy(ctx, m); err != nil {
+		t.Fatal(err)
+	}
+	b := a.admin.ok("iam:CreateAccessKey", "UserName", "u")
+	w := a.as(field(b, "AccessKeyId"), field(b, "SecretAccessKey"), "")
+	a.admin.ok("iam:AttachUserPolicy", "UserName", "u", "PolicyArn", arn)
+	if err := a.table.publishPolicy(ctx, arn, nil); err != nil { // both publish now
+		t.Fatal(err)
+	}
+	if s, _ := w.do("iam:ListUsers"); s == 200 {
+		t.Error("the user still has the deleted policy's Allow, for ever")
+	}
+}
+
+// Another DeleteAccessKey has committed and not published yet: the answer that the key is gone is true.
+func TestDeletedTwice(t *testing.T) {
+	a := newAPI(t)
+	w := a.newUser("u", allowAll)
+	if err := a.table.store.RemoveAccessKey(t.Context(), store.Owner{Account: a.account, User: "u"}, w.id); err != nil {
+		t.Fatal(err)
+	}
+	_, b := a.admin.do("iam:DeleteAccessKey", "UserName", "u", "AccessKeyId", w.id)
+	if s, _ := w.do("sts:GetCallerIdentity"); s == 200 {
+		t.Errorf("told %s, but the key still signs in", field(b, "Code"))
+	}
+}
+
+// Sessions of a deleted role do not count.
+func TestSessionsOfDeletedRole(t *testing.T) {
+	a := newAPI(t)
+	r := a.role("r", trustAccount(a.account))
+	a.begin(r, "sess")
+	a.admin.ok("iam:DeleteRole", "RoleName", "r")
+	a.table.sessions.mu.Lock()
+	n := a.table.sessions.counts[a.account]
+	a.table.sessions.mu.Unlock()
+	if n != 0 {
+		t.Errorf("%d sessions of a deleted role count against SessionsMax until they expire", n)
+	}
+}
