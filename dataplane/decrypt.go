@@ -77,6 +77,7 @@ func (s *Server) source(r *request) (alias []byte, code kmsapi.Code) {
 func (s *Server) authorizeSource(r *request, alias []byte) kmsapi.Code {
 	code := s.authorize(r, r.key, r.op.action, &r.in.context, r.in.algorithm, alias)
 	if code == kmsapi.AccessDenied && r.in.keyID == nil && r.key.Account != r.who.Principal().Account {
+		r.msg = emptied(r.msg) // the text it replaces is longer
 		return r.refuseText(code, textForeignBlob)
 	}
 	return code
