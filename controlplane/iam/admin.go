@@ -90,6 +90,9 @@ func (t *Table) ensureAdmin(ctx context.Context, a keyid.Account, id string, sec
 		return err
 	}
 	user, err := t.store.Principal(ctx, store.PrincipalName{Kind: store.User, Account: a, Name: administrator})
+	if errors.Is(err, store.ErrNotFound) { // EnsureAdministrator could not make it: names differ by more than case
+		return fmt.Errorf("iam: account %s has another user whose name differs from %q in case only: %w", a, administrator, err)
+	}
 	if err != nil {
 		return err
 	}

@@ -35,6 +35,7 @@ type sessions struct {
 	}
 	mu     sync.Mutex
 	counts map[keyid.Account]int // with those that are being made
+	swept  time.Time             // of the last sweep for room
 }
 
 func (s *sessions) init() {
@@ -61,6 +62,9 @@ func (s *sessions) get(id []byte) *sigv4.AccessKey {
 	return k
 }
 
+// sweepEvery is the least time between two sweeps for room.
+const sweepEvery = time.Second
+
 // reserve counts a session that is to be made, false if the account has its maximum.
 func (s *sessions) reserve(a keyid.Account, now time.Time) bool {
 	for range 2 {
@@ -70,8 +74,17 @@ func (s *sessions) reserve(a keyid.Account, now time.Time) bool {
 			s.mu.Unlock()
 			return true
 		}
+		// Those that expired wait there to be told so. A sweep walks all sessions of all accounts: a refused caller does not get one each time.
+		since := now.Sub(s.swept)
+		again := since < 0 || since >= sweepEvery
+		if again {
+			s.swept = now
+		}
 		s.mu.Unlock()
-		s.sweep(now) // those that expired wait there to be told so
+		if !again {
+			return false
+		}
+		s.sweep(now)
 	}
 	return false
 }
