@@ -173,7 +173,7 @@ func (s *Server) authorizeAlone(r *request, action *authz.Action) kmsapi.Code {
 var everything = []byte("*")
 
 func (r *request) denied(d *authz.Decision) kmsapi.Code {
-	r.msg = d.AppendDenied(r.msg[:0], &r.ask.Question)
+	r.msg = d.AppendDenied(emptied(r.msg), &r.ask.Question) // it may replace a longer text
 	return kmsapi.AccessDenied
 }
 

@@ -10,6 +10,8 @@ import (
 	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/policy"
+	"github.com/keyplane/keyplane/internal/snapshot"
 )
 
 // access runs operations as callers and says what came of them.
@@ -237,5 +239,73 @@ func TestOtherServicesAreForwarded(t *testing.T) {
 	r = w.do(w.sign(signature{service: "sts"}, kmsapi.TargetPrefix+"GenerateRandom", []byte(`{"NumberOfBytes":8}`)))
 	if seen != 2 || r.status != 200 {
 		t.Errorf("a KMS operation signed for STS: %d %s, seen %d times", r.status, r.body, seen)
+	}
+}
+
+// ReEncrypt answers alike for a source of another account that exists and for one that does not, whatever its destination.
+func TestReEncryptTellsNothing(t *testing.T) {
+	w := access{newWorld(t, worldConfig{plain: true})}
+	w.addKey("k1", kmsapi.StateEnabled, 1)
+	ghost := w.addKey("ghost", kmsapi.StateEnabled, 1)
+	w.records.keys[keyID("gone")] = ghost
+	guest := user(t, others, "guest", allowAll)
+	as := w.as("AKIAGUEST", guest)
+	blob := func(name string) string { return base64.StdEncoding.EncodeToString(w.blob(name, 1, nil, []byte("x"))) }
+	there, gone := blob("k1"), blob("ghost")
+	delete(w.records.keys, keyID("ghost"))
+	delete(w.records.keys, keyID("gone"))
+	for _, dest := range []string{"alias/none", "00000000-0000-0000-0000-000000000000"} {
+		a := w.try(as, "ReEncrypt", `{"CiphertextBlob":"`+there+`","DestinationKeyId":"`+dest+`"}`)
+		b := w.try(as, "ReEncrypt", `{"CiphertextBlob":"`+gone+`","DestinationKeyId":"`+dest+`"}`)
+		if a != b {
+			t.Errorf("blob, dest %s:\nexists: %s\nabsent: %s", dest, a, b)
+		}
+		a = w.try(as, "ReEncrypt", `{"CiphertextBlob":"AAAA","SourceKeyId":"`+keyARN("k1")+`","DestinationKeyId":"`+dest+`"}`)
+		b = w.try(as, "ReEncrypt", `{"CiphertextBlob":"AAAA","SourceKeyId":"`+keyARN("ghost")+`","DestinationKeyId":"`+dest+`"}`)
+		if a != b {
+			t.Errorf("SourceKeyId, dest %s:\nexists: %s\nabsent: %s", dest, a, b)
+		}
+	}
+}
+
+// A grant on a key of another account does not reach beyond the boundary and the session policies of who has it.
+func TestForeignGrantWithinLimits(t *testing.T) {
+	w := access{newWorld(t, worldConfig{plain: true})}
+	w.addKey("k1", kmsapi.StateEnabled, 1) // ours, the stranger's
+	s := session(t, others, "app", "s1")
+	none := parse(t, policy.IdentityPolicy, `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"s3:*","Resource":"*"}]}`)
+	s.Session = none
+	s.Holder = authz.NewHolder(&authz.Subject{Principal: s.Principal, Name: "app", Boundary: none[0]})
+	as := w.as("AKIAGUEST", s)
+	w.grant("k1", "AROAapp:s1", authz.Grant{ID: "g", Operations: authz.OpEncrypt})
+	if got := w.try(as, "Encrypt", `{"KeyId":"`+keyARN("k1")+`","Plaintext":"AAAA"}`); got == "ok" {
+		t.Errorf("foreign grant: a session whose identity, boundary and session policies all lack kms: may encrypt under a stranger's key")
+	}
+}
+
+// A policy counts against the bound of the cache once, and a long one is not shared.
+func TestPoliciesAreCounted(t *testing.T) {
+	var table policyTable
+	quietly := func(string, error, ...any) {}
+	record := func(document string) *snapshot.Record {
+		return &snapshot.Record{Account: ours, Policy: []byte(document), Bound: map[string]string{"arn:aws:iam::111122223333:root": "111122223333"}}
+	}
+	short := delegating(ours)
+	long := strings.Replace(short, "{", "{"+strings.Repeat(" ", sharedMax), 1)
+	first, size := table.compile(record(short), quietly)
+	second, none := table.compile(record(short), quietly)
+	if first != second || size < int64(len(short)) || none != 0 {
+		t.Errorf("a policy of two keys: same %t, sizes %d and %d", first == second, size, none)
+	}
+	a, sizeA := table.compile(record(long), quietly)
+	b, sizeB := table.compile(record(long), quietly)
+	if a == b || sizeA < int64(len(long)) || sizeA != sizeB || len(table.byDoc) != 1 {
+		t.Errorf("a long policy: same %t, sizes %d and %d, %d kept", a == b, sizeA, sizeB, len(table.byDoc))
+	}
+	for i := range policiesMax + 10 {
+		table.compile(record(strings.Repeat(" ", i%sharedMax/2)+short), quietly)
+	}
+	if len(table.byDoc) > policiesMax {
+		t.Errorf("%d policies kept, at most %d", len(table.byDoc), policiesMax)
 	}
 }

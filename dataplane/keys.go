@@ -154,43 +154,44 @@ func (s *Server) key(r *request, account keyid.Account, id keyid.ID) (*snapshot.
 func (s *Server) loadKey(r *request, account keyid.Account, id keyid.ID) (cache.Lease[snapshot.Key], error) {
 	defer r.renewNow()
 	return s.keys.Load(r.name, func() (*snapshot.Key, int64, error) {
-		k, err := s.view(account, id)
+		k, size, err := s.view(account, id)
 		switch {
 		case errors.Is(err, snapshot.ErrNotFound):
 			return nil, 0, nil
 		case err != nil:
 			return nil, 0, err
 		}
-		return k, int64(256+len(k.ARN)+112*len(k.Versions)) + factsSize(&k.Facts), nil
+		return k, int64(256+len(k.ARN)+112*len(k.Versions)) + factsSize(&k.Facts) + size, nil
 	})
 }
 
 // view reads a key's record and has the HSM compute the offset of each of its versions.
-func (s *Server) view(account keyid.Account, id keyid.ID) (*snapshot.Key, error) {
+func (s *Server) view(account keyid.Account, id keyid.ID) (k *snapshot.Key, policySize int64, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), loadTimeout)
 	defer cancel()
 	rec, err := s.parts.Records.KeyRecord(ctx, s.cfg.Region, account, id)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer rec.Wipe()
-	k := &snapshot.Key{
+	compiled, policySize := s.policies.compile(rec, s.warn)
+	k = &snapshot.Key{
 		ID: rec.ID, Account: rec.Account, Region: rec.Region, State: rec.State, Spec: rec.Spec, Usage: rec.Usage, Revision: rec.Revision,
 		ARN:      keyid.AppendKeyARN(nil, s.partition, rec.Region, rec.Account, rec.ID),
 		Versions: make([]snapshot.Version, len(rec.Versions)),
 		Current:  rec.Current,
 		Facts:    rec.Facts,
-		Policy:   s.policies.compile(rec, s.warn),
+		Policy:   compiled,
 	}
 	for i := range rec.Versions {
 		v := &rec.Versions[i]
 		k.Versions[i] = snapshot.Version{Number: v.Number, Root: v.Root, MaterialID: v.MaterialID}
 		if err := s.offsets.Offset(v.Root, &v.Salt, &k.Versions[i].Offset); err != nil {
 			k.Wipe()
-			return nil, err
+			return nil, 0, err
 		}
 	}
-	return k, nil
+	return k, policySize, nil
 }
 
 // admit says whether the key may do this plane's symmetric operations now: usage and algorithm first, then state.

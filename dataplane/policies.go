@@ -17,28 +17,42 @@ type policyTable struct {
 	byDoc map[[sha256.Size]byte]*policy.Policy
 }
 
-// policiesMax bounds the table. Beyond it a policy is its key's alone; the table starts anew, so that what is common comes back.
-const policiesMax = 4096
+// policiesMax and sharedMax, in bytes of a document, bound the table to about 60 MB. When it is full it starts anew, so that what is common comes
+// back; longer documents are their key's alone.
+const (
+	policiesMax = 1024
+	sharedMax   = 2048
+)
 
-// compile gives the compiled policy of a record. A document that does not parse allows nobody anything: the control plane stores none, so it
-// is damaged.
-func (t *policyTable) compile(rec *snapshot.Record, warn func(string, error, ...any)) *policy.Policy {
+// compiledFactor is how many bytes a byte of a document takes when it is compiled, at most: a list of short wildcards.
+const compiledFactor = 30
+
+// compile gives the compiled policy of a record, and its size where it is not one that other keys count already. A document that does not parse
+// allows nobody anything: the control plane stores none, so it is damaged.
+func (t *policyTable) compile(rec *snapshot.Record, warn func(string, error, ...any)) (p *policy.Policy, size int64) {
 	name := policyName(rec)
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	if p := t.byDoc[name]; p != nil {
-		return p
+	p = t.byDoc[name]
+	t.mu.Unlock()
+	if p != nil {
+		return p, 0
 	}
 	p, err := snapshot.CompilePolicy(rec.Policy, rec.Bound, rec.Account)
 	if err != nil {
 		warn("a key policy does not parse; nobody may use the key", err, "key", rec.ID.String())
-		return &policy.Policy{}
+		return &policy.Policy{}, 0
 	}
+	size = compiledFactor * int64(len(rec.Policy))
+	if len(rec.Policy) > sharedMax {
+		return p, size // rarely another key's
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	if t.byDoc == nil || len(t.byDoc) >= policiesMax {
 		t.byDoc = map[[sha256.Size]byte]*policy.Policy{}
 	}
 	t.byDoc[name] = p
-	return p
+	return p, size
 }
 
 // policyName is a hash of a document and of whom its principals are.

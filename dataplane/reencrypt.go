@@ -13,13 +13,15 @@ func (s *Server) reEncrypt(r *request) kmsapi.Code {
 	if code != kmsapi.OK {
 		return code
 	}
-	var destAlias []byte
-	if r.dest, destAlias, code = s.resolve(r, in.destKeyID, reEncryptTo); code != kmsapi.OK {
-		return code
-	}
-	r.ask.context.ReEncrypt, r.ask.context.SameKey = true, r.key.ID == r.dest.ID && r.key.Account == r.dest.Account
+	// Whether the destination exists is told after the decision about the source: else it would tell whether another account's source does.
+	dest, destAlias, destCode := s.resolve(r, in.destKeyID, reEncryptTo)
+	r.dest = dest
+	r.ask.context.ReEncrypt, r.ask.context.SameKey = true, dest != nil && r.key.ID == dest.ID && r.key.Account == dest.Account
 	if code = s.authorizeSource(r, alias); code != kmsapi.OK {
 		return code
+	}
+	if destCode != kmsapi.OK {
+		return destCode
 	}
 	if code = s.authorize(r, r.dest, reEncryptTo, &in.destContext, in.destAlgorithm, destAlias); code != kmsapi.OK {
 		return code

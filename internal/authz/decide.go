@@ -226,7 +226,8 @@ func atHome(q *Question, key *policy.Result, own *side) (Decision, error) {
 	return Decision{Reason: NoKeyPolicyAllows}, nil
 }
 
-// abroad decides about a key of another account: both sides have to allow, but for a grant that names the caller. A refusal is always the same.
+// abroad decides about a key of another account: both sides have to allow. A grant that names the caller needs no identity policy, but what limits
+// the caller in its own account holds. A refusal is always the same.
 func abroad(q *Question, key *policy.Result, own *side) (Decision, error) {
 	if !q.Action.Abroad {
 		return Decision{Reason: NotAbroad}, nil
@@ -240,7 +241,7 @@ func abroad(q *Question, key *policy.Result, own *side) (Decision, error) {
 		}
 	}
 	g, whom, err := granted(q, len(q.Caller.Grantees))
-	if g != nil && (trusted || whom == granteeItself && q.Caller.Kind != policy.Root || whom == granteeRole && own.limited()) {
+	if g != nil && (trusted || own.limited() && (whom == granteeItself && q.Caller.Kind != policy.Root || whom == granteeRole)) {
 		return Decision{Reason: AllowedByGrant, Grant: g}, err
 	}
 	return Decision{Reason: NotAbroad}, err

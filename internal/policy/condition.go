@@ -348,7 +348,7 @@ func (c *condition) matchText(r *Request, v []byte) bool {
 	for k := range c.texts {
 		t := &c.texts[k]
 		if t.parts == nil {
-			if c.matchGlob(&t.glob, v) {
+			if c.matchGlob(&t.glob, v, r.Scratch) {
 				return true
 			}
 			continue
@@ -360,12 +360,14 @@ func (c *condition) matchText(r *Request, v []byte) bool {
 	return false
 }
 
-func (c *condition) matchGlob(g *glob, v []byte) bool {
+func (c *condition) matchGlob(g *glob, v []byte, s *Scratch) bool {
 	switch {
 	case c.typ == textFold:
 		return strings.EqualFold(bytesconv.String(v), g.text)
 	case c.typ == arn && g.kind != exact:
 		return matchARN(g.pattern, v)
+	case g.kind == general:
+		return s.match(g.pattern, v)
 	}
 	return g.match(v)
 }
@@ -381,5 +383,13 @@ func (c *condition) matchSymbols(p []uint16, v []byte, s *Scratch) bool {
 	case arn:
 		return matchARN(p, v)
 	}
-	return match(p, v)
+	return s.match(p, v)
+}
+
+// match is match with the steps that the evaluation has left. When they are used up the evaluation ends on the safe side (Evaluate).
+func (s *Scratch) match(p []uint16, v []byte) bool {
+	if s.steps < 0 {
+		return false
+	}
+	return matchWithin(p, v, &s.steps)
 }

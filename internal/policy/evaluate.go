@@ -44,17 +44,24 @@ type Scratch struct {
 	asked, present, several uint32
 	values                  [slotsMax + 1]Value
 	used                    int // values that evaluations may have filled
+	steps                   int // that wildcards of conditions have left in this evaluation
 }
+
+// stepsMax bounds what the wildcards of one policy's conditions may cost: about a millisecond. A policy and the values of a request can be made so
+// that they would cost some hundred. What needs more than this is a value that does not parse: no Allow of the policy matches any more,
+// and every Deny that is about the action and the caller does.
+const stepsMax = 1 << 19
 
 // Reset wipes what evaluations left behind and keeps the memory.
 func (s *Scratch) Reset() {
 	clear(s.symbols[:cap(s.symbols)])
 	clear(s.text[:cap(s.text)])
 	clear(s.action[:cap(s.action)])
+	s.symbols, s.text, s.action = s.symbols[:0], s.text[:0], s.action[:0]
 	s.asked, s.present, s.several = 0, 0, 0
 	clear(s.values[:s.used])
 	s.values[slotsMax] = Value{}
-	s.used = 0
+	s.used, s.steps = 0, 0
 }
 
 // ask finds the first value of a condition key out, and whether there are more. slot is slotsMax for a key that has none.
@@ -83,7 +90,7 @@ func (p *Policy) Evaluate(r *Request) (result Result) {
 	} else if !p.actions.has(r.Code) {
 		return result
 	}
-	m.asked, m.used = 0, max(m.used, len(p.slots))
+	m.asked, m.used, m.steps = 0, max(m.used, len(p.slots)), stepsMax
 	allowed := ways(0)
 	for i := range p.statements {
 		s := &p.statements[i]
@@ -95,7 +102,10 @@ func (p *Policy) Evaluate(r *Request) (result Result) {
 		if !s.deny {
 			w &^= allowed
 		}
-		if w == 0 || !s.everything && !s.hasResource(r) || !s.holds(r) {
+		if w == 0 || !s.everything && !s.hasResource(r) {
+			continue
+		}
+		if holds := s.holds(r); m.steps < 0 && !s.deny || m.steps >= 0 && !holds {
 			continue
 		}
 		if s.deny {
@@ -138,10 +148,16 @@ func (s *statement) names(kind Kind, caller *Principal) ways {
 	if !s.notPrincipal {
 		return w
 	}
-	if w == 0 {
+	if w == 0 || s.deny && !s.exempts(w) {
 		return 1 << Anyone
 	}
 	return 0
+}
+
+// exempts reports whether a Deny with NotPrincipal leaves out a caller whom it names in these ways. Its account does not do: AWS wants that
+// listed beside the user or session that is meant, and it exempts the root user alone. Nor does the role of a session where sessions are listed.
+func (s *statement) exempts(w ways) bool {
+	return w&(1<<Itself|1<<Anyone) != 0 || w&(1<<Role) != 0 && len(s.who.sessions) == 0
 }
 
 func (s *statement) hasResource(r *Request) bool {

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"bytes"
+	"math"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -103,9 +104,18 @@ func appendLiteral[T string | []byte](dst []uint16, s T) []uint16 {
 // match reports whether all of v matches p. It goes back to the last * only, which suffices, because an earlier one that took more would find
 // nothing that the last could not: at most len(p)·len(v) steps. Steps are whole characters; bytes that are not UTF-8 are one each.
 func match(p []uint16, v []byte) bool {
+	steps := math.MaxInt
+	return matchWithin(p, v, &steps)
+}
+
+// matchWithin is match that takes its steps from a number of them, and gives up when there are none left.
+func matchWithin(p []uint16, v []byte, steps *int) bool {
 	i, j := 0, 0
 	star, from := -1, 0
 	for j < len(v) {
+		if *steps--; *steps < 0 {
+			return false
+		}
 		if i < len(p) {
 			switch c := p[i]; {
 			case c == anyRun:

@@ -168,7 +168,7 @@ func (ref *Reference) Decide(r *Request) Verdict {
 	default:
 		may["AllowedByIdentityPolicy"] = (kp.allows(byItself) || kp.allows(byRole) || kp.allows(byAnyone) || kp.allows(byAccount)) && own
 		may["AllowedByKeyPolicy"] = may["AllowedByIdentityPolicy"]
-		may["AllowedByGrant"] = grant[byItself] || grant[byRole] && limits || grant[byAccount] && own
+		may["AllowedByGrant"] = (grant[byItself] || grant[byRole]) && limits || grant[byAccount] && own
 	}
 	for _, reason := range slices.Sorted(maps.Keys(may)) {
 		if may[reason] {
@@ -277,9 +277,13 @@ func (s *statement) names(c *Caller) (named [ways]bool) {
 		}
 	}
 	if s.notPrincipal {
-		anyWay := slices.Contains(named[:], true)
+		exempt := slices.Contains(named[:], true)
+		if s.deny { // the account is listed beside who is meant, and the role beside a session
+			session := slices.ContainsFunc(s.principals, func(p string) bool { return strings.Contains(p, ":assumed-role/") })
+			exempt = named[byItself] || named[byAnyone] || named[byRole] && !session
+		}
 		named = [ways]bool{}
-		named[byAnyone] = !anyWay
+		named[byAnyone] = !exempt
 	}
 	return named
 }

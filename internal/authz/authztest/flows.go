@@ -87,7 +87,9 @@ func principalCases() (cases []Case) {
 		add(allowIf(v.way == byItself || v.way == byRole || v.way == byAnyone), "key policy alone", doc(statement("Allow", "Principal")), nil)
 		add(allowIf(!named), "denied", doc(everyone, statement("Deny", "Principal")), nil)
 		add(allowIf(!named), "not the principal", doc(statement("Allow", "NotPrincipal")), nil)
-		add(allowIf(named), "not the principal is denied", doc(everyone, statement("Deny", "NotPrincipal")), nil)
+		// An account does not exempt its users, nor a role the sessions where one is listed.
+		exempt := v.way == byItself || v.way == byAnyone || v.way == byRole && !strings.Contains(v.principal, ":assumed-role/")
+		add(allowIf(exempt), "not the principal is denied", doc(everyone, statement("Deny", "NotPrincipal")), nil)
 		if caller.Kind == Service {
 			continue
 		}
@@ -219,7 +221,7 @@ func grantCases() (cases []Case) {
 			}
 			add(allowIf(v.way == byItself || v.way == byRole), name+"alone", setup(func(*Case) {}), g)
 			add(allowIf(v.way != notNamed), name+"and identity policy", setup(identity), g)
-			add(allowIf(v.way == byItself), name+"boundary lacks", setup(func(c *Case) { identity(c); c.Boundary = encryptOnly }), g)
+			add(allowIf(v.way == byItself && !foreign), name+"boundary lacks", setup(func(c *Case) { identity(c); c.Boundary = encryptOnly }), g)
 			add(Deny, name+"identity policy denies", setup(func(c *Case) { c.Identity = docs(doc(allowAll, denyAll)) }), g)
 			add(Deny, name+"boundary denies", setup(func(c *Case) { identity(c); c.Boundary = doc(allowAll, denyAll) }), g)
 			add(Deny, name+"key policy denies", setup(func(c *Case) {
@@ -227,7 +229,7 @@ func grantCases() (cases []Case) {
 				c.KeyPolicy = doc(`{"Effect":"Deny","Principal":"*","Action":"kms:Decrypt","Resource":"*"}`)
 			}), g)
 			if v.caller == adminS1 {
-				add(allowIf(v.way == byItself), name+"session policy lacks", setup(func(c *Case) { identity(c); c.Session = docs(encryptOnly) }), g)
+				add(allowIf(v.way == byItself && !foreign), name+"session policy lacks", setup(func(c *Case) { identity(c); c.Session = docs(encryptOnly) }), g)
 				add(Deny, name+"session policy denies", setup(func(c *Case) { identity(c); c.Session = docs(doc(allowAll, denyAll)) }), g)
 			}
 		}
