@@ -28,11 +28,16 @@ func TestCodes(t *testing.T) {
 
 // TestSeveral asks for the second value of every kind of key that may have one.
 func TestSeveral(t *testing.T) {
-	for _, key := range []string{"aws:TagKeys", "aws:CalledVia", "kms:ResourceAliases", "kms:EncryptionContextKeys", "kms:GrantOperations", "kms:GrantConstraintType",
-		"kms:EncryptionContext:x", "aws:PrincipalTag/x", "aws:ResourceTag/x", "aws:RequestTag/x"} {
+	for _, key := range []string{"aws:TagKeys", "aws:CalledVia", "kms:ResourceAliases", "kms:EncryptionContextKeys", "kms:GrantOperations", "kms:GrantConstraintType"} {
 		p := mustParse(t, KeyPolicy, conditioned(versionVariables, "Allow", `{"StringEquals":{"`+key+`":"b"},"ForAnyValue:StringEquals":{"`+key+`":["b","c"]}}`))
 		if got := p.Evaluate(request(&alice, values{key: {"a", "b"}})); got.Allow[Anyone] != 1 {
 			t.Errorf("%s: %+v, want statement 1 to allow", key, got)
+		}
+	}
+	for _, key := range []string{"kms:EncryptionContext:x", "aws:PrincipalTag/x", "aws:ResourceTag/x", "aws:RequestTag/x"} {
+		p := mustParse(t, KeyPolicy, conditioned(versionVariables, "Allow", `{"StringEquals":{"`+key+`":["a","b"]}}`))
+		if got := p.Evaluate(request(&alice, values{key: {"a", "b"}})); got != (Result{}) {
+			t.Errorf("%s in two cases: %+v, want nothing", key, got)
 		}
 	}
 }
@@ -43,7 +48,7 @@ func TestManyKeys(t *testing.T) {
 	var conditions []string
 	for i := range 2*slotsMax + 1 {
 		key := "kms:EncryptionContext:" + strings.Repeat("k", i+1)
-		v[key] = []string{"a", "b"}
+		v[key] = []string{"b"}
 		conditions = append(conditions, `"`+key+`":"b"`)
 	}
 	p := mustParse(t, KeyPolicy, conditioned(versionVariables, "Allow", `{"StringEquals":{`+strings.Join(conditions, ",")+`}}`))

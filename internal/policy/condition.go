@@ -238,6 +238,8 @@ func (c *condition) holds(r *Request, deny bool) bool {
 		return c.absent()
 	case c.typ == absence:
 		return slices.Contains(c.truths, false)
+	case m.several&bit != 0 && c.name != "":
+		return deny // {"dept":"hr","Dept":"it"}: which one is meant cannot be told, and the caller may have chosen both
 	case m.several&bit != 0:
 		return c.holdsOfSeveral(r, deny)
 	}

@@ -87,3 +87,36 @@ func TestNotPrincipalDeny(t *testing.T) {
 		}
 	}
 }
+
+// twice is a context of one key with two values.
+type twice struct {
+	key    Key
+	values [2]string
+}
+
+func (c twice) Value(k Key, _ string, i int) (Value, bool) {
+	if k != c.key || i > 1 {
+		return Value{}, false
+	}
+	return Value{Text: []byte(c.values[i])}, true
+}
+
+// Two pairs whose keys differ in case do not get round a condition on either: it is as if the value did not parse.
+func TestNameInTwoCases(t *testing.T) {
+	for _, c := range []struct {
+		effect, operator string
+		holds            bool
+	}{{"Deny", "StringNotEquals", true}, {"Deny", "StringEquals", true}, {"Allow", "StringEquals", false}, {"Allow", "StringNotEquals", false}} {
+		p, err := Parse([]byte(`{"Version":"2012-10-17","Statement":{"Effect":"`+c.effect+`","Principal":"*","Action":"kms:*","Resource":"*","Condition":{"`+
+			c.operator+`":{"kms:EncryptionContext:dept":"it"}}}}`), KeyPolicy, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := &Request{Action: "kms:Encrypt", Resource: []byte("arn"), Principal: &Principal{Kind: User}, Scratch: new(Scratch)}
+		r.Context = twice{KMSEncryptionContext, [2]string{"hr", "it"}}
+		res := p.Evaluate(r)
+		if got := res.Deny != 0 || res.Allow[Anyone] != 0; got != c.holds {
+			t.Errorf("%s %s of two cases: %+v", c.effect, c.operator, res)
+		}
+	}
+}
