@@ -51,7 +51,7 @@ type Config struct {
 
 // IAM answers requests to IAM and STS, whose signature was verified: *iam.Server.
 type IAM interface {
-	Serve(ctx context.Context, who sigv4.Identity, service string, body []byte, requestID, sourceIP string, now time.Time) (status int, reply []byte)
+	Serve(ctx context.Context, who sigv4.Identity, service string, body []byte, requestID, sourceIP string, userAgent []byte, now time.Time) (status int, reply []byte)
 }
 
 const (
@@ -185,7 +185,7 @@ func (s *Server) serve(ctx context.Context, c *call) ([]byte, error) {
 		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 		defer cancel()
 		var body []byte
-		c.status, body = s.iam.Serve(ctx, identity, service, signed.Body, c.request.RequestID, c.request.SourceIP, c.now)
+		c.status, body = s.iam.Serve(ctx, identity, service, signed.Body, c.request.RequestID, c.request.SourceIP, header(signed, "user-agent"), c.now)
 		return body, nil
 	}
 	if c.op = kmsapi.Route(header(signed, "x-amz-target")); c.op == nil {

@@ -120,3 +120,72 @@ func TestSessionsOfDeletedRole(t *testing.T) {
 		t.Errorf("%d sessions of a deleted role count against SessionsMax until they expire", n)
 	}
 }
+
+// A Deny on the tags of a managed policy, of a role that is assumed and of a simulated principal holds, and one on the user agent.
+func TestGuardsSeeTagsAndUserAgent(t *testing.T) {
+	a := newAPI(t)
+	protected := []string{"Tags.member.1.Key", "protected", "Tags.member.1.Value", "yes"}
+	trusted := `{"Version":"2012-10-17","Statement":{"Effect":"Allow","Principal":{"AWS":"` + a.arn("root") + `"},"Action":"sts:AssumeRole"}}`
+	for _, name := range []string{"open", "closed"} {
+		tags := protected
+		if name == "open" {
+			tags = nil
+		}
+		a.admin.ok("iam:CreatePolicy", append([]string{"PolicyName", name, "PolicyDocument", allowAll}, tags...)...)
+		a.admin.ok("iam:CreateRole", append([]string{"RoleName", name, "AssumeRolePolicyDocument", trusted}, tags...)...)
+	}
+	for _, c := range []struct{ name, condition string }{
+		{"aws", `"StringEquals":{"aws:ResourceTag/protected":"yes"}`},
+		{"iam", `"StringEquals":{"iam:ResourceTag/protected":"yes"}`},
+	} {
+		u := a.newUser(c.name, `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"*","Resource":"*"},
+			{"Effect":"Deny","Action":"*","Resource":"*","Condition":{`+c.condition+`}}]}`)
+		for name, ok := range map[string]bool{"open": true, "closed": false} {
+			for action, pairs := range map[string][]string{
+				"iam:GetPolicy":               {"PolicyArn", a.arn("policy/" + name)},
+				"iam:GetPolicyVersion":        {"PolicyArn", a.arn("policy/" + name), "VersionId", "v1"},
+				"iam:GetRole":                 {"RoleName", name},
+				"iam:SimulatePrincipalPolicy": {"PolicySourceArn", a.arn("role/" + name), "ActionNames.member.1", "iam:GetUser"},
+				"sts:AssumeRole":              {"RoleArn", a.arn("role/" + name), "RoleSessionName", "session"},
+			} {
+				if ok {
+					u.ok(action, pairs...)
+				} else {
+					u.fails("AccessDenied", "*", action, pairs...)
+				}
+			}
+		}
+		u.fails("AccessDenied", "*", "iam:DeletePolicy", "PolicyArn", a.arn("policy/closed"))
+		u.fails("NoSuchEntity", "*", "iam:GetPolicy", "PolicyArn", a.arn("policy/absent"))
+	}
+	for agent, ok := range map[string]bool{"keyplane-test/*": false, "other/*": true} {
+		u := a.newUser("agent"+agent[:1], `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"*","Resource":"*"},
+			{"Effect":"Deny","Action":"*","Resource":"*","Condition":{"StringLike":{"aws:UserAgent":"`+agent+`"}}}]}`)
+		if ok {
+			u.ok("iam:ListUsers")
+		} else {
+			u.fails("AccessDenied", "*", "iam:ListUsers")
+		}
+	}
+}
+
+// A Deny on iam:PermissionsBoundary sees the boundary that is asked for, else the one that there is.
+func TestGuardsSeeBoundaries(t *testing.T) {
+	a := newAPI(t)
+	a.admin.ok("iam:CreatePolicy", "PolicyName", "limit", "PolicyDocument", allowAll)
+	limit := a.arn("policy/limit")
+	u := a.newUser("ops", `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"*","Resource":"*"},
+		{"Effect":"Deny","Action":["iam:CreateUser","iam:PutUserPolicy","iam:PutUserPermissionsBoundary"],"Resource":"*",
+			"Condition":{"StringNotEquals":{"iam:PermissionsBoundary":"`+limit+`"}}},
+		{"Effect":"Deny","Action":"iam:DeleteUserPermissionsBoundary","Resource":"*","Condition":{"StringEquals":{"iam:PermissionsBoundary":"`+limit+`"}}}]}`)
+	administrator := "arn:aws:iam::aws:policy/AdministratorAccess"
+	a.admin.ok("iam:CreateUser", "UserName", "free")
+	u.ok("iam:CreateUser", "UserName", "made", "PermissionsBoundary", limit)
+	u.ok("iam:PutUserPolicy", "UserName", "made", "PolicyName", "p", "PolicyDocument", allowAll)
+	u.ok("iam:PutUserPermissionsBoundary", "UserName", "made", "PermissionsBoundary", limit)
+	u.fails("AccessDenied", "*", "iam:CreateUser", "UserName", "none")
+	u.fails("AccessDenied", "*", "iam:CreateUser", "UserName", "none", "PermissionsBoundary", administrator)
+	u.fails("AccessDenied", "*", "iam:PutUserPolicy", "UserName", "free", "PolicyName", "p", "PolicyDocument", allowAll)
+	u.fails("AccessDenied", "*", "iam:PutUserPermissionsBoundary", "UserName", "made", "PermissionsBoundary", administrator)
+	u.fails("AccessDenied", "*", "iam:DeleteUserPermissionsBoundary", "UserName", "made")
+}

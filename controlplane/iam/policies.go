@@ -214,23 +214,36 @@ func createPolicy(ctx context.Context, c *call) error {
 	return nil
 }
 
-// policy reads a managed policy after it asked for permission on it. AWS's have a record that is made up.
+// policy reads a managed policy after it asked for permission on it. Whether it exists is told only to who may do the action. AWS's have a record that is made up.
 func (c *call) policy(ctx context.Context) (*store.ManagedPolicy, string, error) {
 	arn := c.policyARN()
 	if err := c.err; err != nil {
 		return nil, "", err
 	}
-	if err := c.authorize(arn); err != nil {
+	var m *store.ManagedPolicy
+	if text := c.table.awsPolicy(arn); text != "" {
+		m = awsRecord(arn, text)
+	} else {
+		var err error
+		m, err = c.store.ManagedPolicy(ctx, arn)
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return nil, "", err
+		}
+		if m != nil && (m.Account != c.account() || m.ARN(c.table.partition) != arn) {
+			m = nil
+		}
+	}
+	var tags []authz.ExtraValue
+	if m != nil {
+		tags = resourceTags(m.Tags)
+	}
+	if err := c.authorize(arn, tags...); err != nil {
 		return nil, "", err
 	}
-	if text := c.table.awsPolicy(arn); text != "" {
-		return awsRecord(arn, text), arn, nil
-	}
-	m, err := c.store.ManagedPolicy(ctx, arn)
-	if errors.Is(err, store.ErrNotFound) || err == nil && (m.Account != c.account() || m.ARN(c.table.partition) != arn) {
+	if m == nil {
 		return nil, "", awsquery.NewError("NoSuchEntity", "Policy "+clip(arn)+" was not found.")
 	}
-	return m, arn, err
+	return m, arn, nil
 }
 
 // awsRecord is an AWS managed policy as if it were an account's.

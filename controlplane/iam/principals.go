@@ -129,6 +129,19 @@ func resourceTags(tags []store.Tag) []authz.ExtraValue {
 	return values
 }
 
+// heldTags are the resourceTags of a principal as the table has it.
+func heldTags(p *principal) []authz.ExtraValue {
+	s := p.holder.Subject()
+	if s == nil {
+		return nil
+	}
+	tags := make([]store.Tag, len(s.Tags))
+	for i, t := range s.Tags {
+		tags[i] = store.Tag(t)
+	}
+	return resourceTags(tags)
+}
+
 // change asks for permission and edits a user or role, whose name it reads as principal does.
 func (c *call) change(ctx context.Context, n store.PrincipalName, edit func(*store.Principal) error, extra ...authz.ExtraValue) error {
 	asked, err := c.principal(ctx, n, extra...)

@@ -87,8 +87,10 @@ func (c *call) account() keyid.Account { return c.caller.Account }
 // operation is one action of a query API. It reads its input, asks for permission, acts, and writes its reply.
 type operation func(context.Context, *call) error
 
-// Serve answers one request whose signature was verified. It never panics and always has an answer.
-func (s *Server) Serve(ctx context.Context, identity sigv4.Identity, service string, body []byte, requestID, sourceIP string, now time.Time) (status int, reply []byte) {
+// Serve answers one request whose signature was verified. It never panics and always has an answer. userAgent is nil for none.
+func (s *Server) Serve(
+	ctx context.Context, identity sigv4.Identity, service string, body []byte, requestID, sourceIP string, userAgent []byte, now time.Time,
+) (status int, reply []byte) {
 	action := "unknown"
 	var err error
 	var c *call
@@ -138,7 +140,7 @@ func (s *Server) Serve(ctx context.Context, identity sigv4.Identity, service str
 		Server: s, input: &input{q: q}, caller: identity.Principal().Caller, now: now.UTC().Truncate(time.Millisecond), action: action,
 		reply: awsquery.NewReply(name, namespace),
 	}
-	c.context = authz.Context{Caller: c.caller, Now: now, Region: s.region, SecureTransport: s.tls}
+	c.context = authz.Context{Caller: c.caller, Now: now, Region: s.region, SecureTransport: s.tls, UserAgent: userAgent}
 	if addr, err := netip.ParseAddr(sourceIP); err == nil {
 		c.context.SourceIP = addr.Unmap()
 	}

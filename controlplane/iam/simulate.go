@@ -62,7 +62,11 @@ func simulatePrincipalPolicy(ctx context.Context, c *call) error {
 	if err := c.ready(); err != nil {
 		return err
 	}
-	if err := c.authorize(v.source); err != nil {
+	var tags []authz.ExtraValue
+	if p, session := c.table.find(v.source); p != nil && p.Account == c.account() && session == "" {
+		tags = heldTags(p)
+	}
+	if err := c.authorize(v.source, tags...); err != nil {
 		return err
 	}
 	if err := c.simulated(ctx, v); err != nil {

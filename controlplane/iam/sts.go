@@ -120,7 +120,7 @@ func assumeRole(ctx context.Context, c *call) error {
 	if set {
 		extra = append(extra, authz.ExtraValue{Key: policy.STSSourceIdentity, Value: source})
 	}
-	extra = append(extra, requestTags(tags)...)
+	extra = append(append(extra, requestTags(tags)...), heldTags(role)...)
 	actions := []string{c.action}
 	if len(tags) > 0 {
 		actions = append(actions, "sts:TagSession")
