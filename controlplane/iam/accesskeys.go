@@ -124,15 +124,11 @@ func deleteAccessKey(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	err = c.store.RemoveAccessKey(ctx, o, id)
+	err = c.table.publishAccessKey(ctx, id, c.store.RemoveAccessKey(ctx, o, id))
 	if errors.Is(err, store.ErrNotFound) {
-		// The call that removed it may not have published yet, and this one's answer tells that it is gone.
-		if err := c.table.publishAccessKey(ctx, id, nil); err != nil {
-			return err
-		}
 		return noAccessKey(id)
 	}
-	return c.table.publishAccessKey(ctx, id, err)
+	return err
 }
 
 func updateAccessKey(ctx context.Context, c *call) error {
@@ -142,13 +138,13 @@ func updateAccessKey(ctx context.Context, c *call) error {
 		return err
 	}
 	k, err := c.store.SetAccessKeyActive(ctx, o, id, status == "Active")
-	if errors.Is(err, store.ErrNotFound) {
-		return noAccessKey(id)
-	}
 	if k != nil {
 		k.Secret.Wipe()
 	}
-	return c.table.publishAccessKey(ctx, id, err)
+	if err = c.table.publishAccessKey(ctx, id, err); errors.Is(err, store.ErrNotFound) {
+		return noAccessKey(id)
+	}
+	return err
 }
 
 func listAccessKeys(ctx context.Context, c *call) error {

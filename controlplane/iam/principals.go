@@ -115,7 +115,7 @@ func (c *call) principal(ctx context.Context, n store.PrincipalName, extra ...au
 		return nil, err
 	}
 	if p == nil {
-		return nil, noSuch(word(n.Kind), n.Name)
+		return nil, c.published(ctx, n, store.ErrNotFound)
 	}
 	return p, nil
 }
@@ -154,10 +154,15 @@ func (c *call) change(ctx context.Context, n store.PrincipalName, edit func(*sto
 		}
 		return edit(p)
 	})
-	if errors.Is(err, store.ErrNotFound) {
+	return c.published(ctx, n, c.unattachable(err))
+}
+
+// published publishes a write to a user or role, and words that there is none.
+func (c *call) published(ctx context.Context, n store.PrincipalName, err error) error {
+	if err = c.table.publishPrincipal(ctx, n, err); errors.Is(err, store.ErrNotFound) {
 		return noSuch(word(n.Kind), n.Name)
 	}
-	return c.table.publishPrincipal(ctx, n, c.unattachable(err))
+	return err
 }
 
 // unattachable words ErrNoPolicy.
@@ -378,10 +383,7 @@ func deletePrincipal(ctx context.Context, c *call, k store.PrincipalKind) error 
 		return err
 	}
 	err = c.store.DeletePrincipal(ctx, n)
-	switch {
-	case errors.Is(err, store.ErrNotFound):
-		return noSuch(word(k), n.Name)
-	case errors.Is(err, store.ErrInUse):
+	if errors.Is(err, store.ErrInUse) {
 		what := "delete policies"
 		if len(p.AccessKeys) > 0 {
 			what = "delete access keys"
@@ -390,7 +392,7 @@ func deletePrincipal(ctx context.Context, c *call, k store.PrincipalKind) error 
 		}
 		return awsquery.NewError("DeleteConflict", "Cannot delete entity, must "+what+" first.")
 	}
-	return c.table.publishPrincipal(ctx, n, err)
+	return c.published(ctx, n, err)
 }
 
 func tag(ctx context.Context, c *call, k store.PrincipalKind) error {

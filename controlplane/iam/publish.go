@@ -26,10 +26,13 @@ type unsettled struct {
 }
 
 // publish brings the table up to date after a write, and again once a write of unknown outcome has settled. err is the write's, and comes
-// back with what went wrong here: no change is acknowledged that the table does not have. reload is called with mu held.
+// back with what went wrong here: no change is acknowledged that the table does not have. A write that found nothing to change
+// (store.ErrNotFound) is published too: the one that took it away may not be yet, and the answer will be that it is gone. reload is called
+// with mu held.
 func (t *Table) publish(ctx context.Context, name string, err error, reload func(context.Context) error) error {
 	uncertain := errors.Is(err, store.ErrUncertain)
-	if err != nil && !uncertain {
+	gone := errors.Is(err, store.ErrNotFound)
+	if err != nil && !uncertain && !gone {
 		return err
 	}
 	locked := func(ctx context.Context) error {
@@ -49,6 +52,9 @@ func (t *Table) publish(ctx context.Context, name string, err error, reload func
 		case t.unsettled.arrived <- struct{}{}:
 		default:
 		}
+	}
+	if gone && failed != nil {
+		return failed // that it is gone is not told before the table knows
 	}
 	return errors.Join(err, failed)
 }

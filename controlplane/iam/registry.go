@@ -162,10 +162,10 @@ func deregisterService(ctx context.Context, c *call) error {
 		return err
 	}
 	keys, err := c.store.DeregisterService(ctx, name)
-	if errors.Is(err, store.ErrNotFound) {
+	published := c.table.publishService(ctx, name, err)
+	if errors.Is(published, store.ErrNotFound) {
 		return noSuch("service", name)
 	}
-	published := c.table.publishService(ctx, name, err)
 	for _, id := range keys {
 		published = errors.Join(published, c.table.publishAccessKey(ctx, id, err))
 	}
