@@ -32,7 +32,7 @@ func (s *Server) permit(ctx context.Context, c *call, action *authz.Action, k *s
 // permitAccount decides about a permission that is no key's to give: identity policies of the caller's account alone allow it.
 func (c *call) permitAccount(action *authz.Action, resource string) error {
 	c.context.Key = nil
-	_, err := c.decide(&authz.Question{Action: action, Resource: []byte(resource), Owner: c.account()})
+	_, err := c.decide(&authz.Question{Action: action, Resource: []byte(resource), Owner: c.account(), Alone: true})
 	return err
 }
 

@@ -408,7 +408,7 @@ func (s *Server) retireGrant(ctx context.Context, c *call, in *retireGrantIn) (n
 // account's, which leaves it to its identity policies. No policy can give it, and every policy can deny it.
 func (s *Server) permitRetiring(c *call, k *store.Key, g *store.Grant) error {
 	facts := k.Facts()
-	c.context.Key, c.context.EncryptionContext = &facts, constrained(&g.Grant)
+	c.context.Key, c.context.Owner, c.context.EncryptionContext = &facts, k.Account, constrained(&g.Grant)
 	q := &authz.Question{
 		Caller: c.principal(), Action: c.action, Resource: []byte(s.keyARN(k.KeyName)), Owner: k.Account, Policy: new(policy.Policy),
 		Grants: retirers{g},

@@ -540,7 +540,9 @@ func TestRetireGrant(t *testing.T) {
 	e := newEnv(t)
 	far := e.elsewhere()
 	retire := statement("Allow", "kms:RetireGrant", anyResource)
-	policy := keyPolicyOf(e, `{"Effect":"Allow","Principal":"*","Action":["kms:CreateGrant","kms:RetireGrant"],"Resource":"*"}`)
+	// The Deny knows whose key it is.
+	policy := keyPolicyOf(e, `{"Effect":"Allow","Principal":"*","Action":["kms:CreateGrant","kms:RetireGrant"],"Resource":"*"},`+
+		`{"Effect":"Deny","Principal":"*","Action":"kms:RetireGrant","Resource":"*","Condition":{"StringNotEquals":{"aws:ResourceAccount":"`+e.account.String()+`"}}}`)
 	m := e.create(obj("Policy", policy))
 	callers := map[string]*env{
 		"retiring": e.user("retiring"), "grantee": e.user("grantee"), "bystander": e.user("bystander"), "allowed": e.user("allowed", retire), "root": e.root(e.account),

@@ -108,8 +108,12 @@ func (s *Server) GrantChanged(a keyid.Account, id keyid.ID, grantee string) {
 	s.grants.Invalidate(append(appendKeyName(nil, a, id), grantee...))
 }
 
-// begin fills in what every decision about the request goes by.
-func (q *question) begin(s *Server, r *request) {
+// question is what the request asks, with what every decision about it goes by filled in.
+func (r *request) question(s *Server) *question {
+	q := &r.ask
+	if q.s != nil {
+		return q
+	}
 	w := r.who.Principal().Caller
 	q.s = s
 	q.Caller, q.Context, q.Scratch, q.Question.Grants = w, &q.context, &q.scratch, q
@@ -120,23 +124,13 @@ func (q *question) begin(s *Server, r *request) {
 		// Only a registered service can tell for which resource of its own it calls; of anybody else the headers mean nothing.
 		c.SourceArn, c.SourceAccount = r.header.value("x-amz-source-arn"), r.header.value("x-amz-source-account")
 	}
+	return q
 }
 
 // authorize decides whether the caller may do the action on the key, under the encryption context of this half of the request. alias is how
 // the request names the key, if by an alias.
 func (s *Server) authorize(r *request, k *snapshot.Key, action *authz.Action, context authz.Pairs, algorithm, alias []byte) kmsapi.Code {
-	d, code := s.decide(r, k, action, context, algorithm, alias)
-	if code == kmsapi.OK && !d.Reason.Allowed() {
-		return r.denied(&d)
-	}
-	return code
-}
-
-func (s *Server) decide(r *request, k *snapshot.Key, action *authz.Action, context authz.Pairs, algorithm, alias []byte) (authz.Decision, kmsapi.Code) {
-	q := &r.ask
-	if q.s == nil {
-		q.begin(s, r)
-	}
+	q := r.question(s)
 	q.key = k
 	q.Action, q.Resource, q.Owner, q.Policy = action, k.ARN, k.Account, k.Policy
 	c := &q.context
@@ -144,33 +138,32 @@ func (s *Server) decide(r *request, k *snapshot.Key, action *authz.Action, conte
 	if algorithm == nil {
 		c.EncryptionAlgorithm = symmetricDefault
 	}
-	d, err := authz.Decide(&q.Question)
-	q.release()
-	if err != nil {
-		r.renewNow()
-		return d, s.fail(r, err)
-	}
-	return d, kmsapi.OK
+	return s.decide(r, q)
 }
 
 var symmetricDefault = []byte(kmsapi.SymmetricDefault)
 
 // authorizeAlone decides about an action that concerns no key.
 func (s *Server) authorizeAlone(r *request, action *authz.Action) kmsapi.Code {
-	q := &r.ask
-	q.begin(s, r)
-	q.Action, q.Resource, q.Owner = action, everything, q.Caller.Account
+	q := r.question(s)
+	q.Action, q.Resource, q.Owner, q.Alone = action, everything, q.Caller.Account, true
+	return s.decide(r, q)
+}
+
+var everything = []byte("*")
+
+func (s *Server) decide(r *request, q *question) kmsapi.Code {
 	d, err := authz.Decide(&q.Question)
-	if err != nil {
+	q.release()
+	switch {
+	case err != nil:
+		r.renewNow()
 		return s.fail(r, err)
-	}
-	if !d.Reason.Allowed() {
+	case !d.Reason.Allowed():
 		return r.denied(&d)
 	}
 	return kmsapi.OK
 }
-
-var everything = []byte("*")
 
 func (r *request) denied(d *authz.Decision) kmsapi.Code {
 	r.msg = d.AppendDenied(emptied(r.msg), &r.ask.Question) // it may replace a longer text
@@ -179,10 +172,6 @@ func (r *request) denied(d *authz.Decision) kmsapi.Code {
 
 // denyUnknown refuses a key of another account that does not exist, in the words for one that does.
 func (s *Server) denyUnknown(r *request, action *authz.Action) kmsapi.Code {
-	q := &r.ask
-	if q.s == nil {
-		q.begin(s, r)
-	}
-	q.Action = action
+	r.question(s).Action = action
 	return r.denied(&authz.Decision{Reason: authz.NotAbroad})
 }

@@ -113,6 +113,7 @@ func (s *Server) forward(ctx *fasthttp.RequestCtx, r *request) kmsapi.Code {
 	status, body := s.parts.Control(&r.signed, string(r.id[:]), ip)
 	ctx.SetStatusCode(status)
 	r.out = append(r.out[:0], body...)
+	clear(body) // it may hold a secret access key
 	r.xml = r.who.Service() != kmsapi.SigningName
 	return kmsapi.OK
 }

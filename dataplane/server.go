@@ -37,9 +37,9 @@ type Config struct {
 	Ready  func() error
 	Logger *slog.Logger
 
-	// KeyCacheBytes bounds the snapshot cache, 0 is 256 MiB, AliasCacheBytes the alias cache, 0 is 32 MiB, GrantCacheBytes that of grants,
-	// 0 is 64 MiB. Names that do not exist have a sixteenth of each besides, names without grants as much again.
-	KeyCacheBytes, AliasCacheBytes, GrantCacheBytes int64
+	// KeyCacheBytes bounds the snapshot cache, 0 is 256 MiB, AliasCacheBytes the alias cache, 0 is 32 MiB. Names that do not exist have
+	// a sixteenth of each besides.
+	KeyCacheBytes, AliasCacheBytes int64
 
 	TLS bool // connections are encrypted: aws:SecureTransport
 
@@ -56,14 +56,14 @@ type Parts struct {
 	Run func(j *hsm.Job, now time.Time) error
 	// Load is Run for the few jobs of loading a key, which all who ask for the key share: an overload does not refuse them.
 	Load func(j *hsm.Job, now time.Time) error
-	// Control serves the operations that are not ours. It verifies the signature of the original request again and keeps nothing of it.
+	// Control serves the operations that are not ours. It verifies the signature of the original request again and keeps nothing of it. The body
+	// it returns is cleared when it is copied.
 	Control func(r *sigv4.Request, requestID, sourceIP string) (status int, body []byte)
 }
 
 func (c *Config) defaults() {
 	set(&c.KeyCacheBytes, 256<<20)
 	set(&c.AliasCacheBytes, 32<<20)
-	set(&c.GrantCacheBytes, 64<<20)
 	set(&c.ConnsMax, 20_000)
 	set(&c.ConnsPerIPMax, 1_000)
 	set(&c.ReadTimeout, 5*time.Second)
@@ -74,6 +74,9 @@ func set[T int | int64 | time.Duration](v *T, dflt T) {
 		*v = dflt
 	}
 }
+
+// grantCacheBytes bounds the cache of grants, and as much again that of who has none: most callers of most keys.
+const grantCacheBytes = 64 << 20
 
 // writeTimeout is how long a client may take to read one reply.
 const writeTimeout = 5 * time.Second
@@ -115,7 +118,7 @@ func New(cfg Config) (*Server, error) {
 		s.keys.Close()
 		return nil, err
 	}
-	if s.grants, err = cache.New[grantList](cfg.GrantCacheBytes, max(cfg.GrantCacheBytes, 1<<16), nil); err != nil {
+	if s.grants, err = cache.New[grantList](grantCacheBytes, grantCacheBytes, nil); err != nil {
 		s.keys.Close()
 		s.aliases.Close()
 		return nil, err

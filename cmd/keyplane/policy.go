@@ -242,7 +242,7 @@ func (q *question) offline(entries []simulate.Entry) (a simulate.Answer, err err
 	}
 	who.Holder = authz.NewHolder(subject)
 	c := authz.Context{Caller: who, Now: time.Now()}
-	ask := &authz.Question{Caller: who, Action: action, Owner: who.Account, Resource: []byte("*"), Context: &c, Scratch: &policy.Scratch{}}
+	ask := &authz.Question{Caller: who, Action: action, Owner: who.Account, Resource: []byte("*"), Alone: true, Context: &c, Scratch: &policy.Scratch{}}
 	var facts *authz.KeyFacts
 	if q.key != "" {
 		ref, fault := keyid.Parse([]byte(q.key))
@@ -253,7 +253,7 @@ func (q *question) offline(entries []simulate.Entry) (a simulate.Answer, err err
 		ask.Resource, ask.Owner, c.Region = []byte(q.key), ref.Account, string(ref.Region)
 		if !alias {
 			facts = &authz.KeyFacts{Account: ref.Account, Spec: "SYMMETRIC_DEFAULT", Usage: "ENCRYPT_DECRYPT", Origin: "AWS_KMS", MultiRegion: ref.ID.MultiRegion}
-			c.Key = facts
+			c.Key, ask.Alone = facts, false
 			if q.keyPolicy == "" {
 				return a, errors.New("--key-policy is missing")
 			}

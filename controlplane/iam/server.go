@@ -200,7 +200,7 @@ func (c *call) authorize(resource string, extra ...authz.ExtraValue) error {
 func (c *call) authorizeAs(action, resource string, owner keyid.Account, trust *policy.Policy, extra []authz.ExtraValue) error {
 	c.context.Extra = extra
 	q := &authz.Question{
-		Caller: c.caller, Action: &authz.Action{Name: action, Abroad: trust != nil}, Resource: []byte(resource), Owner: owner, Policy: trust,
+		Caller: c.caller, Action: &authz.Action{Name: action, Abroad: trust != nil}, Resource: []byte(resource), Owner: owner, Policy: trust, Alone: trust == nil,
 		Context: &c.context, Scratch: &policy.Scratch{},
 	}
 	d, err := authz.Decide(q)

@@ -182,7 +182,7 @@ func (c *call) simulate(ctx context.Context, v *simulation, name, resource strin
 	who := *v.who
 	who.Tags = append([]authz.Tag(nil), who.Tags...)
 	context := authz.Context{Caller: &who, Now: c.now, Region: c.region, SecureTransport: c.context.SecureTransport}
-	q := &authz.Question{Caller: &who, Owner: who.Account, Resource: []byte(resource), Context: &context, Scratch: &policy.Scratch{}}
+	q := &authz.Question{Caller: &who, Owner: who.Account, Resource: []byte(resource), Alone: true, Context: &context, Scratch: &policy.Scratch{}}
 	policies := v.policies
 	action, ok := simulate.Find(name)
 	switch {
@@ -197,7 +197,7 @@ func (c *call) simulate(ctx context.Context, v *simulation, name, resource strin
 			if v.key != nil {
 				document = v.key
 			}
-			context.Key, q.Resource, q.Policy, q.Grants = &key.Facts, []byte(key.ARN), document, key.Grants
+			context.Key, q.Resource, q.Policy, q.Grants, q.Alone = &key.Facts, []byte(key.ARN), document, key.Grants, false
 			policies = append(policies[:len(policies):len(policies)], simulate.Named{Policy: document, ID: "default", Type: "resource", Words: "the key policy"})
 		}
 	case strings.HasPrefix(name, "iam:") && len(name) > len("iam:"):

@@ -24,7 +24,8 @@ type Question struct {
 	Action   *Action
 	Resource []byte         // ARN of the key or alias; "*" where the action concerns none
 	Owner    keyid.Account  // the account of the resource
-	Policy   *policy.Policy // key policy; nil: no key policy is asked, identity policies alone decide
+	Policy   *policy.Policy // key policy; one that is missing allows nobody anything
+	Alone    bool           // no key is concerned: identity policies of the caller's account alone decide
 	Context  *Context
 	Grants   Grants // nil: no grants
 	Scratch  *policy.Scratch
@@ -89,7 +90,7 @@ func Decide(q *Question) (Decision, error) {
 	var key policy.Result
 	if q.Policy != nil {
 		if key = q.Policy.Evaluate(&r); key.Deny != 0 {
-			return Decision{Reason: deniedByKey(q), Policy: q.Policy, Statement: key.Deny}, nil
+			return Decision{Reason: refusal(q, DeniedByKeyPolicy), Policy: q.Policy, Statement: key.Deny}, nil
 		}
 	}
 	own := callersSide(subject, w, &r)
@@ -98,7 +99,7 @@ func Decide(q *Question) (Decision, error) {
 		return own.denied, nil
 	}
 	switch {
-	case q.Policy == nil:
+	case q.Alone:
 		return withoutKey(q, &own), nil
 	case w.Kind == policy.Service:
 		return service(q, &key)
@@ -269,9 +270,7 @@ func granted(q *Question, grantees int) (*Grant, int, error) {
 	return nil, 0, nil
 }
 
-// deniedByKey and refusal keep what another account's policies say from the caller.
-func deniedByKey(q *Question) Reason { return refusal(q, DeniedByKeyPolicy) }
-
+// refusal keeps what is said about another account's resource from the caller.
 func refusal(q *Question, r Reason) Reason {
 	if q.Caller.Account != q.Owner {
 		return NotAbroad

@@ -168,7 +168,7 @@ func (p *Product) question(r *Request) (*authz.Question, *policy.Request) {
 		}
 		x.Extra = append(x.Extra, authz.ExtraValue{Key: k, Name: name, Value: e.Value})
 	}
-	q := &authz.Question{Caller: p.caller, Action: action, Resource: []byte(r.Resource), Owner: owner, Policy: p.keyPolicy, Context: x,
+	q := &authz.Question{Caller: p.caller, Action: action, Resource: []byte(r.Resource), Owner: owner, Policy: p.keyPolicy, Alone: p.keyPolicy == nil, Context: x,
 		Scratch: &p.scratch}
 	if len(p.grants) > 0 {
 		q.Grants = p.grants
