@@ -3,14 +3,8 @@ package controlplane
 import (
 	"bytes"
 	"context"
-	"crypto/aes"
-	"crypto/cipher"
 	"crypto/rand"
-	"errors"
 	"fmt"
-	"io"
-	"log"
-	"log/slog"
 	"os"
 	"strings"
 	"sync"
@@ -21,6 +15,7 @@ import (
 
 	"github.com/keyplane/keyplane/controlplane/iam"
 	"github.com/keyplane/keyplane/controlplane/store"
+	"github.com/keyplane/keyplane/controlplane/store/storetest"
 	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
@@ -31,53 +26,10 @@ import (
 var shared *store.Store
 
 func TestMain(m *testing.M) {
-	dir, err := os.MkdirTemp("", "keyplane-controlplane-")
-	if err != nil {
-		log.Fatal(err)
-	}
-	shared, err = store.OpenEmbedded(context.Background(), store.EmbeddedConfig{Dir: dir, Logger: quiet, Sealer: newSealer()})
-	if err != nil {
-		log.Fatal(err)
-	}
-	code := m.Run()
-	if err := errors.Join(shared.Close(), os.RemoveAll(dir)); err != nil {
-		log.Print(err)
-		code = 1
-	}
-	os.Exit(code)
+	os.Exit(storetest.Run(m, func(s *store.Store) { shared = s }))
 }
 
-var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
-
-// gcmSealer seals with AES-256-GCM under a key of this process.
-type gcmSealer struct{ aead cipher.AEAD }
-
-func newSealer() gcmSealer {
-	key := make([]byte, 32)
-	rand.Read(key)
-	block, err := aes.NewCipher(key)
-	if err != nil {
-		panic(err)
-	}
-	aead, err := cipher.NewGCM(block)
-	if err != nil {
-		panic(err)
-	}
-	return gcmSealer{aead}
-}
-
-func (s gcmSealer) Seal(plaintext, aad []byte) ([]byte, error) {
-	nonce := make([]byte, s.aead.NonceSize())
-	rand.Read(nonce)
-	return s.aead.Seal(nonce, nonce, plaintext, aad), nil
-}
-
-func (s gcmSealer) Open(sealed, aad []byte) ([]byte, error) {
-	if len(sealed) < s.aead.NonceSize() {
-		return nil, errors.New("short")
-	}
-	return s.aead.Open(nil, sealed[:s.aead.NonceSize()], sealed[s.aead.NonceSize():], aad)
-}
+var quiet = storetest.Quiet
 
 // recorder is a Publisher that keeps what it was told.
 type recorder struct {

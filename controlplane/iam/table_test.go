@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/keyplane/keyplane/controlplane/store"
+	"github.com/keyplane/keyplane/controlplane/store/storetest"
 	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/policy"
@@ -26,7 +27,7 @@ var _ policy.Binder = (*Table)(nil).Bind
 // accountsStore has a store of its own: these tests look at all access keys there are.
 func accountsStore(t *testing.T) *store.Store {
 	t.Helper()
-	st, err := store.OpenEmbedded(t.Context(), store.EmbeddedConfig{Dir: t.TempDir(), Logger: quiet, Sealer: newSealer()})
+	st, err := store.OpenEmbedded(t.Context(), store.EmbeddedConfig{Dir: t.TempDir(), Logger: quiet, Sealer: storetest.NewSealer()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,7 +140,7 @@ func TestTableDoNotOpen(t *testing.T) {
 		}
 		return st
 	}
-	st := open(newSealer())
+	st := open(storetest.NewSealer())
 	table, err := NewTable(TableConfig{Store: st, Region: "us-east-1"})
 	if err != nil {
 		t.Fatal(err)
@@ -150,7 +151,7 @@ func TestTableDoNotOpen(t *testing.T) {
 	if err := st.Close(); err != nil {
 		t.Fatal(err)
 	}
-	for _, sealer := range []store.Sealer{newSealer(), nil} {
+	for _, sealer := range []store.Sealer{storetest.NewSealer(), nil} {
 		st = open(sealer)
 		table, err = NewTable(TableConfig{Store: st, Region: "us-east-1"})
 		if err != nil {

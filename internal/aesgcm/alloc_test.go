@@ -3,26 +3,11 @@
 package aesgcm_test
 
 import (
-	"runtime"
-	"runtime/debug"
 	"testing"
 
 	"github.com/keyplane/keyplane/internal/aesgcm"
+	"github.com/keyplane/keyplane/internal/alloctest"
 )
-
-// mallocs counts the heap allocations of runs calls of f, in total: an average would round a rare one away.
-func mallocs(runs int, f func()) uint64 {
-	defer debug.SetGCPercent(debug.SetGCPercent(-1))
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
-	f()
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	for range runs {
-		f()
-	}
-	runtime.ReadMemStats(&after)
-	return after.Mallocs - before.Mallocs
-}
 
 func TestAlloc(t *testing.T) {
 	const runs = 10_000
@@ -32,7 +17,7 @@ func TestAlloc(t *testing.T) {
 		back := make([]byte, 0, 64)
 		sealed := aesgcm.Seal(nil, &key, &nonce, plaintext, aad)
 		bad := append([]byte{^sealed[0]}, sealed[1:]...)
-		n := mallocs(runs, func() {
+		n := alloctest.Mallocs(runs, func() {
 			out = aesgcm.Seal(out[:0], &key, &nonce, plaintext, aad)
 			if _, ok := aesgcm.Open(back, &key, &nonce, out, aad); !ok {
 				t.Fatal("does not open")

@@ -4,12 +4,11 @@ package awsjson
 
 import (
 	"encoding/base64"
-	"runtime"
-	"runtime/debug"
 	"strings"
 	"testing"
 
 	"github.com/go-json-experiment/json"
+	"github.com/keyplane/keyplane/internal/alloctest"
 )
 
 const dataKeyBody = `{"KeyId":"arn:aws:kms:us-east-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab","KeySpec":"AES_256","EncryptionContext":{"tenant":"example \u0026 co","path":"/a/b"}}`
@@ -59,24 +58,6 @@ func (in *input) scan(s *Scanner, body []byte) Fault {
 	return s.Fault()
 }
 
-// mallocs is the total of heap allocations in n runs. The counter is the whole process's, and the runtime now and then starts a thread, which
-// allocates some six objects; so the least of five measurements counts. What run itself allocates is in all of them.
-func mallocs(n int, run func()) uint64 {
-	defer debug.SetGCPercent(debug.SetGCPercent(-1))
-	least := ^uint64(0)
-	for try := 0; try < 5 && least > 0; try++ {
-		runtime.GC() // ends a collection that is under way
-		var before, after runtime.MemStats
-		runtime.ReadMemStats(&before)
-		for range n {
-			run()
-		}
-		runtime.ReadMemStats(&after)
-		least = min(least, after.Mallocs-before.Mallocs)
-	}
-	return least
-}
-
 func TestNoAllocations(t *testing.T) {
 	bodies := []string{
 		dataKeyBody,
@@ -98,7 +79,7 @@ func TestNoAllocations(t *testing.T) {
 		out = AppendTimestamp(out, 1568290320263)
 	}
 	run()
-	if n := mallocs(10_000, run); n != 0 {
+	if n := alloctest.Mallocs(10_000, run); n != 0 {
 		t.Errorf("%d allocations in 10000 runs", n)
 	}
 }

@@ -3,27 +3,12 @@
 package blob_test
 
 import (
-	"runtime"
-	"runtime/debug"
 	"testing"
 
+	"github.com/keyplane/keyplane/internal/alloctest"
 	"github.com/keyplane/keyplane/internal/blob"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 )
-
-// mallocs counts the heap allocations of runs calls of f, in total: an average would round a rare one away.
-func mallocs(runs int, f func()) uint64 {
-	defer debug.SetGCPercent(debug.SetGCPercent(-1))
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
-	f()
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	for range runs {
-		f()
-	}
-	runtime.ReadMemStats(&after)
-	return after.Mallocs - before.Mallocs
-}
 
 func TestAlloc(t *testing.T) {
 	const runs = 10_000
@@ -35,7 +20,7 @@ func TestAlloc(t *testing.T) {
 		keys[i] = []byte{'a' + byte(i*37%26), '0' + byte(i)}
 	}
 	context := new(blob.Context)
-	n := mallocs(runs, func() {
+	n := alloctest.Mallocs(runs, func() {
 		var h blob.Header
 		if _, ok := blob.Parse(b, &h); !ok {
 			t.Fatal("does not parse")

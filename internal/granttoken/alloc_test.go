@@ -3,28 +3,10 @@
 package granttoken
 
 import (
-	"runtime"
-	"runtime/debug"
 	"testing"
-)
 
-// mallocs is the total of heap allocations in n runs. The counter is the whole process's, and the runtime now and then starts a thread, which
-// allocates some six objects; so the least of five measurements counts. What run itself allocates is in all of them.
-func mallocs(n int, run func()) uint64 {
-	defer debug.SetGCPercent(debug.SetGCPercent(-1))
-	least := ^uint64(0)
-	for try := 0; try < 5 && least > 0; try++ {
-		runtime.GC() // ends a collection that is under way
-		var before, after runtime.MemStats
-		runtime.ReadMemStats(&before)
-		for range n {
-			run()
-		}
-		runtime.ReadMemStats(&after)
-		least = min(least, after.Mallocs-before.Mallocs)
-	}
-	return least
-}
+	"github.com/keyplane/keyplane/internal/alloctest"
+)
 
 func TestNoAllocations(t *testing.T) {
 	good := Append(nil, &example, [saltLen]byte{})
@@ -40,7 +22,7 @@ func TestNoAllocations(t *testing.T) {
 		dst = Append(dst[:0], &example, [saltLen]byte{})
 	}
 	run()
-	if n := mallocs(20_000, run); n != 0 {
+	if n := alloctest.Mallocs(20_000, run); n != 0 {
 		t.Errorf("%d allocations in 20000 runs", n)
 	}
 }

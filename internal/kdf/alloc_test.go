@@ -3,32 +3,17 @@
 package kdf_test
 
 import (
-	"runtime"
-	"runtime/debug"
 	"testing"
 
+	"github.com/keyplane/keyplane/internal/alloctest"
 	"github.com/keyplane/keyplane/internal/kdf"
 )
-
-// mallocs counts the heap allocations of runs calls of f, in total: an average would round a rare one away.
-func mallocs(runs int, f func()) uint64 {
-	defer debug.SetGCPercent(debug.SetGCPercent(-1))
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
-	f()
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	for range runs {
-		f()
-	}
-	runtime.ReadMemStats(&after)
-	return after.Mallocs - before.Mallocs
-}
 
 func TestAlloc(t *testing.T) {
 	const runs = 10_000
 	nonce := make([]byte, 24)
 	var sum byte
-	n := mallocs(runs, func() {
+	n := alloctest.Mallocs(runs, func() {
 		var l, k1, c1, offset, in [16]byte
 		l[0], c1[3] = sum, 7
 		kdf.SubkeyK1(&k1, &l)

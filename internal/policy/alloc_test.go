@@ -4,29 +4,11 @@ package policy
 
 import (
 	"fmt"
-	"runtime"
-	"runtime/debug"
 	"strings"
 	"testing"
-)
 
-// mallocs is the total of heap allocations in n runs. The counter is the whole process's, and the runtime now and then starts a thread, which
-// allocates some six objects; so the least of five measurements counts. What run itself allocates is in all of them.
-func mallocs(n int, run func()) uint64 {
-	defer debug.SetGCPercent(debug.SetGCPercent(-1))
-	least := ^uint64(0)
-	for try := 0; try < 5 && least > 0; try++ {
-		runtime.GC() // ends a collection that is under way
-		var before, after runtime.MemStats
-		runtime.ReadMemStats(&before)
-		for range n {
-			run()
-		}
-		runtime.ReadMemStats(&after)
-		least = min(least, after.Mallocs-before.Mallocs)
-	}
-	return least
-}
+	"github.com/keyplane/keyplane/internal/alloctest"
+)
 
 func TestNoAllocations(t *testing.T) {
 	const key = "kms:EncryptionContext:x"
@@ -79,11 +61,11 @@ func TestNoAllocations(t *testing.T) {
 			runs[i].r.Scratch.Reset()
 		}
 	}
-	if mallocs(20, every) == 0 {
+	if alloctest.Mallocs(20, every) == 0 {
 		return
 	}
 	for _, u := range runs {
-		if n := mallocs(20, func() { u.p.Evaluate(u.r) }); n != 0 {
+		if n := alloctest.Mallocs(20, func() { u.p.Evaluate(u.r) }); n != 0 {
 			t.Fatalf("%s: %d allocations in 20 runs", u.name, n)
 		}
 	}

@@ -3,34 +3,19 @@
 package xaes_test
 
 import (
-	"runtime"
-	"runtime/debug"
 	"strings"
 	"testing"
 
 	"github.com/keyplane/keyplane/internal/aesgcm"
+	"github.com/keyplane/keyplane/internal/alloctest"
 )
-
-// mallocs counts the heap allocations of runs calls of f, in total: an average would round a rare one away.
-func mallocs(runs int, f func()) uint64 {
-	defer debug.SetGCPercent(debug.SetGCPercent(-1))
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
-	f()
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	for range runs {
-		f()
-	}
-	runtime.ReadMemStats(&after)
-	return after.Mallocs - before.Mallocs
-}
 
 func TestAlloc(t *testing.T) {
 	const runs = 10_000
 	nonce := make([]byte, 24)
 	x := newXAES(t, make([]byte, 32))
 	plaintext, out, back := make([]byte, 32), make([]byte, 0, 48), make([]byte, 0, 32)
-	n := mallocs(runs, func() {
+	n := alloctest.Mallocs(runs, func() {
 		out = x.Seal(out[:0], (*[24]byte)(nonce), plaintext, nil)
 		if _, ok := x.Open(back, (*[24]byte)(nonce), out, nil); !ok {
 			t.Fatal("does not open")
