@@ -9,7 +9,14 @@
 //	decide.go     the evaluator: one policy, and the decision of all of them
 //	product.go    the same questions, put to package authz
 //	compare.go    where the answers differ
-//	golden.go     cases with the decision stated by rule: operators, elements, principals
-//	flows.go      the same: delegation, accounts, boundaries, sessions, grants; known faults of other implementations
+//	golden.go     cases with the decision stated by rule, and what their tables share; one file for each kind of rule:
+//	  operators.go    condition operators on values that match, do not, are absent, do not parse or are several
+//	  elements.go     Action, Resource, their Not forms, variables
+//	  keys.go         what each condition key says of a request
+//	  principals.go   ways of naming a caller
+//	  grants.go       operations, grantees, constraints
+//	  flows.go        delegation, accounts, boundaries, sessions, services
+//	  bugs.go         known faults of other implementations
+//	  malformed.go    documents that are refused
 //	generate.go   random cases
 package authztest
