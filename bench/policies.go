@@ -12,6 +12,7 @@ import (
 const (
 	defaultPolicyName = "SoftHSM, default policy"
 	manyPoliciesName  = "SoftHSM, 20 statements, 5 of an identity, 1000 grants"
+	oneGrantName      = "SoftHSM, one of the 1000 grants allows"
 
 	benchStatements = 20
 	benchGrants     = 1000
@@ -19,7 +20,8 @@ const (
 )
 
 // policiesTable compares the default key policy, used by an administrator, with a key that has a policy of 20 statements with conditions and
-// 1000 grants, used by a user with five identity statements with conditions. Both answer the same requests in one process.
+// 1000 grants: used by a user with five identity statements with conditions, who is allowed by policies, and by the grantee, whom one of
+// the grants alone allows. All answer the same requests in one process.
 func (p *plan) policiesTable() error {
 	plain, err := p.startSoftHSM("policies")
 	if err != nil {
@@ -27,12 +29,13 @@ func (p *plan) policiesTable() error {
 	}
 	defer plain.stop()
 	plain.name = defaultPolicyName
-	rich := *plain // the same process, another key and another caller
-	rich.name = manyPoliciesName
-	if rich.keyID, rich.key, err = p.manyPolicies(plain); err != nil {
+	rich, granted := *plain, *plain // the same process, another key and other callers
+	rich.name, granted.name = manyPoliciesName, oneGrantName
+	if err := p.manyPolicies(plain, &rich, &granted); err != nil {
 		return err
 	}
-	for _, t := range []*target{plain, &rich} {
+	targets := []*target{plain, &rich, &granted}
+	for _, t := range targets {
 		if t.bodies, err = contextBodies(t); err != nil {
 			return err
 		}
@@ -44,7 +47,7 @@ func (p *plan) policiesTable() error {
 			return err
 		}
 		defer floor.stop()
-		for _, t := range []*target{floor, plain, &rich} {
+		for _, t := range append([]*target{floor}, targets...) {
 			cells = append(cells, p.cell(t, op, "", p.conns))
 		}
 	}
@@ -54,7 +57,9 @@ func (p *plan) policiesTable() error {
 	for _, op := range []string{"GenerateDataKey", "Decrypt"} {
 		p.promise(fmt.Sprintf("%s, %d policy statements, 5 of an identity, %d grants, requests/s of the default policy", op, benchStatements, benchGrants),
 			p.ratio("policies", op, "", manyPoliciesName, defaultPolicyName, perSecond), atLeast, 0.97)
-		p.promise(op+" with them, allocations per request, the process's own included", p.median("policies", op, "", manyPoliciesName, mallocs), atMost, mallocsMax)
+		for _, name := range []string{manyPoliciesName, oneGrantName} {
+			p.promise(op+" on "+name+", allocations per request, the process's own included", p.median("policies", op, "", name, mallocs), atMost, mallocsMax)
+		}
 	}
 	return nil
 }
@@ -62,7 +67,7 @@ func (p *plan) policiesTable() error {
 // contextBodies are the request bodies of a target's key under an encryption context that the conditions of the policies look at.
 func contextBodies(t *target) (map[string]string, error) {
 	var made struct{ CiphertextBlob string }
-	if err := t.call("Encrypt", `{"KeyId":"`+t.keyID+`","Plaintext":"`+strings.Repeat("QUFB", 10)+`QUE="`+policyContext+`}`, &made); err != nil {
+	if err := t.call("GenerateDataKeyWithoutPlaintext", `{"KeyId":"`+t.keyID+`","KeySpec":"AES_256"`+policyContext+`}`, &made); err != nil {
 		return nil, err
 	}
 	return map[string]string{
@@ -71,10 +76,10 @@ func contextBodies(t *target) (map[string]string, error) {
 	}, nil
 }
 
-// manyPolicies makes the user, the key with its policy, and the grants. None of the policy's statements for others decides about the user; the
-// one that leaves the key to the account is the last.
-func (p *plan) manyPolicies(t *target) (keyID string, key *sigv4.AccessKey, err error) {
-	const user = "bench-user"
+// manyPolicies makes the key with its policy, the user who is rich's caller, and granted's, who has the grants and no policies. None of the
+// policy's statements for others decides about them; the one that leaves the key to the account is the last.
+func (p *plan) manyPolicies(t, rich, granted *target) (err error) {
+	const user, grantee = "bench-user", "bench-grantee"
 	var identity []string
 	for i, condition := range []string{
 		`"StringEquals":{"kms:EncryptionContext:tenant":"t-nobody"}`,
@@ -85,25 +90,14 @@ func (p *plan) manyPolicies(t *target) (keyID string, key *sigv4.AccessKey, err 
 	} {
 		identity = append(identity, fmt.Sprintf(`{"Sid":"i%d","Effect":"Allow","Action":["kms:GenerateDataKey*","kms:Decrypt","kms:Encrypt"],"Resource":"*","Condition":{%s}}`, i, condition))
 	}
-	if _, err := t.iam("CreateUser", "UserName", user); err != nil {
-		return "", nil, err
+	if rich.key, err = t.user(user); err != nil {
+		return err
+	}
+	if granted.key, err = t.user(grantee); err != nil {
+		return err
 	}
 	if _, err := t.iam("PutUserPolicy", "UserName", user, "PolicyName", "bench", "PolicyDocument", document(identity)); err != nil {
-		return "", nil, err
-	}
-	b, err := t.iam("CreateAccessKey", "UserName", user)
-	if err != nil {
-		return "", nil, err
-	}
-	var made struct {
-		ID     string `xml:"CreateAccessKeyResult>AccessKey>AccessKeyId"`
-		Secret string `xml:"CreateAccessKeyResult>AccessKey>SecretAccessKey"`
-	}
-	if err := xml.Unmarshal(b, &made); err != nil {
-		return "", nil, err
-	}
-	if key, err = sigv4.NewAccessKey(made.ID, []byte(made.Secret), sigv4.Principal{}); err != nil {
-		return "", nil, err
+		return err
 	}
 	var statements []string
 	for i := range benchStatements - 1 {
@@ -121,15 +115,37 @@ func (p *plan) manyPolicies(t *target) (keyID string, key *sigv4.AccessKey, err 
 	statements = append(statements, `{"Sid":"account","Effect":"Allow","Principal":{"AWS":"`+benchAccount+`"},"Action":"kms:*","Resource":"*"}`)
 	var created struct{ KeyMetadata struct{ KeyId string } }
 	if err := t.call("CreateKey", fmt.Sprintf(`{"Policy":%q}`, document(statements)), &created); err != nil {
-		return "", nil, err
-	}
-	keyID = created.KeyMetadata.KeyId
-	err = p.parallel(benchGrants, func(i int) error {
-		_, err := t.post("CreateGrant", fmt.Sprintf(`{"KeyId":%q,"GranteePrincipal":"arn:aws:iam::%s:user/%s","Operations":["Decrypt","GenerateDataKey"],"Constraints":{"EncryptionContextSubset":{"tenant":"t-%06d"}}}`,
-			keyID, benchAccount, user, 1000+i))
 		return err
-	})
-	return keyID, key, err
+	}
+	rich.keyID, granted.keyID = created.KeyMetadata.KeyId, created.KeyMetadata.KeyId
+	grant := func(tenant int) error {
+		_, err := t.post("CreateGrant", fmt.Sprintf(`{"KeyId":%q,"GranteePrincipal":"arn:aws:iam::%s:user/%s","Operations":["Decrypt","GenerateDataKey","GenerateDataKeyWithoutPlaintext"],"Constraints":{"EncryptionContextSubset":{"tenant":"t-%06d"}}}`,
+			rich.keyID, benchAccount, grantee, tenant))
+		return err
+	}
+	if err := p.parallel(benchGrants-1, func(i int) error { return grant(1000 + i) }); err != nil {
+		return err
+	}
+	return grant(17) // policyContext's
+}
+
+// user makes a user without policies and an access key for it.
+func (t *target) user(name string) (*sigv4.AccessKey, error) {
+	if _, err := t.iam("CreateUser", "UserName", name); err != nil {
+		return nil, err
+	}
+	b, err := t.iam("CreateAccessKey", "UserName", name)
+	if err != nil {
+		return nil, err
+	}
+	var made struct {
+		ID     string `xml:"CreateAccessKeyResult>AccessKey>AccessKeyId"`
+		Secret string `xml:"CreateAccessKeyResult>AccessKey>SecretAccessKey"`
+	}
+	if err := xml.Unmarshal(b, &made); err != nil {
+		return nil, err
+	}
+	return sigv4.NewAccessKey(made.ID, []byte(made.Secret), sigv4.Principal{})
 }
 
 func document(statements []string) string {
