@@ -75,15 +75,9 @@ const resourceAliasesMax = 50
 
 // Value answers what the request says of a condition key; see policy.Context.
 func (c *Context) Value(k policy.Key, name string, i int) (policy.Value, bool) {
-	if k == policy.KMSEncryptionContext {
-		return c.contextValue(name, i)
-	}
-	if i == 0 {
-		if v, ok := c.single(k); ok {
-			return v, true
-		}
-	}
 	switch k {
+	case policy.KMSEncryptionContext:
+		return c.contextValue(name, i)
 	case policy.AWSPrincipalTag:
 		return c.principalTag(name, i)
 	case policy.AWSResourceTag:
@@ -91,23 +85,48 @@ func (c *Context) Value(k policy.Key, name string, i int) (policy.Value, bool) {
 			return tag(c.Key.Tags, name, i)
 		}
 		return c.extra(k, name, i)
-	case policy.AWSCalledVia:
-		if c.Caller.Via != "" && i == 0 {
-			return text(c.Caller.ViaName), true
-		}
 	case policy.KMSResourceAliases:
 		if c.Key != nil && len(c.Key.Aliases) <= resourceAliasesMax && i < len(c.Key.Aliases) {
 			return text(c.Key.Aliases[i]), true
 		}
+		return policy.Value{}, false
 	case policy.KMSEncryptionContextKeys:
 		if c.EncryptionContext != nil && i < c.EncryptionContext.Len() {
 			key, _ := c.EncryptionContext.Pair(i)
 			return policy.Value{Text: key}, true
 		}
-	default:
-		return c.extra(k, name, i)
+		return policy.Value{}, false
 	}
-	return policy.Value{}, false
+	if i == 0 {
+		if v, ok := c.single(k); ok {
+			return v, true
+		}
+	}
+	return c.extra(k, name, i)
+}
+
+// First is the first value of a condition key; see policy.Context.
+func (c *Context) First(k policy.Key, name string, typed bool, v *policy.Value) (n int) {
+	switch {
+	case k == policy.KMSEncryptionContext:
+		return c.firstOfContext(name, v)
+	case typed && k == policy.AWSSourceIP && c.SourceIP.IsValid():
+		*v = policy.Value{Addr: c.SourceIP}
+		return 1
+	case typed && k == policy.AWSCurrentTime:
+		*v = policy.Value{Unix: c.Now.Unix(), Dated: true}
+		return 1
+	}
+	var ok bool
+	if *v, ok = c.Value(k, name, 0); !ok {
+		return 0
+	}
+	if k.Several() {
+		if _, ok = c.Value(k, name, 1); ok {
+			return 2
+		}
+	}
+	return 1
 }
 
 // single answers the keys that have one value at most and that every plane knows.
@@ -154,19 +173,19 @@ func (c *Context) single(k policy.Key) (policy.Value, bool) {
 		return policy.Value{Text: c.SourceArn}, c.SourceArn != nil
 	case policy.AWSSourceAccount:
 		return policy.Value{Text: c.SourceAccount}, c.SourceAccount != nil
-	case policy.AWSCalledViaFirst, policy.AWSCalledViaLast:
-		return present(w.ViaName)
+	case policy.AWSCalledVia, policy.AWSCalledViaFirst, policy.AWSCalledViaLast:
+		return present(w.ViaName) // one service at most
 	case policy.AWSViaAWSService:
 		return truth(w.Via != ""), true
 	case policy.AWSSecureTransport:
 		return truth(c.SecureTransport), true
 	case policy.AWSCurrentTime:
-		return policy.Value{Text: c.Now.UTC().AppendFormat(c.made.now[:0], time.RFC3339)}, true
+		return date(c.Now, &c.made.now), true
 	case policy.AWSEpochTime:
 		return policy.Value{Text: strconv.AppendInt(c.made.epoch[:0], c.Now.Unix(), 10)}, true
 	case policy.AWSTokenIssueTime:
 		if !w.TokenIssued.IsZero() {
-			return policy.Value{Text: w.TokenIssued.UTC().AppendFormat(c.made.issued[:0], time.RFC3339)}, true
+			return date(w.TokenIssued, &c.made.issued), true
 		}
 	case policy.AWSMultiFactorAuthPresent:
 		if !w.TokenIssued.IsZero() { // nobody can sign in with a second factor; long-term access keys do not have the key at all
@@ -235,6 +254,11 @@ func account(a keyid.Account, made *[accountDigits]byte) policy.Value {
 	return policy.Value{Text: a.Append(made[:0])}
 }
 
+// date is a time in whole seconds, its text made in its place in c.made.
+func date(t time.Time, made *[timeLen]byte) policy.Value {
+	return policy.Value{Text: t.UTC().AppendFormat(made[:0], time.RFC3339), Unix: t.Unix(), Dated: true}
+}
+
 func tag(tags []Tag, name string, i int) (policy.Value, bool) {
 	for j := range tags {
 		if strings.EqualFold(tags[j].Key, name) {
@@ -274,6 +298,24 @@ func (c *Context) contextValue(name string, i int) (policy.Value, bool) {
 		}
 	}
 	return policy.Value{}, false
+}
+
+// firstOfContext is First of kms:EncryptionContext.
+func (c *Context) firstOfContext(name string, v *policy.Value) (n int) {
+	if c.EncryptionContext == nil {
+		return 0
+	}
+	for j := range c.EncryptionContext.Len() {
+		key, value := c.EncryptionContext.Pair(j)
+		if !strings.EqualFold(bytesconv.String(key), name) {
+			continue
+		}
+		if n == 1 {
+			return 2
+		}
+		*v, n = policy.Value{Text: value}, 1
+	}
+	return n
 }
 
 func (c *Context) extra(k policy.Key, name string, i int) (policy.Value, bool) {

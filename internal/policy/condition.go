@@ -15,11 +15,11 @@ type condition struct {
 	test
 	set      quantifier
 	ifExists bool
-	key      Key
-	slot     uint8
-	literal  bool // what it compares with is text alone, which is one of texts too
-	text     string
-	name     string
+	slot
+	at      uint8 // its slot's place, slotsMax for none
+	sieved  bool  // the sieve tries it
+	literal bool  // what it compares with is text alone, which is one of texts too
+	text    string
 
 	// What the operator compares with; one of them.
 	texts   []template // String, Arn
@@ -75,6 +75,25 @@ func (o order) is(compared int) bool {
 		return compared >= 0
 	}
 	return compared == 0
+}
+
+// any reports whether t compares as wanted with one of dates.
+func (o order) any(t instant, dates []instant) bool {
+	for _, want := range dates {
+		if o.is(t.compare(want)) {
+			return true
+		}
+	}
+	return false
+}
+
+func contain(ranges []netip.Prefix, a netip.Addr) bool {
+	for i := range ranges {
+		if ranges[i].Contains(a) {
+			return true
+		}
+	}
+	return false
 }
 
 // quantifier says of how many of a request's values a test is asked.
@@ -138,7 +157,8 @@ func (c *compiler) condition(w *written) condition {
 		return d
 	}
 	d.key, d.name = ParseKey(w.key)
-	d.slot = c.slot(d.key, d.name)
+	d.typed = d.typ == date || d.typ == address
+	d.at = c.place(&d.slot)
 	c.policy.mention(d.key)
 	for _, v := range w.values {
 		if !c.value(&d, v) {
@@ -195,17 +215,18 @@ func (c *compiler) value(d *condition, s string) (ok bool) {
 	return false
 }
 
-// slot is the slot of a condition key, slotsMax where there is none left.
-func (c *compiler) slot(k Key, name string) uint8 {
+// place is the place of a condition's slot, slotsMax where there is none left.
+func (c *compiler) place(k *slot) uint8 {
 	p := c.policy
-	i := slices.Index(p.slots, slot{k, name})
-	if i < 0 && k != UnknownKey && len(p.slots) < slotsMax {
+	i := slices.IndexFunc(p.slots, func(s slot) bool { return s.key == k.key && s.name == k.name })
+	if i < 0 && k.key != UnknownKey && len(p.slots) < slotsMax {
 		i = len(p.slots)
-		p.slots = append(p.slots, slot{k, name})
+		p.slots = append(p.slots, *k)
 	}
 	if i < 0 {
 		return slotsMax
 	}
+	p.slots[i].typed = p.slots[i].typed && k.typed
 	return uint8(i)
 }
 
@@ -226,12 +247,12 @@ func (c *condition) cost() int {
 // holds reports whether a request fulfils the condition. A value of the request that is not of the operator's type fulfils what denies, and
 // nothing else.
 func (c *condition) holds(r *Request, deny bool) bool {
-	m, bit := r.Scratch, uint32(1)<<c.slot
+	m, bit := r.Scratch, uint32(1)<<c.at
 	if c.key == UnknownKey {
 		return c.absent()
 	}
-	if c.slot == slotsMax || m.asked&bit == 0 {
-		m.ask(r.Context, c.slot, c.key, c.name)
+	if c.at == slotsMax || m.asked&bit == 0 {
+		m.ask(r.Context, c.at, &c.slot)
 	}
 	switch {
 	case m.present&bit == 0:
@@ -243,7 +264,7 @@ func (c *condition) holds(r *Request, deny bool) bool {
 	case m.several&bit != 0:
 		return c.holdsOfSeveral(r, deny)
 	}
-	v := &m.values[c.slot]
+	v := &m.values[c.at]
 	if c.literal {
 		return (string(v.Text) == c.text) != c.negated
 	}
@@ -306,11 +327,8 @@ func (c *condition) matches(r *Request, v *Value) (matched, ok bool) {
 		}
 		return matched, ok
 	case date:
-		t, ok := parseDate(v.Text)
-		for _, want := range c.dates {
-			matched = matched || c.order.is(t.compare(want))
-		}
-		return matched, ok
+		t, ok := v.date()
+		return c.order.any(t, c.dates), ok
 	case truth:
 		b, ok := parseBool(v.Text)
 		for _, want := range c.truths {
@@ -318,15 +336,8 @@ func (c *condition) matches(r *Request, v *Value) (matched, ok bool) {
 		}
 		return matched, ok
 	case address:
-		a, ok := v.Addr.Unmap(), true
-		if !a.IsValid() {
-			a, ok = parseAddr(v.Text)
-		}
-		a = a.WithZone("")
-		for i := range c.ranges {
-			matched = matched || c.ranges[i].Contains(a)
-		}
-		return matched, ok
+		a, ok := v.address()
+		return contain(c.ranges, a), ok
 	case binary:
 		for _, want := range c.blobs {
 			matched = matched || bytes.Equal(v.Text, want)

@@ -1,19 +1,22 @@
 package policy
 
+import "math/bits"
+
 // Policy is a compiled policy document: immutable and safe for concurrent use.
 type Policy struct {
 	kind       Kind
 	statements []statement
 	principals []string
 	mentioned  [keyCount]bool
-	actions    actionSet // the actions that a statement is about
-	slots      []slot    // condition keys whose values an evaluation keeps
+	slots      []slot // condition keys whose values an evaluation keeps
+	sieves     []sieve
 }
 
 // slot is a condition key, with the name that it takes.
 type slot struct {
-	key  Key
-	name string
+	key   Key
+	name  string
+	typed bool // conditions take the value as a date or an address: nobody looks at its text
 }
 
 // slotsMax bounds what an evaluation keeps. Values of more keys are asked for whenever they are needed.
@@ -42,6 +45,7 @@ type Scratch struct {
 
 	// First values of a policy's slots, and what is known of them, a bit each: they are of one evaluation. The last is for keys without slot.
 	asked, present, several uint32
+	sifted                  uint32 // slots whose sieved conditions hold for every statement that is left
 	values                  [slotsMax + 1]Value
 	used                    int // values that evaluations may have filled
 	steps                   int // that wildcards of conditions have left in this evaluation
@@ -61,24 +65,22 @@ func (s *Scratch) Reset() {
 	s.asked, s.present, s.several = 0, 0, 0
 	clear(s.values[:s.used])
 	s.values[slotsMax] = Value{}
-	s.used, s.steps = 0, 0
+	s.used, s.steps, s.sifted = 0, 0, 0
 }
 
-// ask finds the first value of a condition key out, and whether there are more. slot is slotsMax for a key that has none.
-func (s *Scratch) ask(c Context, slot uint8, k Key, name string) {
-	bit := uint32(1) << slot
+// ask finds the first value of a condition key out, and whether there are more. at is slotsMax for a key that has no slot.
+func (s *Scratch) ask(c Context, at uint8, k *slot) {
+	bit := uint32(1) << at
 	s.asked |= bit
 	s.present &^= bit
 	s.several &^= bit
-	var ok bool
-	if s.values[slot], ok = c.Value(k, name, 0); !ok {
-		return
-	}
-	s.present |= bit
-	if mayHaveSeveral[k] {
-		if _, ok = c.Value(k, name, 1); ok {
-			s.several |= bit
-		}
+	switch c.First(k.key, k.name, k.typed, &s.values[at]) {
+	case 0:
+	case 1:
+		s.present |= bit
+	default:
+		s.present |= bit
+		s.several |= bit
 	}
 }
 
@@ -87,47 +89,63 @@ func (p *Policy) Evaluate(r *Request) (result Result) {
 	m := r.Scratch
 	if r.Code == 0 {
 		m.action = appendLower(m.action[:0], r.Action)
-	} else if !p.actions.has(r.Code) {
-		return result
 	}
 	m.asked, m.used, m.steps = 0, max(m.used, len(p.slots)), stepsMax
 	allowed := ways(0)
-	for i := range p.statements {
-		s := &p.statements[i]
-		// What costs least first: most statements are about another action, or somebody else.
-		if s.inert || !s.isAbout(r) || s.deny && result.Deny != 0 {
-			continue
+	for i := range p.sieves {
+		v := &p.sieves[i]
+		left := v.about[r.Code]
+		if r.Code == 0 {
+			left = p.about(i*sieveMax, m.action)
 		}
-		w := s.names(p.kind, r.Principal)
-		if !s.deny {
-			w &^= allowed
+		if left != 0 {
+			left = v.sift(r, left)
 		}
-		if w == 0 || !s.everything && !s.hasResource(r) {
-			continue
-		}
-		if holds := s.holds(r); m.steps < 0 && !s.deny || m.steps >= 0 && !holds {
-			continue
-		}
-		if s.deny {
-			result.Deny = i + 1
-			continue
-		}
-		allowed |= w
-		for m := range result.Allow {
-			if w.has(Match(m)) {
-				result.Allow[m] = i + 1
-			}
+		for ; left != 0; left &= left - 1 {
+			n := i*sieveMax + bits.TrailingZeros64(left)
+			p.statements[n].evaluate(r, p.kind, n+1, &result, &allowed)
 		}
 	}
 	return result
 }
 
-// isAbout reports whether the statement is about the request's action.
-func (s *statement) isAbout(r *Request) bool {
-	if r.Code != 0 {
-		return s.codes.has(r.Code)
+// about are the statements of the sieve that begins at from which are about an action that has no code.
+func (p *Policy) about(from int, action []byte) (all uint64) {
+	for i := range p.statements[from:min(from+sieveMax, len(p.statements))] {
+		if s := &p.statements[from+i]; !s.inert && s.hasAction(action) {
+			all |= 1 << i
+		}
 	}
-	return s.hasAction(r.Scratch.action)
+	return all
+}
+
+// evaluate adds to the result what a statement that is about the action says: the n-th.
+func (s *statement) evaluate(r *Request, kind Kind, n int, result *Result, allowed *ways) {
+	m := r.Scratch
+	if s.deny && result.Deny != 0 {
+		return
+	}
+	// What costs least first: most statements are about somebody else.
+	w := s.names(kind, r.Principal)
+	if !s.deny {
+		w &^= *allowed
+	}
+	if w == 0 || !s.everything && !s.hasResource(r) {
+		return
+	}
+	if holds := s.holds(r); m.steps < 0 && !s.deny || m.steps >= 0 && !holds {
+		return
+	}
+	if s.deny {
+		result.Deny = n
+		return
+	}
+	*allowed |= w
+	for m := range result.Allow {
+		if w.has(Match(m)) {
+			result.Allow[m] = n
+		}
+	}
 }
 
 func (s *statement) hasAction(action []byte) bool {
@@ -178,7 +196,11 @@ func (s *statement) hasResource(r *Request) bool {
 
 func (s *statement) holds(r *Request) bool {
 	for i := range s.conditions {
-		if !s.conditions[i].holds(r, s.deny) {
+		c := &s.conditions[i]
+		if c.sieved && r.Scratch.sifted>>c.at&1 != 0 {
+			continue
+		}
+		if !c.holds(r, s.deny) {
 			return false
 		}
 	}

@@ -72,6 +72,22 @@ func (f facts) Value(k Key, name string, i int) (Value, bool) {
 	return Value{}, false
 }
 
+func (f facts) First(k Key, name string, _ bool, v *Value) int { return first(f, k, name, v) }
+
+// first is Context.First made of Context.Value.
+func first[C interface {
+	Value(k Key, name string, i int) (Value, bool)
+}](c C, k Key, name string, v *Value) int {
+	var ok bool
+	if *v, ok = c.Value(k, name, 0); !ok {
+		return 0
+	}
+	if _, ok = c.Value(k, name, 1); ok && k.Several() {
+		return 2
+	}
+	return 1
+}
+
 func request(caller *Principal, v values) *Request {
 	return &Request{Action: "kms:Decrypt", Resource: []byte(keyARN), Principal: caller, Context: v.context(), Scratch: &Scratch{}}
 }

@@ -67,6 +67,8 @@ func (e everywhere) Value(k Key, name string, i int) (Value, bool) {
 	return Value{Text: e[i]}, true
 }
 
+func (e everywhere) First(k Key, name string, _ bool, v *Value) int { return first(e, k, name, v) }
+
 // naiveMatch is what a pattern means, in quadratic space: reach[i][j] is whether the first i symbols match the first j characters.
 func naiveMatch(pattern, text string) bool {
 	p, v := []rune(pattern), []rune(text)

@@ -213,6 +213,9 @@ var mayHaveSeveral = func() (t [keyCount]bool) {
 	return t
 }()
 
+// Several reports whether requests may have more than one value of k.
+func (k Key) Several() bool { return mayHaveSeveral[k] }
+
 // multivalued reports whether requests may have several values of k.
 func (k Key) multivalued() bool {
 	switch k {

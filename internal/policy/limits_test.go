@@ -18,6 +18,8 @@ func (c oneValue) Value(k Key, _ string, i int) (Value, bool) {
 	return Value{Text: c.value}, k == c.key && i == 0
 }
 
+func (c oneValue) First(k Key, name string, _ bool, v *Value) int { return first(c, k, name, v) }
+
 // Wildcards that would cost hundreds of milliseconds are given up, on the safe side: Deny matches, Allow does not.
 func TestWildcardsAreBounded(t *testing.T) {
 	patterns := strings.TrimSuffix(strings.Repeat(`"*`+strings.Repeat("a", 4000)+`b",`, 7), ",")
@@ -100,6 +102,8 @@ func (c twice) Value(k Key, _ string, i int) (Value, bool) {
 	}
 	return Value{Text: []byte(c.values[i])}, true
 }
+
+func (c twice) First(k Key, name string, _ bool, v *Value) int { return first(c, k, name, v) }
 
 // Two pairs whose keys differ in case do not get round a condition on either: it is as if the value did not parse.
 func TestNameInTwoCases(t *testing.T) {

@@ -209,6 +209,9 @@ func (c *compiler) compile(d *document) {
 	}
 	slices.Sort(c.policy.principals)
 	c.policy.principals = slices.Compact(c.policy.principals)
+	if c.err == nil {
+		c.policy.sieve()
+	}
 }
 
 // elements refuses a statement for what it has and what it lacks.
@@ -273,7 +276,6 @@ func (c *compiler) statement(e *element) statement {
 				s.codes |= 1 << (code + 1)
 			}
 		}
-		c.policy.actions |= s.codes
 	}
 	s.everything = c.kind == TrustPolicy || !s.notResource && slices.ContainsFunc(s.resources, func(t template) bool {
 		return t.parts == nil && t.glob.kind == prefix && t.glob.text == ""

@@ -46,16 +46,39 @@ type Principal struct {
 
 // Value is one value of a condition key.
 type Value struct {
-	Text []byte     // as a policy would write it
-	Addr netip.Addr // of IP addresses: Text parsed; invalid for other values
+	Text  []byte     // as a policy would write it
+	Addr  netip.Addr // of IP addresses: Text parsed; invalid for other values
+	Unix  int64      // of dates in whole seconds: Text parsed, in seconds since 1970
+	Dated bool       // Unix is set
+}
+
+// address is the value as an IP address.
+func (v *Value) address() (netip.Addr, bool) {
+	if v.Addr.IsValid() {
+		return v.Addr.Unmap().WithZone(""), true
+	}
+	return parseAddr(v.Text)
+}
+
+// date is the value as a date.
+func (v *Value) date() (instant, bool) {
+	if v.Dated {
+		return instant{sec: v.Unix}, true
+	}
+	return parseDate(v.Text)
 }
 
 // Context answers what a request says of condition keys. Value is value i, from 0, of a key; ok false where the key has no such value, at 0:
 // where it is absent. name is what stands behind the key's '/' or ':' for keys that have a name of their own (kms:EncryptionContext:name,
 // aws:PrincipalTag/name), as the policy writes it; it is matched without regard to case. Calls must not allocate. What they return stays
-// valid and the same until the evaluation ends. Only the keys of mayHaveSeveral have more than one value.
+// valid and the same until the evaluation ends. Only multivalued keys, those with a name of their own and kms:GrantConstraintType have more than
+// one value.
+//
+// First puts the first value in v, of which it sets every field, and says whether there are more: n is 0, 1 or, for several, 2. Where typed, values
+// that have Addr or Unix may come without Text.
 type Context interface {
 	Value(k Key, name string, i int) (v Value, ok bool)
+	First(k Key, name string, typed bool, v *Value) (n int)
 }
 
 // Request is what a policy is evaluated on.
