@@ -11,6 +11,7 @@ import (
 	"github.com/keyplane/keyplane/internal/awsquery"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/sigv4"
+	"github.com/keyplane/keyplane/internal/uuid"
 )
 
 // handle serves one request: pre-check, authenticate, route, run the operation, answer. It is the main path of the service, and with
@@ -25,7 +26,7 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	}
 	r := s.requests.acquire()
 	r.now = ctx.Time()
-	s.ids.fill(&r.id)
+	s.ids.Fill(&r.id)
 	code := kmsapi.KMSInternal
 	defer s.finish(ctx, c, r, &code) // recover, reply, hand the request back: in that order
 
@@ -205,8 +206,8 @@ func (s *Server) refuseHTTP(ctx *fasthttp.RequestCtx, err error) {
 	case errors.As(err, &netErr) && netErr.Timeout():
 		code = kmsapi.RequestTimeout
 	}
-	var id [requestIDLen]byte
-	s.ids.fill(&id)
+	var id [uuid.Len]byte
+	s.ids.Fill(&id)
 	ctx.Response.Reset()
 	s.reply(ctx, id[:], code.Status(), contentType, kmsapi.AppendErrorBody(nil, code, []byte(code.Text())))
 	s.cfg.Logger.Debug("request refused below HTTP", "code", code.Type(), "status", strconv.Itoa(code.Status()))

@@ -1,11 +1,8 @@
 package dataplane
 
 import (
-	"crypto/rand"
-	"encoding/binary"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/keyplane/keyplane/cache"
@@ -16,13 +13,14 @@ import (
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/sigv4"
 	"github.com/keyplane/keyplane/internal/snapshot"
+	"github.com/keyplane/keyplane/internal/uuid"
 )
 
 // request is everything one request needs, pooled. Slices marked "borrows" alias fasthttp's memory of the request and are valid until the
 // handler returns; buffers keep their memory across requests and are wiped whole on release.
 type request struct {
 	now    time.Time          // when the handler was called, or after the last read of the store
-	id     [requestIDLen]byte // of the reply's x-amzn-RequestId
+	id     [uuid.Len]byte // of the reply's x-amzn-RequestId
 	header headerBlock        // borrows
 	signed sigv4.Request      // borrows
 	auth   sigv4.Scratch
@@ -106,7 +104,7 @@ func (r *request) reset() {
 	r.in.reset()
 	r.faults.Reset()
 	r.job.Wipe()
-	r.now, r.id = time.Time{}, [requestIDLen]byte{}
+	r.now, r.id = time.Time{}, [uuid.Len]byte{}
 	r.signed, r.who, r.ip, r.op = sigv4.Request{}, sigv4.Identity{}, netip.Addr{}, nil
 	r.xml = false
 	r.blob, r.sealed = blob.Header{}, nil
@@ -162,37 +160,4 @@ func (r *request) refuse(c kmsapi.Code) kmsapi.Code {
 func (r *request) refuseText(c kmsapi.Code, text string) kmsapi.Code {
 	r.msg = append(r.msg[:0], text...)
 	return c
-}
-
-const requestIDLen = 36
-
-// requestIDs makes request IDs: UUIDs of a random part per process and a counter. They are unique, and they are not secret.
-type requestIDs struct {
-	prefix [8]byte
-	next   atomic.Uint64
-}
-
-func (g *requestIDs) init() {
-	var b [16]byte
-	_, _ = rand.Read(b[:])
-	copy(g.prefix[:], b[:8])
-	g.prefix[6] = g.prefix[6]&0x0f | 0x40              // version 4
-	g.next.Store(binary.BigEndian.Uint64(b[8:]) >> 16) // a start that leaves 2^48 requests to count
-}
-
-func (g *requestIDs) fill(dst *[requestIDLen]byte) {
-	const digits = "0123456789abcdef"
-	var b [16]byte
-	copy(b[:], g.prefix[:])
-	binary.BigEndian.PutUint64(b[8:], g.next.Add(1))
-	b[8] = b[8]&0x3f | 0x80 // RFC 9562 variant
-	at := 0
-	for i, c := range b {
-		if i == 4 || i == 6 || i == 8 || i == 10 {
-			dst[at] = '-'
-			at++
-		}
-		dst[at], dst[at+1] = digits[c>>4], digits[c&15]
-		at += 2
-	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/sigv4"
 	"github.com/keyplane/keyplane/internal/snapshot"
+	"github.com/keyplane/keyplane/internal/uuid"
 	"github.com/keyplane/keyplane/ratelimit"
 )
 
@@ -94,7 +95,7 @@ type Server struct {
 	policies  policyTable
 	offsets   hsm.Offsets
 	requests  requestPool
-	ids       requestIDs
+	ids       *uuid.Generator // of requests
 	panics    atomic.Uint64
 	warnings  ratelimit.GCRA
 	unlogged  atomic.Uint64 // warnings left out since the last one
@@ -109,7 +110,7 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Region == "" || cfg.Ready == nil || cfg.Logger == nil {
 		return nil, errors.New("dataplane: a required field of Config is missing")
 	}
-	s := &Server{cfg: cfg, partition: keyid.Partition(cfg.Region), connAgeMax: time.Hour}
+	s := &Server{cfg: cfg, partition: keyid.Partition(cfg.Region), ids: uuid.New(), connAgeMax: time.Hour}
 	var err error
 	if s.keys, err = cache.New(cfg.KeyCacheBytes, absentBytes(cfg.KeyCacheBytes), (*snapshot.Key).Wipe); err != nil {
 		return nil, err
@@ -123,7 +124,6 @@ func New(cfg Config) (*Server, error) {
 		s.aliases.Close()
 		return nil, err
 	}
-	s.ids.init()
 	s.http = &fasthttp.Server{
 		Handler:      s.handle,
 		ErrorHandler: s.refuseHTTP,
