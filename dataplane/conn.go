@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/valyala/fasthttp"
+
+	"github.com/keyplane/keyplane/internal/cloudtrail"
 )
 
 // listener wraps the connections it accepts and bounds how many may be open, in all and of one address. Connections beyond the bounds are closed
@@ -117,6 +119,7 @@ type conn struct {
 	ip      netip.Addr // what it is counted by
 	addr    netip.Addr // of the client
 	perIP   *addrCount
+	tls     *cloudtrail.TLSDetails // set with the first record; nil where the connection is not encrypted
 	closed  atomic.Bool
 
 	reads, writes deadline // the serving goroutine's

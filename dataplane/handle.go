@@ -29,35 +29,38 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	s.ids.Fill(&r.id)
 	code := kmsapi.KMSInternal
 	defer s.finish(ctx, c, r, &code) // recover, reply, hand the request back: in that order
+	code = s.audit(c, r, s.serve(ctx, c, r))
+}
 
+// serve is handle up to the result.
+func (s *Server) serve(ctx *fasthttp.RequestCtx, c *conn, r *request) (code kmsapi.Code) {
 	if code = s.precheck(ctx, r); code != kmsapi.OK {
-		r.refuse(code)
-		return
+		return r.refuse(code)
 	}
 	if !s.started.Load() {
-		code = r.refuse(kmsapi.ServiceUnavailable)
-		return
-	}
-	if r.who, code = s.parts.Verifier.Verify(&r.signed, &r.auth, r.now); code != kmsapi.OK {
-		r.msg = append(r.msg[:0], r.auth.Message()...)
-		return
-	}
-	if r.who.Service() != kmsapi.SigningName {
-		code = s.forward(ctx, r) // IAM and STS
-		return
+		return r.refuse(kmsapi.ServiceUnavailable)
 	}
 	if c != nil {
 		r.ip = c.addr
 	}
+	r.recorded = recordNoise
+	if r.who, code = s.parts.Verifier.Verify(&r.signed, &r.auth, r.now); code != kmsapi.OK {
+		r.msg = append(r.msg[:0], r.auth.Message()...)
+		return code
+	}
+	r.recorded = recordCall
+	if r.who.Service() != kmsapi.SigningName {
+		return s.forward(ctx, r) // IAM and STS
+	}
 	op := kmsapi.Route(r.header.target)
 	switch {
 	case op == nil:
-		code = r.refuseText(kmsapi.UnknownOperation, kmsapi.UnknownOperationText)
+		return r.refuseText(kmsapi.UnknownOperation, kmsapi.UnknownOperationText)
 	case op.Plane == kmsapi.ControlPlane:
-		code = s.forward(ctx, r)
-	default:
-		code = s.run(r, op)
+		return s.forward(ctx, r)
 	}
+	r.event = op.Name
+	return s.run(r, op)
 }
 
 // run runs an operation of this plane.
@@ -69,6 +72,7 @@ func (s *Server) run(r *request, op *kmsapi.Operation) kmsapi.Code {
 	if code := r.in.scan(r, r.signed.Body); code != kmsapi.OK {
 		return code
 	}
+	r.scanned = true
 	if code := r.in.check(r); code != kmsapi.OK {
 		return code
 	}
@@ -111,6 +115,7 @@ func (s *Server) forward(ctx *fasthttp.RequestCtx, r *request) kmsapi.Code {
 	if a, ok := ctx.RemoteAddr().(*net.TCPAddr); ok {
 		ip = a.IP.String()
 	}
+	r.recorded = recordElsewhere
 	status, body := s.parts.Control(&r.signed, string(r.id[:]), ip)
 	ctx.SetStatusCode(status)
 	r.out = append(r.out[:0], body...)
@@ -127,6 +132,7 @@ func (s *Server) finish(ctx *fasthttp.RequestCtx, c *conn, r *request, code *kms
 		s.cfg.Logger.Error("a request ended in a panic: this is a bug", "request", string(r.id[:]), "stack", string(debug.Stack()))
 		clear(ctx.Request.Body())
 		id := r.id
+		s.auditAbandoned(r)
 		wipeAbandoned(r)
 		ctx.Response.Reset()
 		body := kmsapi.AppendErrorBody(nil, kmsapi.KMSInternal, []byte(kmsapi.KMSInternal.Text()))

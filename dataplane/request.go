@@ -9,6 +9,7 @@ import (
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/internal/awsjson"
 	"github.com/keyplane/keyplane/internal/blob"
+	"github.com/keyplane/keyplane/internal/cloudtrail"
 	"github.com/keyplane/keyplane/internal/invariants"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/sigv4"
@@ -19,10 +20,10 @@ import (
 // request is everything one request needs, pooled. Slices marked "borrows" alias fasthttp's memory of the request and are valid until the
 // handler returns; buffers keep their memory across requests and are wiped whole on release.
 type request struct {
-	now    time.Time          // when the handler was called, or after the last read of the store
+	now    time.Time      // when the handler was called, or after the last read of the store
 	id     [uuid.Len]byte // of the reply's x-amzn-RequestId
-	header headerBlock        // borrows
-	signed sigv4.Request      // borrows
+	header headerBlock    // borrows
+	signed sigv4.Request  // borrows
 	auth   sigv4.Scratch
 	who    sigv4.Identity
 	ip     netip.Addr // of the client; invalid if it has none
@@ -39,6 +40,12 @@ type request struct {
 	job       hsm.Job
 	ask       question // what authorize asks
 
+	event    string            // the operation's name, "" until routed
+	scanned  bool              // in is what the client sent
+	recorded recorded          // who keeps the audit record
+	record   cloudtrail.Record // borrows
+	shared   [uuid.Len]byte    // the record's SharedEventID
+
 	name  []byte // buffer: cache names and ARNs
 	aad   []byte // buffer
 	plain []byte // buffer: data key, random bytes or decrypted plaintext
@@ -46,11 +53,15 @@ type request struct {
 	out   []byte // buffer: the reply's body
 	msg   []byte // buffer: the message of a refusal
 
+	params []byte // buffer: requestParameters of the record
+	extra  []byte // buffer: its additionalEventData
+	line   []byte // buffer: the record
+
 	pooled bool // it is in the pool; kept by builds with invariants only
 }
 
 // reusable names the fields that keep memory while the request is in the pool, for builds with invariants.
-var reusable = []string{"name", "aad", "plain", "ctext", "out", "msg", "ask.name", "ask.scratch.symbols", "ask.scratch.text", "ask.scratch.action", "auth.canon", "auth.msg", "scan.names", "faults.buf"}
+var reusable = []string{"name", "aad", "plain", "ctext", "out", "msg", "ask.name", "ask.scratch.symbols", "ask.scratch.text", "ask.scratch.action", "params", "extra", "line", "auth.canon", "auth.msg", "scan.names", "faults.buf"}
 
 // Capacities that hold the largest request, so that buffers are made once.
 const (
@@ -60,6 +71,10 @@ const (
 	ctextCap = blob.LenMax
 	outCap   = 8 << 10 // base64 of a full blob, its ARN and the member names
 	msgCap   = 1 << 10
+
+	paramsCap = 1 << 10
+	extraCap  = 256
+	lineCap   = 4 << 10
 )
 
 type requestPool struct{ pool sync.Pool }
@@ -79,6 +94,10 @@ func (p *requestPool) acquire() *request {
 		ctext: make([]byte, 0, ctextCap),
 		out:   make([]byte, 0, outCap),
 		msg:   make([]byte, 0, msgCap),
+
+		params: make([]byte, 0, paramsCap),
+		extra:  make([]byte, 0, extraCap),
+		line:   make([]byte, 0, lineCap),
 	}
 	return r
 }
@@ -109,8 +128,12 @@ func (r *request) reset() {
 	r.xml = false
 	r.blob, r.sealed = blob.Header{}, nil
 	r.ask.reset()
+	r.event, r.scanned, r.recorded = "", false, recordNone
+	r.record.Reset()
+	r.shared = [uuid.Len]byte{}
 	r.name, r.aad, r.plain = wiped(r.name, nameCap), wiped(r.aad, aadCap), wiped(r.plain, plainCap)
 	r.ctext, r.out, r.msg = wiped(r.ctext, ctextCap), wiped(r.out, outCap), wiped(r.msg, msgCap)
+	r.params, r.extra, r.line = wiped(r.params, paramsCap), wiped(r.extra, extraCap), wiped(r.line, lineCap)
 }
 
 // renewNow is for after what may have taken long.

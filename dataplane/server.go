@@ -49,7 +49,7 @@ type Config struct {
 	ReadTimeout   time.Duration // for one request, header and body; 0 is 5 s
 }
 
-// Parts is what a Server serves with. All fields are required.
+// Parts is what a Server serves with. All fields but Audit are required.
 type Parts struct {
 	Verifier *sigv4.Verifier
 	Records  Records
@@ -60,6 +60,8 @@ type Parts struct {
 	// Control serves the operations that are not ours. It verifies the signature of the original request again and keeps nothing of it. The body
 	// it returns is cleared when it is copied.
 	Control func(r *sigv4.Request, requestID, sourceIP string) (status int, body []byte)
+	// Audit makes a record durable: one line of JSON without its end. It keeps nothing of it. A call whose record fails is refused. nil: no records.
+	Audit func(record []byte) error
 }
 
 func (c *Config) defaults() {

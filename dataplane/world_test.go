@@ -16,6 +16,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -87,6 +88,7 @@ type world struct {
 	shards  *hsm.Shards
 	batcher *batch.Batcher[hsm.Job]
 	instead func() error // what a job gets instead of a round, unless nil; set before requests are sent
+	audit   *auditor
 	ln      net.Listener
 	dial    func() (net.Conn, error)
 	signer  map[string]*sigv4.AccessKey
@@ -114,7 +116,7 @@ func (k keySource) AccessKey(id []byte) *sigv4.AccessKey { return k[string(id)] 
 
 func newWorld(t testing.TB, cfg worldConfig) *world {
 	t.Helper()
-	w := &world{TB: t, records: &records{keys: map[keyid.ID]*snapshot.Record{}, aliases: map[string]keyid.ID{}, grants: map[string][]authz.Grant{}}}
+	w := &world{TB: t, audit: &auditor{}, records: &records{keys: map[keyid.ID]*snapshot.Record{}, aliases: map[string]keyid.ID{}, grants: map[string][]authz.Grant{}}}
 	tokens := append([]hsm.Token(nil), cfg.tokens...)
 	if tokens == nil {
 		tokens = []hsm.Token{softToken}
@@ -168,7 +170,7 @@ func newWorld(t testing.TB, cfg worldConfig) *world {
 		}
 		return dispatch.Run(j, now)
 	}
-	w.must(w.Start(Parts{Verifier: verifier, Records: w.records, Control: cfg.control, Run: run, Load: run}))
+	w.must(w.Start(Parts{Verifier: verifier, Records: w.records, Control: cfg.control, Run: run, Load: run, Audit: w.audit.add}))
 	if cfg.tcp {
 		w.ln, err = net.Listen("tcp", "127.0.0.1:0")
 		w.must(err)
@@ -198,6 +200,40 @@ func (w *world) must(err error) {
 	if err != nil {
 		w.Fatal(err)
 	}
+}
+
+// auditor is the audit log's place. It keeps records once told to, and counts them always.
+type auditor struct {
+	count atomic.Int64
+	mu    sync.Mutex
+	keeps bool
+	lines []string
+	err   error // of every record, unless nil
+}
+
+func (a *auditor) add(record []byte) error {
+	a.count.Add(1)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.keeps {
+		a.lines = append(a.lines, string(record))
+	}
+	return a.err
+}
+
+// taken are the records since it was called last; from the first call on they are kept.
+func (a *auditor) taken() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	lines := a.lines
+	a.keeps, a.lines = true, nil
+	return lines
+}
+
+func (a *auditor) fail(err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.err = err
 }
 
 // records is the store's place: KMS keys by ID, aliases by name.

@@ -1,0 +1,174 @@
+package dataplane
+
+import (
+	"crypto/tls"
+
+	"github.com/keyplane/keyplane/internal/bytesconv"
+	"github.com/keyplane/keyplane/internal/cloudtrail"
+	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/policy"
+	"github.com/keyplane/keyplane/internal/snapshot"
+)
+
+// recorded says who keeps the audit record of a request.
+type recorded uint8
+
+const (
+	recordNone  recorded = iota // it is no call: it could not be read as one, or the service has not started
+	recordNoise                 // nobody is known to have made it: some of these are recorded
+	recordCall
+	recordElsewhere // the control plane has recorded it
+)
+
+// audit leaves the record of a call, durable when it returns. Where that fails nothing of the call's result may leave: the client is told of an
+// internal error.
+func (s *Server) audit(c *conn, r *request, code kmsapi.Code) kmsapi.Code {
+	if s.parts.Audit == nil || r.recorded != recordNoise && r.recorded != recordCall {
+		return code
+	}
+	v := &r.record
+	v.Time, v.AccessKeyID, v.Source, v.Region = r.now, r.who.AccessKeyID(), cloudtrail.KMS, s.cfg.Region
+	v.SourceIP, v.UserAgent = r.ip, r.header.userAgent
+	v.RequestID, v.ReadOnly = r.id[:], true
+	s.ids.Fill(&v.EventID)
+	if code != kmsapi.OK {
+		v.ErrorCode, v.ErrorMessage = code.Type(), r.msg
+	}
+	if v.Name = r.event; v.Name == "" {
+		v.Name = bytesconv.String(r.header.target)
+	}
+	if s.cfg.TLS && c != nil {
+		if c.tls == nil {
+			c.tls = c.tlsDetails()
+		}
+		v.TLS = c.tls
+		v.TLS.Host = r.header.value("host")
+	}
+	if w := r.who.Principal(); w != nil {
+		v.Caller, v.Recipient = w.Caller, w.Account
+	}
+	if r.scanned {
+		r.params = r.appendParameters(append(r.params[:0], '{'))
+		if len(r.params) > 1 {
+			r.params = append(r.params, '}')
+			v.RequestParameters = r.params
+		}
+	}
+	s.recordKeys(r, code)
+	r.line = v.Append(r.line[:0])
+	if err := s.parts.Audit(r.line[:len(r.line)-1]); err != nil {
+		s.warn("a call could not be recorded and is refused", err, "request", string(r.id[:]))
+		r.out, r.msg = emptied(r.out), emptied(r.msg)
+		return r.refuse(kmsapi.KMSInternal)
+	}
+	return code
+}
+
+// recordKeys says which keys the call is about, and of a success which key material. A caller that may not use another account's key does not learn from
+// its own trail which one an alias or a ciphertext means.
+func (s *Server) recordKeys(r *request, code kmsapi.Code) {
+	v := &r.record
+	for _, k := range [...]*snapshot.Key{r.key, r.dest} {
+		if k == nil || k.Account != v.Recipient && code == kmsapi.AccessDenied {
+			continue
+		}
+		v.AddResource(k.ARN, k.Account)
+		if k.Account == v.Recipient {
+			continue
+		}
+		if v.Caller != nil && v.Caller.Kind == policy.Service {
+			v.Recipient = k.Account // a service has no trail of its own
+		} else if v.SharedEventID == nil && code == kmsapi.OK {
+			s.ids.Fill(&r.shared)
+			v.SharedEventID = r.shared[:]
+		}
+	}
+	if code != kmsapi.OK || r.key == nil {
+		return
+	}
+	r.extra = append(r.extra[:0], '{')
+	used := current(r.key)
+	if r.blob.Key == r.key.ID {
+		used = r.key.Version(r.blob.KeyVersion)
+	}
+	if r.dest == nil {
+		r.extra = cloudtrail.AppendMember(r.extra, "keyMaterialId", used.MaterialID[:])
+	} else {
+		r.extra = cloudtrail.AppendMember(r.extra, "sourceKeyMaterialId", used.MaterialID[:])
+		r.extra = cloudtrail.AppendMember(r.extra, "destinationKeyMaterialId", current(r.dest).MaterialID[:])
+	}
+	r.extra = append(r.extra, '}')
+	v.AdditionalEventData = r.extra
+}
+
+// appendParameters appends the members of requestParameters: what the client sent but for what must stay secret, and the algorithm and the key of a ciphertext
+// where it sent none.
+func (r *request) appendParameters(dst []byte) []byte {
+	in, op := &r.in, r.op
+	reEncrypt := op.members&mDestKeyID != 0
+	text := func(name string, value []byte) {
+		if value != nil {
+			dst = cloudtrail.AppendMember(dst, name, value)
+		}
+	}
+	algorithm := func(name string, value []byte) {
+		if value == nil {
+			value = symmetricDefault
+		}
+		dst = cloudtrail.AppendMember(dst, name, value)
+	}
+	keyID := in.keyID
+	if keyID == nil && r.key != nil && r.key.Account == r.record.Recipient {
+		keyID = r.key.ARN
+	}
+	switch {
+	case reEncrypt:
+		text("sourceKeyId", keyID)
+		text("destinationKeyId", in.destKeyID)
+		algorithm("sourceEncryptionAlgorithm", in.algorithm)
+		algorithm("destinationEncryptionAlgorithm", in.destAlgorithm)
+		dst = cloudtrail.AppendMemberContext(dst, "sourceEncryptionContext", &in.context)
+		dst = cloudtrail.AppendMemberContext(dst, "destinationEncryptionContext", &in.destContext)
+	default:
+		text("keyId", keyID)
+		if op.members&mAlgorithm != 0 {
+			algorithm("encryptionAlgorithm", in.algorithm)
+		}
+		text("keySpec", in.keySpec)
+		if in.has&mNumberOfBytes != 0 {
+			dst = cloudtrail.AppendMemberInt(dst, "numberOfBytes", in.numberOfBytes)
+		}
+		text("customKeyStoreId", in.customKeyStoreID)
+		dst = cloudtrail.AppendMemberContext(dst, "encryptionContext", &in.context)
+	}
+	if in.dryRun {
+		dst = cloudtrail.AppendMemberBool(dst, "dryRun", true)
+	}
+	return dst
+}
+
+// auditAbandoned leaves the record of a request that panicked, of what can be trusted of it.
+func (s *Server) auditAbandoned(r *request) {
+	defer func() { _ = recover() }()
+	if s.parts.Audit == nil || r.recorded != recordCall {
+		return
+	}
+	v := cloudtrail.Record{Time: r.now, Source: cloudtrail.KMS, Region: s.cfg.Region, Name: r.event, RequestID: r.id[:], ReadOnly: true, SourceIP: r.ip,
+		ErrorCode: kmsapi.KMSInternal.Type(), AccessKeyID: r.who.AccessKeyID()}
+	s.ids.Fill(&v.EventID)
+	if w := r.who.Principal(); w != nil {
+		v.Caller, v.Recipient = w.Caller, w.Account
+	}
+	line := v.Append(nil)
+	_ = s.parts.Audit(line[:len(line)-1]) // the client hears of an internal error anyhow
+}
+
+// tlsDetails is what records say of a connection. The handshake is done: a request has come over it.
+func (c *conn) tlsDetails() *cloudtrail.TLSDetails {
+	d := &cloudtrail.TLSDetails{}
+	if t, ok := c.Conn.(*tls.Conn); ok {
+		state := t.ConnectionState()
+		d.SetState(&state)
+	}
+	return d
+}
