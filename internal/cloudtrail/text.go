@@ -57,25 +57,25 @@ func appendString(dst, s []byte, most int) []byte {
 
 // plain is how many bytes at the start of s stand for themselves in a JSON string, outside ASCII not counted.
 func plain(s []byte) int {
-	i := 0
-	for len(s)-i >= 32 {
-		b := s[i : i+32 : i+32]
-		if special(b)|special(b[8:])|special(b[16:])|special(b[24:]) != 0 {
-			break
+	n, i := len(s), 0
+	if n < 8 {
+		for ; i < n; i++ {
+			if c := s[i]; c < ' ' || c >= utf8.RuneSelf || c == '"' || c == '\\' {
+				break
+			}
 		}
-		i += 32
+		return i
 	}
-	for ; len(s)-i >= 8; i += 8 {
+	for ; n-i >= 8; i += 8 {
 		if found := special(s[i:]); found != 0 {
 			return i + bits.TrailingZeros64(found)/8
 		}
 	}
-	for ; i < len(s); i++ {
-		if c := s[i]; c < ' ' || c >= utf8.RuneSelf || c == '"' || c == '\\' {
-			break
-		}
+	// The last eight bytes again: those of them that the loop saw are plain.
+	if found := special(s[n-8:]); found != 0 {
+		return n - 8 + bits.TrailingZeros64(found)/8
 	}
-	return i
+	return n
 }
 
 // special has the top bit of a byte set where one of the first eight bytes of b does not stand for itself. A borrow can set it wrongly only
