@@ -56,7 +56,7 @@ type Record struct {
 	Caller      *authz.Caller // nil: not known; of an AwsServiceEvent ignored
 	AccessKeyID string        // up to 128 bytes
 	Source      string        // eventSource: KMS, STS, IAM
-	Name        string        // eventName
+	Name        string        // eventName, from a table of ours: not escaped, as are Source, Region, ErrorCode and EventID
 	Region      string        // awsRegion
 	SourceIP    netip.Addr    // invalid: "unknown"
 	UserAgent   []byte        // nil: left out
@@ -67,8 +67,8 @@ type Record struct {
 	// JSON objects without blanks around them, made with AppendMember and its like. nil: the first two are null, the others left out.
 	RequestParameters, ResponseElements, AdditionalEventData, ServiceEventDetails []byte
 
-	RequestID []byte // nil: left out
-	EventID   [uuid.Len]byte
+	RequestID []byte         // nil: left out
+	EventID   [uuid.Len]byte // required
 	ReadOnly  bool
 
 	Resources [ResourcesMax]Resource // the first Count of them; without one KMS's records have [], others nothing
@@ -97,17 +97,17 @@ func (r *Record) Append(dst []byte) []byte {
 	dst = r.appendIdentity(dst)
 	dst = append(dst, `,"eventTime":"`...)
 	dst = appendTime(dst, r.Time)
-	dst = append(dst, `","eventSource":`...)
-	dst = appendText(dst, r.Source, nameMax)
-	dst = append(dst, `,"eventName":`...)
-	dst = appendText(dst, r.Name, nameMax)
-	dst = append(dst, `,"awsRegion":`...)
-	dst = appendText(dst, r.Region, nameMax)
-	dst = append(dst, `,"sourceIPAddress":`...)
+	dst = append(dst, `","eventSource":"`...)
+	dst = append(dst, r.Source...)
+	dst = append(dst, `","eventName":"`...)
+	dst = append(dst, r.Name...)
+	dst = append(dst, `","awsRegion":"`...)
+	dst = append(dst, r.Region...)
+	dst = append(dst, `","sourceIPAddress":`...)
 	dst = r.appendSource(dst)
 	if r.ErrorCode != "" {
-		dst = append(dst, `,"errorCode":`...)
-		dst = appendText(dst, r.ErrorCode, nameMax)
+		dst = append(dst, `,"errorCode":"`...)
+		dst = append(append(dst, r.ErrorCode...), '"')
 		if r.ErrorMessage != nil {
 			dst = append(dst, `,"errorMessage":`...)
 			dst = appendString(dst, r.ErrorMessage, textMax)
@@ -126,12 +126,12 @@ func (r *Record) Append(dst []byte) []byte {
 		dst = append(dst, `,"requestID":`...)
 		dst = appendString(dst, r.RequestID, nameMax)
 	}
-	dst = append(dst, `,"eventID":`...)
-	dst = appendString(dst, r.EventID[:], nameMax)
+	dst = append(dst, `,"eventID":"`...)
+	dst = append(dst, r.EventID[:]...)
 	if r.ReadOnly {
-		dst = append(dst, `,"readOnly":true`...)
+		dst = append(dst, `","readOnly":true`...)
 	} else {
-		dst = append(dst, `,"readOnly":false`...)
+		dst = append(dst, `","readOnly":false`...)
 	}
 	dst = r.appendResources(dst)
 	if r.Type == AwsServiceEvent {

@@ -118,7 +118,7 @@ func TestIdentities(t *testing.T) {
 		"event":         {Record{Type: AwsServiceEvent}, `{"accountId":"111122223333","invokedBy":"AWS Internal"}`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c.r.AccessKeyID, c.r.Recipient = "AKIAIOSFODNN7EXAMPLE", testAccount
+			c.r.AccessKeyID, c.r.Recipient, c.r.EventID = "AKIAIOSFODNN7EXAMPLE", testAccount, [36]byte([]byte(testEventID))
 			got, _ := parse(t, c.r.Append(nil))["userIdentity"].(map[string]any)
 			sameMembers(t, got, golden(t, c.want))
 		})

@@ -16,6 +16,9 @@ const (
 // Bytes that are not UTF-8 become U+FFFD each.
 func appendString(dst, s []byte, most int) []byte {
 	dst = append(dst, '"')
+	if n := plain(s); n == len(s) && n <= most {
+		return append(append(dst, s...), '"')
+	}
 	limit := len(dst) + most
 	for {
 		n := min(plain(s), limit-len(dst))
@@ -54,19 +57,30 @@ func appendString(dst, s []byte, most int) []byte {
 
 // plain is how many bytes at the start of s stand for themselves in a JSON string, outside ASCII not counted.
 func plain(s []byte) int {
-	i := 0
-	for ; len(s)-i >= 8; i += 8 {
-		// A byte's top bit is set in found if the byte needs a look. A borrow can set it wrongly only above a byte where it is set rightly,
-		// and the lowest one is taken.
-		x := binary.LittleEndian.Uint64(s[i:])
-		if found := (x | (x - ones*' ') | ((x ^ ones*'"') - ones) | ((x ^ ones*'\\') - ones)) & high; found != 0 {
+	n, i := len(s), 0
+	if n < 8 {
+		for ; i < n; i++ {
+			if c := s[i]; c < ' ' || c >= utf8.RuneSelf || c == '"' || c == '\\' {
+				break
+			}
+		}
+		return i
+	}
+	for ; n-i >= 8; i += 8 {
+		if found := special(s[i:]); found != 0 {
 			return i + bits.TrailingZeros64(found)/8
 		}
 	}
-	for ; i < len(s); i++ {
-		if c := s[i]; c < ' ' || c >= utf8.RuneSelf || c == '"' || c == '\\' {
-			break
-		}
+	// The last eight bytes again: those of them that the loop saw are plain.
+	if found := special(s[n-8:]); found != 0 {
+		return n - 8 + bits.TrailingZeros64(found)/8
 	}
-	return i
+	return n
+}
+
+// special has the top bit of a byte set where one of the first eight bytes of b does not stand for itself. A borrow can set it wrongly only
+// above a byte where it is set rightly, so the lowest one is right.
+func special(b []byte) uint64 {
+	x := binary.LittleEndian.Uint64(b)
+	return (x | (x - ones*' ') | ((x ^ ones*'"') - ones) | ((x ^ ones*'\\') - ones)) & high
 }

@@ -28,10 +28,12 @@ func (a Account) Append(dst []byte) []byte {
 	if a > AccountMax {
 		panic("keyid: account ID of more than 12 digits")
 	}
+	// Two halves that do not wait for each other.
 	var b [accountDigits]byte
-	for i := len(b) - 1; i >= 0; i-- {
-		b[i] = byte('0' + a%10)
-		a /= 10
+	upper, lower := uint32(a/1_000_000), uint32(a%1_000_000)
+	for i := len(b)/2 - 1; i >= 0; i-- {
+		b[i], b[i+len(b)/2] = byte('0'+upper%10), byte('0'+lower%10)
+		upper, lower = upper/10, lower/10
 	}
 	return append(dst, b[:]...)
 }
