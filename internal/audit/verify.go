@@ -1,0 +1,437 @@
+package audit
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+// ErrTampered is the error of Verify about a log that is not what was signed. The report says more.
+var ErrTampered = errors.New("audit: the log is not what was signed")
+
+// Report is what Verify found.
+type Report struct {
+	Origin      string
+	First       uint64 // index of the first record that retention has left
+	Records     uint64 // that were read
+	Covered     uint64 // index before which all is covered by a checkpoint: the newest one's size
+	Uncovered   uint64 // records after it: they may be right, nobody has signed yet
+	Incomplete  int64  // bytes at the end that are not a whole record: an append under way, or one that a crash cut short
+	Checkpoints int
+	Segments    int
+	Took        time.Duration
+	Faults      []string // what is wrong, at most faultsMax
+}
+
+const faultsMax = 100
+
+// Verify reads the whole log and compares it with its checkpoints, and those with the public key. newest, if not nil, is the newest checkpoint that is
+// kept elsewhere: with it a complete older copy is found too. The error is ErrTampered if there are faults, and another one if the log could not
+// be read. A log that is being written can be verified.
+func Verify(ctx context.Context, dir string, v note.Verifier, newest []byte) (Report, error) {
+	began := time.Now()
+	c := verifier{ctx: ctx, dir: dir}
+	err := c.run(v, newest)
+	c.report.Took = time.Since(began)
+	if err != nil {
+		return c.report, err
+	}
+	if len(c.report.Faults) > 0 {
+		return c.report, fmt.Errorf("%w: %s", ErrTampered, c.report.Faults[0])
+	}
+	return c.report, nil
+}
+
+type verifier struct {
+	ctx    context.Context
+	dir    string
+	report Report
+	roots  []sizedRoot // of checkpoints, ascending, those not passed yet
+	tree   tree
+	tiles  [tileLevels]tileCheck
+	kept   uint64 // the largest index of a covered record of retention
+}
+
+type sizedRoot struct {
+	size uint64
+	root tlog.Hash
+	what string
+}
+
+// tileCheck compares the hashes of a file with those that are computed.
+type tileCheck struct {
+	f      *os.File
+	stream hashStream
+	have   uint64 // hashes in the file when verification began
+	seen   uint64
+	wrong  bool
+}
+
+func (c *verifier) fault(format string, args ...any) {
+	if len(c.report.Faults) < faultsMax {
+		c.report.Faults = append(c.report.Faults, fmt.Sprintf(format, args...))
+	}
+}
+
+func (c *verifier) run(v note.Verifier, newest []byte) error {
+	if err := c.checkpoints(v, newest); err != nil {
+		return err
+	}
+	// Sizes of hash files before the segments: then no file can be ahead of the records that are read, also in a log that is being written.
+	files, err := c.settledList()
+	if err != nil {
+		return err
+	}
+	for _, name := range files.foreign {
+		c.fault("%s is not a file of the log", name)
+	}
+	sizes, err := c.openTiles(files)
+	if err != nil {
+		return err
+	}
+	defer c.closeTiles()
+	firsts := files.segments()
+	if len(firsts) == 0 {
+		if len(c.roots) > 0 {
+			c.fault("there are no segments")
+		}
+		return nil
+	}
+	c.report.First, c.report.Segments = firsts[0], len(firsts)
+	if err := c.pruned(firsts[0], files.hashes, sizes); err != nil {
+		return err
+	}
+	for i, first := range firsts {
+		if first != c.tree.size {
+			c.fault("records %d to %d are missing before %s", c.tree.size, first-1, segmentName(first, plainSuffix))
+			return nil
+		}
+		ok, err := c.segment(first, i+1 == len(firsts), slices.Contains(files.packed, first), sizes)
+		if err != nil || !ok {
+			return err
+		}
+	}
+	c.finish(firsts[0], files.hashes)
+	return nil
+}
+
+// checkpoints reads the newest checkpoint and then all of them, which end with it.
+func (c *verifier) checkpoints(v note.Verifier, newest []byte) error {
+	for try := 0; ; try++ {
+		c.report.Faults, c.roots, c.report.Checkpoints = nil, nil, 0
+		tip, err := os.ReadFile(filepath.Join(c.dir, checkpointTip))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		last, err := c.history(v)
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(tip, last) {
+			c.fault("%s is not the last of %s", checkpointTip, checkpointAll)
+		}
+		// A log that is being written is between the two files for a moment.
+		if len(c.report.Faults) == 0 || try == settleTries {
+			break
+		}
+		time.Sleep(settleWait)
+	}
+	if newest == nil {
+		return nil
+	}
+	n, err := ParseCheckpoint(newest, v)
+	if err != nil {
+		return fmt.Errorf("audit: the newest checkpoint that was given: %w", err)
+	}
+	if c.report.Origin != "" && n.Origin != c.report.Origin {
+		return fmt.Errorf("audit: the newest checkpoint that was given is of the log %q, this is %q", n.Origin, c.report.Origin)
+	}
+	c.roots = append(c.roots, sizedRoot{n.Size, n.Root, "the newest checkpoint that was given"})
+	slices.SortStableFunc(c.roots, func(a, b sizedRoot) int { return int(min(1, max(-1, int64(a.size)-int64(b.size)))) })
+	c.report.Covered = max(c.report.Covered, n.Size)
+	return nil
+}
+
+const (
+	settleTries = 20
+	settleWait  = 20 * time.Millisecond
+)
+
+// history reads all checkpoints and returns the last.
+func (c *verifier) history(v note.Verifier) ([]byte, error) {
+	f, err := open(filepath.Join(c.dir, checkpointAll), os.O_RDONLY)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	r := newCheckpointReader(f)
+	var last []byte
+	var before Checkpoint
+	for n := 1; ; n++ {
+		msg, err := r.next()
+		if err == io.EOF {
+			return last, nil
+		}
+		if err != nil {
+			c.fault("%s, number %d: %v", checkpointAll, n, err)
+			return last, nil
+		}
+		cp, err := ParseCheckpoint(msg, v)
+		if err != nil {
+			c.fault("%s, number %d: %v", checkpointAll, n, err)
+			return last, nil
+		}
+		switch {
+		case last == nil && cp.Previous != tlog.Hash{}:
+			c.fault("%s, number %d: those before it are missing", checkpointAll, n)
+		case last != nil && cp.Previous != checkpointHash(last):
+			c.fault("%s, number %d: it does not follow the one before it", checkpointAll, n)
+		case last != nil && (cp.Size <= before.Size || cp.Origin != before.Origin):
+			c.fault("%s, number %d: of %d records of %s after %d of %s", checkpointAll, n, cp.Size, cp.Origin, before.Size, before.Origin)
+		}
+		c.roots = append(c.roots, sizedRoot{cp.Size, cp.Root, fmt.Sprintf("%s, number %d", checkpointAll, n)})
+		c.report.Checkpoints, c.report.Covered, c.report.Origin = n, cp.Size, cp.Origin
+		last, before = bytes.Clone(msg), cp
+		if c.ctx.Err() != nil {
+			return nil, c.ctx.Err()
+		}
+	}
+}
+
+// settledList lists the files once no segment is there both compressed and not, as it is for a moment when it is being compressed.
+func (c *verifier) settledList() (listing, error) {
+	for try := 0; ; try++ {
+		files, err := list(c.dir)
+		if err != nil {
+			return files, err
+		}
+		twice := slices.IndexFunc(files.plain, func(first uint64) bool { return slices.Contains(files.packed, first) })
+		if twice < 0 {
+			return files, nil
+		}
+		if try == settleTries {
+			c.fault("%s is there twice, compressed and not", segmentName(files.plain[twice], plainSuffix))
+			return files, nil
+		}
+		time.Sleep(settleWait)
+	}
+}
+
+// openTiles opens tiles-1 and up, and returns how many hashes each .hashes has.
+func (c *verifier) openTiles(files listing) (map[uint64]uint64, error) {
+	sizes := map[uint64]uint64{}
+	for _, first := range files.hashes {
+		name := segmentName(first, hashesSuffix)
+		info, err := os.Lstat(filepath.Join(c.dir, name))
+		if err != nil {
+			return nil, err
+		}
+		sizes[first] = c.hashCount(name, info)
+	}
+	for level := 1; level < tileLevels; level++ {
+		f, err := open(filepath.Join(c.dir, tilesName(level)), os.O_RDONLY)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		info, err := f.Stat()
+		if err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+		c.tiles[level] = tileCheck{f: f, stream: hashStream{r: f}, have: c.hashCount(tilesName(level), info)}
+	}
+	c.tree.store = c.tile
+	return sizes, nil
+}
+
+func (c *verifier) hashCount(name string, info fs.FileInfo) uint64 {
+	if info.Size()%tlog.HashSize != 0 {
+		c.fault("%s ends inside a hash", name)
+	}
+	return uint64(info.Size() / tlog.HashSize)
+}
+
+func (c *verifier) closeTiles() {
+	for _, t := range c.tiles {
+		if t.f != nil {
+			t.f.Close()
+		}
+	}
+}
+
+// tile compares the next hash of a level with what was computed.
+func (c *verifier) tile(level int, h tlog.Hash) {
+	t := &c.tiles[level]
+	t.seen++
+	if t.seen > t.have || t.wrong {
+		return
+	}
+	if got, err := t.stream.next(); err != nil || got != h {
+		t.wrong = true
+		c.fault("%s: hash %d is not that of the records", tilesName(level), t.seen-1)
+	}
+}
+
+// pruned takes what retention has removed from the hashes that are left of it.
+func (c *verifier) pruned(first uint64, hashes []uint64, sizes map[uint64]uint64) error {
+	upTo := prunedTo(first)
+	for _, h := range hashes {
+		if h < first && (h != upTo || sizes[h] != first-upTo) {
+			c.fault("%s belongs to no segment", segmentName(h, hashesSuffix))
+		}
+	}
+	t := &c.tiles[1]
+	for c.tree.size < upTo {
+		if t.have <= t.seen {
+			c.fault("%s: it ends before the first segment", tilesName(1))
+			return nil
+		}
+		h, err := t.stream.next()
+		if err != nil {
+			return err
+		}
+		t.seen++
+		c.tree.add(tileHeight, h)
+		c.passed()
+	}
+	if upTo == first {
+		return nil
+	}
+	r := &hashReader{dir: c.dir, firsts: hashes, files: map[string]*os.File{}}
+	defer r.close()
+	var leaves [1 << tileHeight]tlog.Hash
+	if err := r.read(0, upTo, leaves[:first-upTo]); err != nil {
+		c.fault("the hashes of removed records from %d on: %v", upTo, err)
+		return nil
+	}
+	for _, h := range leaves[:first-upTo] {
+		c.tree.add(0, h)
+		c.passed()
+	}
+	return nil
+}
+
+// passed compares the tree with the checkpoints of its size. Those of sizes between removed tiles stay unchecked: their records are gone.
+func (c *verifier) passed() {
+	for len(c.roots) > 0 && c.roots[0].size <= c.tree.size {
+		if r := c.roots[0]; r.size == c.tree.size && r.root != c.tree.root() {
+			c.fault("the first %d records are not those that were signed: %s", r.size, r.what)
+		}
+		c.roots = c.roots[1:]
+	}
+}
+
+// segment reads one segment. It returns false when nothing more can be said about what follows it.
+func (c *verifier) segment(first uint64, last, packed bool, sizes map[uint64]uint64) (bool, error) {
+	name := segmentName(first, plainSuffix)
+	if packed {
+		name = segmentName(first, packedSuffix)
+		if err := checkSeal(filepath.Join(c.dir, name)); err != nil {
+			c.fault("%s: %v", name, err)
+			return false, nil
+		}
+	}
+	src, err := openEntries(c.dir, first)
+	if err != nil {
+		return false, err
+	}
+	defer src.Close()
+	leaves := tileCheck{have: sizes[first]}
+	hashName := segmentName(first, hashesSuffix)
+	if f, err := open(filepath.Join(c.dir, hashName), os.O_RDONLY); err == nil {
+		defer f.Close()
+		leaves.stream.r = f
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return false, err
+	}
+	entries := entryReader{r: src, buf: entryBuffers.Get().([]byte)}
+	defer func() { entryBuffers.Put(entries.buf) }()
+	for {
+		entry, err := entries.next()
+		if err == io.EOF {
+			break
+		}
+		if last && (err == errTorn || err == errEmpty) && c.tree.size >= c.report.Covered {
+			info, statErr := os.Lstat(filepath.Join(c.dir, name))
+			if statErr != nil {
+				return false, statErr
+			}
+			c.report.Incomplete = info.Size() - entries.offset
+			break
+		}
+		if err != nil {
+			if c.ctx.Err() != nil {
+				return false, c.ctx.Err()
+			}
+			c.fault("%s, record %d: %v", name, c.tree.size, err)
+			return false, nil
+		}
+		if c.tree.size < c.report.Covered {
+			c.kept = max(c.kept, retainedFrom(entry[2:]))
+		}
+		h := leafHash(entry)
+		if leaves.seen < leaves.have && !leaves.wrong {
+			if got, err := leaves.stream.next(); err != nil || got != h {
+				leaves.wrong = true
+				c.fault("%s: record %d is not the one in %s", name, c.tree.size, hashName)
+			}
+		}
+		leaves.seen++
+		c.tree.add(0, h)
+		c.report.Records++
+		c.passed()
+		if c.report.Records%4096 == 0 && c.ctx.Err() != nil {
+			return false, c.ctx.Err()
+		}
+	}
+	if packed && c.tree.size > c.report.Covered {
+		c.fault("%s is compressed, but no checkpoint covers it: checkpoints are missing", name)
+	}
+	if leaves.have > leaves.seen || leaves.have < min(leaves.seen, max(c.report.Covered, first)-first) {
+		c.fault("%s has %d hashes, the segment %d records", hashName, leaves.have, leaves.seen)
+	}
+	return true, nil
+}
+
+// finish compares the ends.
+func (c *verifier) finish(first uint64, hashes []uint64) {
+	size := c.tree.size
+	for _, r := range c.roots {
+		c.fault("the log ends with record %d, but %d were signed: %s", size, r.size, r.what)
+	}
+	if size > c.report.Covered {
+		c.report.Uncovered = size - c.report.Covered
+	}
+	for level := 1; level < tileLevels; level++ {
+		t := c.tiles[level]
+		if t.have > t.seen || t.have < min(t.seen, c.report.Covered>>(tileHeight*level)) {
+			c.fault("%s has %d hashes, the records %d", tilesName(level), t.have, t.seen)
+		}
+	}
+	if first > c.kept {
+		c.fault("the records before %d are missing, and there is no record of their removal", first)
+	}
+	if size > 0 && c.report.Checkpoints == 0 {
+		c.fault("there are no checkpoints")
+	}
+	for _, h := range hashes {
+		if h > size {
+			c.fault("%s belongs to no segment", segmentName(h, hashesSuffix))
+		}
+	}
+}
