@@ -83,6 +83,7 @@ var rules = []rule{
 		why: "a leaf until a row of its own says otherwise"},
 	{pkg: "internal/aesgcm", ours: []string{"internal/invariants"}, third: []string{"github.com/klauspost/cpuid/v2"}, reach: aboveLeaves, why: "cpuid to choose the path"},
 	{pkg: "internal/archtest", why: "tests only"},
+	{pkg: "internal/audit/auditkey", third: []string{"golang.org/x/mod/sumdb/note"}, reach: aboveLeaves, why: "notes and keys; the token that signs is an interface"},
 	{pkg: "internal/awsjson", ours: []string{"internal/bytesconv", "internal/kmsapi", "internal/invariants"}, reach: aboveLeaves, why: "its limits are in kmsapi"},
 	{pkg: "internal/blob", ours: []string{"internal/keyid", "internal/kmsapi", "internal/invariants"}, reach: aboveLeaves, why: "headers name keys"},
 	{pkg: "internal/bytesconv", why: "the unsafe file"},
