@@ -90,7 +90,8 @@ func (k *AuditKey) Sign(digest []byte) ([]byte, error) {
 	}
 }
 
-// sign needs the turn. It tries again, once, where the table of class.go says that this may help.
+// sign needs the turn. A signature leaves nothing behind in the token, so it is tried once more on a new session whatever the error, unless
+// that says to leave the token alone.
 func (k *AuditKey) sign(digest [32]byte) (der []byte, err error) {
 	for range 2 {
 		if k.closed {
@@ -100,14 +101,8 @@ func (k *AuditKey) sign(digest [32]byte) (der []byte, err error) {
 			return der, nil
 		}
 		k.drop()
-		class := classOf(err)
-		if errors.Is(err, ErrNoAuditKey) || !class.Has(actR) || class.Has(actX) {
+		if errors.Is(err, ErrNoAuditKey) || classOf(err).Has(actX) {
 			return nil, err
-		}
-		if class.Has(actL) && k.token.Generation() == k.gen {
-			if rerr := k.token.Reset(); rerr != nil {
-				return nil, rerr
-			}
 		}
 	}
 	return nil, err
@@ -119,12 +114,9 @@ func (k *AuditKey) attempt(digest [32]byte) ([]byte, error) {
 		k.drop()
 	}
 	if k.session == nil {
-		k.gen = k.token.Generation()
-		s, err := k.token.OpenAuditSession()
-		if err != nil {
+		if err := k.open(); err != nil {
 			return nil, err
 		}
-		k.session = s
 	}
 	public := k.session.Public()
 	if k.public != nil && !k.public.Equal(public) {
@@ -141,6 +133,23 @@ func (k *AuditKey) attempt(digest [32]byte) ([]byte, error) {
 		k.public = public // written by OpenAuditKey's call only, before anybody else has k
 	}
 	return derSignature(raw)
+}
+
+// open opens the session, with one re-login if the login turns out to be lost.
+func (k *AuditKey) open() (err error) {
+	k.gen = k.token.Generation()
+	k.session, err = k.token.OpenAuditSession()
+	if err == nil || !classOf(err).Has(actL) {
+		return err
+	}
+	if k.token.Generation() == k.gen {
+		if err := k.token.Reset(); err != nil {
+			return err
+		}
+	}
+	k.gen = k.token.Generation()
+	k.session, err = k.token.OpenAuditSession()
+	return err
 }
 
 func (k *AuditKey) drop() {
