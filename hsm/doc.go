@@ -9,7 +9,7 @@
 //	                    outcome into every job           or classify the CKR (class.go), act, retry once
 //
 // Read shards.go, run.go, lane.go (a session and its buffers), class.go (the table of what each return value leads to), slot.go (canaries,
-// quarantine, coming back).
+// quarantine, coming back). Apart from all this is audit.go: the key that signs the audit log's checkpoints.
 //
 // Each shard owns one session and its buffers; only the goroutine that leads the shard's round touches them. A token also holds an
 // anchor session that is never used and never closed, because closing the last one logs out and destroys session objects.

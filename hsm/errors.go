@@ -9,6 +9,7 @@ import (
 var (
 	ErrNoRoot        = errors.New("hsm: no token holds this derivation root")
 	ErrNoRoots       = errors.New("hsm: the token has no keyplane roots (run: keyplane hsm init)")
+	ErrNoAuditKey    = errors.New("hsm: the token has no key \"keyplane audit\" (run: keyplane hsm init, which makes what is missing)")
 	ErrUnavailable   = errors.New("hsm: no serving session")
 	ErrSessionClosed = errors.New("hsm: session is closed")
 	ErrTimeout       = errors.New("hsm: no answer from the module in time")

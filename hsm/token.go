@@ -43,7 +43,7 @@ type TokenInfo struct {
 	InProcess    bool   `json:"in_process"` // its calls are plain Go that always returns: nobody needs to watch over them
 }
 
-// Roots are the two keys every token of keyplane holds.
+// Roots are the two AES keys every token of keyplane holds.
 type Roots struct {
 	ID RootID // of the derivation root
 }
@@ -57,6 +57,9 @@ type Token interface {
 	// OpenSession opens a session with the derivation root at hand. Sessions opened after a Reset belong to a new generation.
 	// ErrNoRoots if the root is not there, CKR_USER_NOT_LOGGED_IN if the login is lost.
 	OpenSession() (Session, error)
+	// OpenAuditSession opens a session with the audit key at hand, whose attributes it reads back and refuses unless the private half is
+	// sensitive, never extractable and for signatures only. ErrNoAuditKey if it is not there; else as OpenSession.
+	OpenAuditSession() (AuditSession, error)
 	// Reset re-establishes login and anchor session after the token was lost: single flight, bumps the generation. A wrong PIN is never
 	// tried again: it returns ErrPIN at once from then on.
 	Reset() error

@@ -6,6 +6,7 @@
 //	/keyplane/1/meta/format                                  what this layout is
 //	/keyplane/1/meta/{account,region,root}                   facts that hold for the whole store (Pin)
 //	/keyplane/1/meta/barrier                                 written to learn that earlier writes have settled
+//	/keyplane/1/audit/checkpoint/<log>                       the newest checkpoint of an audit log, a signed note as it is
 //	/keyplane/1/key/<region>/<account>/<key ID>              record: state, description, versions with salts, tags, alias names
 //	/keyplane/1/policy/<region>/<account>/<key ID>           key policy, as it was given, and whom its principals were then
 //	/keyplane/1/grant/<region>/<account>/<key ID>/<grant ID>                            record: who may do what under which constraints
@@ -24,7 +25,7 @@
 //	/keyplane/1/iam/service/<name>                           record: registered service, the accounts it may act for
 //	/keyplane/1/iam/session/<account>/<access key ID>        record: temporary credentials, sealed secret; on a lease
 //
-// A value is one format byte and strict JSON, but for a policy's (policy.go); an unknown format, an unknown or duplicate member, or a record
+// A value is one format byte and strict JSON, but for a policy's (policy.go), a checkpoint and what is under meta; an unknown format, an unknown or duplicate member, or a record
 // that names another key than its place in etcd is refused as damaged.
 //
 // A write is read, change, and one transaction that compares the mod revision of everything the decision was taken on; it is tried again

@@ -12,7 +12,7 @@ import (
 )
 
 // TestToken holds a token to the contracts of hsm.Token and hsm.Session. open opens the token under test, the same one every time, with
-// its roots made; the suite closes what it opens.
+// its roots and audit key made; the suite closes what it opens.
 func TestToken(t *testing.T, open func(t testing.TB) hsm.Token) {
 	t.Run("Round", func(t *testing.T) { withSession(t, open, testRound) })
 	t.Run("RoundSizes", func(t *testing.T) { withSession(t, open, testSizes) })
@@ -23,6 +23,7 @@ func TestToken(t *testing.T, open func(t testing.TB) hsm.Token) {
 	t.Run("Reset", func(t *testing.T) { testReset(t, open) })
 	t.Run("Closed", func(t *testing.T) { testClosed(t, open) })
 	t.Run("Reopen", func(t *testing.T) { testReopen(t, open) })
+	t.Run("Audit", func(t *testing.T) { testAudit(t, open) })
 }
 
 func withSession(t *testing.T, open func(t testing.TB) hsm.Token, f func(*testing.T, hsm.Session)) {

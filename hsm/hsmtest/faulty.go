@@ -12,9 +12,11 @@ import (
 type Op uint8
 
 const (
-	Round Op = iota // Session.Round
-	Open            // Token.OpenSession
-	Reset           // Token.Reset
+	Round     Op = iota // Session.Round
+	Open                // Token.OpenSession
+	Reset               // Token.Reset
+	OpenAudit           // Token.OpenAuditSession
+	Sign                // AuditSession.Sign
 )
 
 // Forever is a Fault's Times that never runs out.
@@ -32,7 +34,7 @@ type Fault struct {
 	CKR            hsm.CKR // refused with this code
 	Function       string  // from this function; "" means C_Encrypt
 	Err            error   // refused with this
-	Wrong          bool    // one bit of every block is flipped
+	Wrong          bool    // one bit of every block, or of the signature, is flipped
 	Short          bool    // the second half is missing
 	Repeat         bool    // every block of random is the same
 	LoseGeneration bool    // as if somebody had called Reset: all sessions are dead
@@ -47,7 +49,7 @@ type Faulty struct {
 
 	mu     sync.Mutex
 	script []Fault
-	calls  [3]int
+	calls  [5]int
 }
 
 // NewFaulty wraps token. Without faults it does what token does.
@@ -195,4 +197,42 @@ func (s *faultySession) Round(in, out, random []byte) error {
 		}
 	}
 	return nil
+}
+
+func (f *Faulty) OpenAuditSession() (hsm.AuditSession, error) {
+	if err := f.before(f.next(OpenAudit)); err != nil {
+		return nil, err
+	}
+	if f.loggedOut.Load() {
+		return nil, &hsm.Error{CKR: hsm.CKR_USER_NOT_LOGGED_IN, Function: "C_GetSessionInfo"}
+	}
+	generation := f.Generation()
+	s, err := f.Token.OpenAuditSession()
+	if err != nil {
+		return nil, err
+	}
+	return &faultyAudit{AuditSession: s, token: f, generation: generation}, nil
+}
+
+type faultyAudit struct {
+	hsm.AuditSession
+	token      *Faulty
+	generation uint64
+}
+
+func (s *faultyAudit) Sign(digest [32]byte) (sig [64]byte, err error) {
+	x := s.token.next(Sign)
+	if err := s.token.before(x); err != nil {
+		return sig, err
+	}
+	switch {
+	case s.token.loggedOut.Load():
+		return sig, &hsm.Error{CKR: hsm.CKR_USER_NOT_LOGGED_IN, Function: "C_SignInit"}
+	case s.generation != s.token.Generation():
+		return sig, &hsm.Error{CKR: hsm.CKR_SESSION_HANDLE_INVALID, Function: "C_SignInit"}
+	}
+	if sig, err = s.AuditSession.Sign(digest); x.Wrong {
+		sig[0] ^= 1
+	}
+	return sig, err
 }

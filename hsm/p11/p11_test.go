@@ -204,11 +204,12 @@ func TestRootsDiffer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(ra.Made) != 2 || len(again.Made) != 0 || again.Root != ra.Root {
+	if len(ra.Made) != 3 || len(again.Made) != 0 || again.Root != ra.Root {
 		t.Errorf("first %v, again %v", ra, again)
 	}
 	var text strings.Builder
-	if _, err := ra.WriteTo(&text); err != nil || !strings.Contains(text.String(), "derivation key made") {
+	if _, err := ra.WriteTo(&text); err != nil || !strings.Contains(text.String(), "derivation key made") ||
+		!strings.Contains(text.String(), "audit key     made: EC P-256") {
 		t.Errorf("report: %v\n%s", err, &text)
 	}
 }

@@ -1,6 +1,7 @@
 package p11
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"sort"
@@ -21,6 +22,7 @@ type Report struct {
 	Mechanisms     []Mechanism
 	Roots          bool // the roots are there and as they must be
 	RootsFault     string
+	Audit          string // what there is of an audit key, or could be
 	Offers         []Offer
 }
 
@@ -56,8 +58,29 @@ func Probe(uri string) (Report, error) {
 	} else {
 		r.Roots = true
 	}
+	if r.Audit, err = t.probeAudit(); err != nil {
+		return r, err
+	}
 	err = t.try(&r)
 	return r, err
+}
+
+// probeAudit says whether the audit key is there, and else whether the token could have one.
+func (t *Token) probeAudit() (string, error) {
+	s, err := t.OpenAuditSession()
+	if err == nil {
+		return "present, never extractable", s.Close()
+	}
+	if !errors.Is(err, hsm.ErrNoAuditKey) {
+		return err.Error(), nil
+	}
+	t.mod.mu.RLock()
+	defer t.mod.mu.RUnlock()
+	lacks, lerr := t.lacks()
+	if lerr != nil || lacks == "" {
+		return err.Error(), lerr
+	}
+	return lacks + ": it cannot have one, and another token has to sign the audit log", nil
 }
 
 func (t *Token) describe(r *Report) error {
@@ -120,6 +143,7 @@ func (r Report) WriteTo(w io.Writer) (int64, error) {
 	} else {
 		fmt.Fprintf(&b, "roots      %s\n", r.RootsFault)
 	}
+	fmt.Fprintf(&b, "audit key  %s\n", r.Audit)
 	b.WriteString("\nKMS key specs that can live in this token, with what worked when tried (RSA with 2048 bits):\n")
 	for _, o := range r.Offers {
 		what := strings.Join(o.Algorithms, " ")

@@ -62,6 +62,9 @@ func TestProbe(t *testing.T) {
 					t.Errorf("offered: %s", unwanted)
 				}
 			}
+			if !strings.Contains(text, "audit key  hsm: the token has no key \"keyplane audit\"") {
+				t.Error("audit key reported before there is one")
+			}
 			if r.Roots || !strings.Contains(text, "the token has no keyplane roots") {
 				t.Error("roots reported before there are any")
 			}
@@ -73,7 +76,8 @@ func TestProbe(t *testing.T) {
 			if _, err := InitRoots(test.uri); err != nil {
 				t.Fatal(err)
 			}
-			if r, text := probe(t, test.uri); !r.Roots || !strings.Contains(text, "present, never extractable") {
+			if r, text := probe(t, test.uri); !r.Roots || !strings.Contains(text, "roots      present, never extractable") ||
+				!strings.Contains(text, "audit key  present, never extractable") {
 				t.Errorf("roots: %v", r.RootsFault)
 			}
 		})

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"unsafe"
 
@@ -90,24 +91,7 @@ func (a attributes) ulong(attr uint) (uint, bool) {
 // local says whether CKA_LOCAL means anything on this token (localMatters). Where it does not, as on NSS, CKA_ALWAYS_SENSITIVE and
 // CKA_NEVER_EXTRACTABLE carry the proof: a module sets both to false on a key that was made outside and brought in (PKCS#11 2.40 §4.9).
 func (r root) check(a attributes, local bool) error {
-	var faults []string
-	for _, w := range []struct {
-		attr uint
-		name string
-		want bool
-	}{
-		{pkcs11.CKA_TOKEN, "CKA_TOKEN", true},
-		{pkcs11.CKA_PRIVATE, "CKA_PRIVATE", true},
-		{pkcs11.CKA_SENSITIVE, "CKA_SENSITIVE", true},
-		{pkcs11.CKA_ALWAYS_SENSITIVE, "CKA_ALWAYS_SENSITIVE", true},
-		{pkcs11.CKA_EXTRACTABLE, "CKA_EXTRACTABLE", false},
-		{pkcs11.CKA_NEVER_EXTRACTABLE, "CKA_NEVER_EXTRACTABLE", true},
-		{pkcs11.CKA_LOCAL, "CKA_LOCAL", true},
-	} {
-		if !a.is(w.attr, w.want) && (local || w.attr != pkcs11.CKA_LOCAL) {
-			faults = append(faults, fmt.Sprintf("%s is not %v", w.name, w.want))
-		}
-	}
+	faults := a.unprotected(local)
 	for _, u := range usageNames {
 		if want := r.uses(u.attr); !a.is(u.attr, want) {
 			faults = append(faults, fmt.Sprintf("%s is not %v", u.name, want))
@@ -125,13 +109,39 @@ func (r root) check(a attributes, local bool) error {
 	if !bytes.Equal(a[pkcs11.CKA_ID], []byte(r.id)) {
 		faults = append(faults, "CKA_ID is not "+r.id)
 	}
+	return refusal(r.name, faults)
+}
+
+func refusal(name string, faults []string) error {
+	if len(faults) > 0 {
+		return fmt.Errorf("%s refused: %s", name, strings.Join(faults, ", "))
+	}
+	return nil
+}
+
+// unprotected is what speaks against a key that is said never to have left this token and never to leave it.
+func (a attributes) unprotected(local bool) (faults []string) {
+	for _, w := range []struct {
+		attr uint
+		name string
+		want bool
+	}{
+		{pkcs11.CKA_TOKEN, "CKA_TOKEN", true},
+		{pkcs11.CKA_PRIVATE, "CKA_PRIVATE", true},
+		{pkcs11.CKA_SENSITIVE, "CKA_SENSITIVE", true},
+		{pkcs11.CKA_ALWAYS_SENSITIVE, "CKA_ALWAYS_SENSITIVE", true},
+		{pkcs11.CKA_EXTRACTABLE, "CKA_EXTRACTABLE", false},
+		{pkcs11.CKA_NEVER_EXTRACTABLE, "CKA_NEVER_EXTRACTABLE", true},
+		{pkcs11.CKA_LOCAL, "CKA_LOCAL", true},
+	} {
+		if !a.is(w.attr, w.want) && (local || w.attr != pkcs11.CKA_LOCAL) {
+			faults = append(faults, fmt.Sprintf("%s is not %v", w.name, w.want))
+		}
+	}
 	if _, ok := a[pkcs11.CKA_VALUE]; ok {
 		faults = append(faults, "CKA_VALUE can be read")
 	}
-	if len(faults) > 0 {
-		return fmt.Errorf("%s refused: %s", r.name, strings.Join(faults, ", "))
-	}
-	return nil
+	return faults
 }
 
 // checkCopy holds a session's working copy to its root's protection and usage. Where it came from is not asked: modules differ in what
@@ -155,7 +165,7 @@ func (r root) checkCopy(a attributes) error {
 func (t *Token) read(session pkcs11.SessionHandle, object pkcs11.ObjectHandle) (attributes, error) {
 	wanted := []uint{pkcs11.CKA_CLASS, pkcs11.CKA_KEY_TYPE, pkcs11.CKA_VALUE_LEN, pkcs11.CKA_ID, pkcs11.CKA_TOKEN, pkcs11.CKA_PRIVATE,
 		pkcs11.CKA_SENSITIVE, pkcs11.CKA_ALWAYS_SENSITIVE, pkcs11.CKA_EXTRACTABLE, pkcs11.CKA_NEVER_EXTRACTABLE, pkcs11.CKA_LOCAL,
-		pkcs11.CKA_MODIFIABLE, pkcs11.CKA_VALUE}
+		pkcs11.CKA_MODIFIABLE, pkcs11.CKA_EC_PARAMS, pkcs11.CKA_VALUE}
 	for _, u := range usageNames {
 		wanted = append(wanted, u.attr)
 	}
@@ -189,28 +199,37 @@ func (t *Token) getAttribute(session pkcs11.SessionHandle, object pkcs11.ObjectH
 
 // findRoot finds the one object with the root's CKA_ID; hsm.ErrNoRoots if there is none.
 func (t *Token) findRoot(session pkcs11.SessionHandle, r root) (pkcs11.ObjectHandle, error) {
-	ctx := t.mod.ctx
-	err := ctx.FindObjectsInit(session, []*pkcs11.Attribute{
-		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
-		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), // sessions' working copies have the same CKA_ID
-		pkcs11.NewAttribute(pkcs11.CKA_ID, []byte(r.id)),
-	})
-	if err != nil {
-		return 0, failed("C_FindObjectsInit", err)
-	}
-	found, _, err := ctx.FindObjects(session, 2)
-	if ferr := ctx.FindObjectsFinal(session); err == nil && ferr != nil {
-		return 0, failed("C_FindObjectsFinal", ferr)
-	}
+	found, err := t.findTwo(session, pkcs11.CKO_SECRET_KEY, r.id)
 	switch {
 	case err != nil:
-		return 0, failed("C_FindObjects", err)
+		return 0, err
 	case len(found) == 0:
 		return 0, hsm.ErrNoRoots
 	case len(found) > 1:
 		return 0, fmt.Errorf("p11: more than one object has the CKA_ID of the %s: remove the wrong one first", r.name)
 	}
 	return found[0], nil
+}
+
+// findTwo finds token objects by class and CKA_ID, two at most.
+func (t *Token) findTwo(session pkcs11.SessionHandle, class uint, id string) ([]pkcs11.ObjectHandle, error) {
+	ctx := t.mod.ctx
+	err := ctx.FindObjectsInit(session, []*pkcs11.Attribute{
+		pkcs11.NewAttribute(pkcs11.CKA_CLASS, class),
+		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), // sessions' working copies have the same CKA_ID
+		pkcs11.NewAttribute(pkcs11.CKA_ID, []byte(id)),
+	})
+	if err != nil {
+		return nil, failed("C_FindObjectsInit", err)
+	}
+	found, _, err := ctx.FindObjects(session, 2)
+	if ferr := ctx.FindObjectsFinal(session); err == nil && ferr != nil {
+		return nil, failed("C_FindObjectsFinal", ferr)
+	}
+	if err != nil {
+		return nil, failed("C_FindObjects", err)
+	}
+	return found, nil
 }
 
 // Roots reads both roots' attributes back, refuses them unless they are as InitRoots makes them, and names the derivation root.
@@ -248,17 +267,20 @@ func (t *Token) verify(session pkcs11.SessionHandle, r root) error {
 }
 
 func (t *Token) readChecked(session pkcs11.SessionHandle, object pkcs11.ObjectHandle, r root) (attributes, error) {
-	a, err := t.read(session, object)
+	a, local, err := t.readLocal(session, object)
 	if err != nil {
 		return nil, err
 	}
-	local := true
-	if !a.is(pkcs11.CKA_LOCAL, true) {
-		if local, err = t.localMatters(session); err != nil {
-			return nil, err
-		}
-	}
 	return a, r.check(a, local)
+}
+
+// readLocal reads the attributes, and finds out whether CKA_LOCAL means anything where it is not true.
+func (t *Token) readLocal(session pkcs11.SessionHandle, object pkcs11.ObjectHandle) (a attributes, local bool, err error) {
+	if a, err = t.read(session, object); err != nil || a.is(pkcs11.CKA_LOCAL, true) {
+		return a, true, err
+	}
+	local, err = t.localMatters(session)
+	return a, local, err
 }
 
 // localMatters generates a session key and reports whether the module says CKA_LOCAL=true of it, as it must.
@@ -290,6 +312,7 @@ type InitReport struct {
 	Root       hsm.RootID
 	Made       []string // labels of the keys made now
 	Modifiable []string // labels of the keys whose attributes are not frozen
+	NoAudit    string   // why the token has no audit key; "": it has
 	NotLocal   bool     // the module says CKA_LOCAL=false of keys it has generated
 }
 
@@ -297,14 +320,19 @@ type InitReport struct {
 func (r InitReport) WriteTo(w io.Writer) (int64, error) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "token         %s, serial %s (%s, %s)\n", r.Token.Label, r.Token.Serial, r.Token.Manufacturer, r.Token.Model)
-	for _, root := range []root{derivationRoot, wrappingRoot} {
-		state := "was there"
-		for _, m := range r.Made {
-			if m == root.label {
-				state = "made"
-			}
+	state := func(label string) string {
+		if slices.Contains(r.Made, label) {
+			return "made"
 		}
-		fmt.Fprintf(&b, "%-13s %s: AES-256, sensitive, never extractable\n", root.name[:strings.IndexByte(root.name, ' ')]+" key", state)
+		return "was there"
+	}
+	for _, root := range []root{derivationRoot, wrappingRoot} {
+		fmt.Fprintf(&b, "%-13s %s: AES-256, sensitive, never extractable\n", strings.TrimSuffix(root.name, " root")+" key", state(root.label))
+	}
+	if r.NoAudit == "" {
+		fmt.Fprintf(&b, "%-13s %s: EC P-256, sensitive, never extractable, for signatures\n", auditName, state(auditLabel))
+	} else {
+		fmt.Fprintf(&b, "%-13s none, %s: another token has to sign the audit log\n", auditName, r.NoAudit)
 	}
 	for _, m := range r.Modifiable {
 		fmt.Fprintf(&b, "note          %q is not CKA_MODIFIABLE=false: a software token, or one that does not take it\n", m)
@@ -317,8 +345,8 @@ func (r InitReport) WriteTo(w io.Writer) (int64, error) {
 	return int64(n), err
 }
 
-// InitRoots makes the roots that the token lacks and refuses a token that lets them be extracted: a root whose attributes come back other
-// than asked for is destroyed again. A second run makes nothing.
+// InitRoots makes the roots and the audit key that the token lacks and refuses a token that lets them be extracted: a key whose attributes
+// come back other than asked for is destroyed again. A second run makes nothing.
 func InitRoots(uri string) (InitReport, error) {
 	t, err := open(uri)
 	if err != nil {
@@ -334,6 +362,9 @@ func (t *Token) initRoots() (InitReport, error) {
 		if err := t.initRoot(r, &report); err != nil {
 			return report, err
 		}
+	}
+	if err := t.initAudit(&report); err != nil {
+		return report, err
 	}
 	roots, err := t.Roots()
 	report.Root = roots.ID
@@ -378,17 +409,17 @@ func (t *Token) initRoot(r root, report *InitReport) error {
 	return nil
 }
 
+// templateRefused is how modules say that they do not take CKA_MODIFIABLE=false.
+var templateRefused = []uint{pkcs11.CKR_ATTRIBUTE_READ_ONLY, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID,
+	pkcs11.CKR_TEMPLATE_INCONSISTENT}
+
 // generate makes the root, frozen where the token can do that. A software token's derivation root is not: SoftHSM copies no frozen object
 // (workingCopy), and who could thaw a root there can read the token's files.
 func (t *Token) generate(session pkcs11.SessionHandle, r root) (pkcs11.ObjectHandle, error) {
 	mechanism := []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_GEN, nil)}
 	object, err := t.mod.ctx.GenerateKey(session, mechanism, r.template(t.info.Software && r.id == derivationRoot.id))
-	if code, ok := err.(pkcs11.Error); ok {
-		switch code {
-		case pkcs11.CKR_ATTRIBUTE_READ_ONLY, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID,
-			pkcs11.CKR_TEMPLATE_INCONSISTENT:
-			object, err = t.mod.ctx.GenerateKey(session, mechanism, r.template(true))
-		}
+	if code, ok := err.(pkcs11.Error); ok && slices.Contains(templateRefused, uint(code)) {
+		object, err = t.mod.ctx.GenerateKey(session, mechanism, r.template(true))
 	}
 	if err != nil {
 		return 0, failed("C_GenerateKey", err)

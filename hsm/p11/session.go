@@ -112,18 +112,25 @@ func (t *Token) tryStream(s *session) error {
 // usable checks that the session is logged in and finds the derivation root. Without the login, private objects are not found at all,
 // which must not look like a token without roots.
 func (t *Token) usable(handle pkcs11.SessionHandle, login bool) (pkcs11.ObjectHandle, error) {
-	info, err := t.mod.ctx.GetSessionInfo(handle)
-	if err != nil {
-		return 0, failed("C_GetSessionInfo", err)
-	}
-	if login && !loggedIn(info.State) {
-		return 0, &hsm.Error{CKR: hsm.CKR_USER_NOT_LOGGED_IN, Function: "C_GetSessionInfo"}
+	if err := t.wantLogin(handle, login); err != nil {
+		return 0, err
 	}
 	root, err := t.findRoot(handle, derivationRoot)
 	if err == nil && t.info.Software {
 		root = t.workingCopy(handle, root)
 	}
 	return root, err
+}
+
+func (t *Token) wantLogin(handle pkcs11.SessionHandle, login bool) error {
+	info, err := t.mod.ctx.GetSessionInfo(handle)
+	if err != nil {
+		return failed("C_GetSessionInfo", err)
+	}
+	if login && !loggedIn(info.State) {
+		return &hsm.Error{CKR: hsm.CKR_USER_NOT_LOGGED_IN, Function: "C_GetSessionInfo"}
+	}
+	return nil
 }
 
 // workingCopy makes a session object of the derivation root, which ends with the session. Software tokens go to their files or database

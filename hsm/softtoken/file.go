@@ -3,6 +3,8 @@ package softtoken
 import (
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/pbkdf2"
 	"crypto/rand"
 	"crypto/sha256"
@@ -14,6 +16,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/internal/secret"
@@ -22,20 +25,23 @@ import (
 const (
 	fileName      = "token.json"
 	pinName       = "pin"
-	version       = 1
+	version       = 2 // 1 has no audit key
 	kdfName       = "PBKDF2-HMAC-SHA-256"
 	iterations    = 600_000    // OWASP Password Storage Cheat Sheet, PBKDF2-HMAC-SHA256
 	iterationsMax = 10_000_000 // a few seconds; a file that asks for more is not ours
 	saltLen       = 32
 	rootLen       = 32
 	nonceLen      = 12
-	sealedLen     = 2*rootLen + 16
+	auditLen      = 32 // of the audit key's private half
+	keysLen       = 2*rootLen + auditLen
+	tagLen        = 16
 	fileMax       = 4096 // bytes
 	labelMax      = 32   // as in CK_TOKEN_INFO
 	serialLen     = 16
 )
 
-// file is token.json. Sealed is AES-256-GCM(key, Nonce, R || W) under key = PBKDF2(PIN, Salt), with every other field as AAD.
+// file is token.json. Sealed is AES-256-GCM(key, Nonce, R || W || A) under key = PBKDF2(PIN, Salt), with every other field as AAD. A is the
+// audit key's private half, a P-256 scalar, which version 1 does not have.
 type file struct {
 	Version    int    `json:"version"`
 	Label      string `json:"label"`
@@ -62,15 +68,23 @@ func (f *file) aad() []byte {
 // check refuses anything this version does not write, and a key derivation cheaper than cost.
 func (f *file) check(cost int) error {
 	switch {
-	case f.Version != version:
-		return fmt.Errorf("version %d, this build reads %d", f.Version, version)
+	case f.Version != 1 && f.Version != version:
+		return fmt.Errorf("version %d, this build reads 1 and %d", f.Version, version)
 	case f.KDF != kdfName, f.Iterations < cost, f.Iterations > iterationsMax:
 		return fmt.Errorf("key derivation %q with %d iterations is not accepted", f.KDF, f.Iterations)
-	case len(f.Salt) != saltLen, len(f.Nonce) != nonceLen, len(f.Sealed) != sealedLen,
+	case len(f.Salt) != saltLen, len(f.Nonce) != nonceLen, len(f.Sealed) != f.keysLen()+tagLen,
 		len(f.Label) > labelMax, len(f.Serial) != serialLen:
 		return errors.New("a field has the wrong length")
 	}
 	return nil
+}
+
+// keysLen is how many bytes of keys are sealed.
+func (f *file) keysLen() int {
+	if f.Version == 1 {
+		return 2 * rootLen
+	}
+	return keysLen
 }
 
 // gcm derives the sealing key. crypto/pbkdf2 takes the PIN as a string: that copy cannot be wiped and stays until memory is reused.
@@ -87,37 +101,64 @@ func (f *file) gcm(pin secret.Bytes) (cipher.AEAD, error) {
 	return cipher.NewGCM(block)
 }
 
-// open unseals the roots: R || W. A wrong PIN and a damaged file look the same and are hsm.ErrPIN.
+// open unseals the keys: R || W || A. A wrong PIN and a damaged file look the same and are hsm.ErrPIN.
 func (f *file) open(pin secret.Bytes) ([]byte, error) {
 	gcm, err := f.gcm(pin)
 	if err != nil {
 		return nil, err
 	}
-	roots, err := gcm.Open(nil, f.Nonce, f.Sealed, f.aad())
+	keys, err := gcm.Open(nil, f.Nonce, f.Sealed, f.aad())
 	if err != nil {
 		return nil, hsm.ErrPIN
 	}
-	return roots, nil
+	return keys, nil
 }
 
-// newFile makes a token with random roots.
+// newFile makes a token with random keys.
 func newFile(label string, pin secret.Bytes, cost int) (*file, error) {
-	f := &file{Version: version, Label: label, KDF: kdfName, Iterations: cost,
-		Salt: make([]byte, saltLen), Nonce: make([]byte, nonceLen)}
+	keys := make([]byte, 2*rootLen, keysLen)
+	defer secret.Wipe(keys[:keysLen])
 	var serial [serialLen / 2]byte
-	roots := make([]byte, 2*rootLen)
-	defer secret.Wipe(roots)
-	for _, b := range [][]byte{f.Salt, f.Nonce, serial[:], roots} {
+	for _, b := range [][]byte{serial[:], keys} {
 		if _, err := io.ReadFull(rand.Reader, b); err != nil {
 			return nil, err
 		}
 	}
-	f.Serial = hex.EncodeToString(serial[:])
+	if err := drawAudit(keys); err != nil {
+		return nil, err
+	}
+	return seal(label, hex.EncodeToString(serial[:]), pin, keys[:keysLen], cost)
+}
+
+// drawAudit draws the audit key and puts its private half behind the roots, where keys has room for it.
+func drawAudit(keys []byte) error {
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	private, err := k.Bytes()
+	if err != nil {
+		return err
+	}
+	copy(keys[2*rootLen:keysLen], private)
+	secret.Wipe(private)
+	return nil
+}
+
+// seal makes the file of a token that holds keys.
+func seal(label, serial string, pin secret.Bytes, keys []byte, cost int) (*file, error) {
+	f := &file{Version: version, Label: label, Serial: serial, KDF: kdfName, Iterations: cost,
+		Salt: make([]byte, saltLen), Nonce: make([]byte, nonceLen)}
+	for _, b := range [][]byte{f.Salt, f.Nonce} {
+		if _, err := io.ReadFull(rand.Reader, b); err != nil {
+			return nil, err
+		}
+	}
 	gcm, err := f.gcm(pin)
 	if err != nil {
 		return nil, err
 	}
-	f.Sealed = gcm.Seal(nil, f.Nonce, roots, f.aad())
+	f.Sealed = gcm.Seal(nil, f.Nonce, keys, f.aad())
 	return f, nil
 }
 
@@ -183,7 +224,7 @@ func create(dir, pinFile, label string, cost int) error {
 		// same time only one gets its name.
 		if _, err := os.Lstat(pinFile); errors.Is(err, os.ErrNotExist) {
 			pin := append([]byte(rand.Text()), '\n')
-			err := publish(dir, pinName, pin)
+			err := publish(dir, pinName, pin, os.Link)
 			secret.Wipe(pin)
 			if err != nil && !errors.Is(err, os.ErrExist) {
 				return err
@@ -199,16 +240,58 @@ func create(dir, pinFile, label string, cost int) error {
 	if err != nil {
 		return err
 	}
-	b, err := json.MarshalIndent(f, "", "  ")
+	b, err := f.encode()
 	if err != nil {
 		return err
 	}
-	return publish(dir, fileName, append(b, '\n'))
+	return publish(dir, fileName, b, os.Link)
 }
 
-// publish makes dir/name appear whole and durable, or not at all. It fails if the name exists: link, unlike rename, never replaces a file
-// that another process has made meanwhile.
-func publish(dir, name string, data []byte) (err error) {
+func (f *file) encode() ([]byte, error) {
+	b, err := json.MarshalIndent(f, "", "  ")
+	return append(b, '\n'), err
+}
+
+// upgrade puts a file of this version in the place of one of version 1: the same token, with an audit key. Of several processes one does
+// it, and the others find it done.
+func upgrade(dir string, pin secret.Bytes, cost int) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := syscall.Flock(int(d.Fd()), syscall.LOCK_EX); err != nil { // until d is closed
+		return fmt.Errorf("%s: lock: %w", dir, err)
+	}
+	old, err := read(dir, cost)
+	if err != nil || old.Version == version {
+		return err
+	}
+	roots, err := old.open(pin)
+	if err != nil {
+		return err
+	}
+	keys := make([]byte, keysLen)
+	defer secret.Wipe(keys)
+	copy(keys, roots)
+	secret.Wipe(roots)
+	if err := drawAudit(keys); err != nil {
+		return err
+	}
+	f, err := seal(old.Label, old.Serial, pin, keys, cost)
+	if err != nil {
+		return err
+	}
+	b, err := f.encode()
+	if err != nil {
+		return err
+	}
+	return publish(dir, fileName, b, os.Rename)
+}
+
+// publish makes dir/name appear whole and durable, or not at all. place is os.Link, which fails if the name exists, because another process
+// has made it meanwhile, or os.Rename, which replaces it.
+func publish(dir, name string, data []byte, place func(from, to string) error) (err error) {
 	tmp, err := os.CreateTemp(dir, name+".new-*") // 0600
 	if err != nil {
 		return err
@@ -221,7 +304,7 @@ func publish(dir, name string, data []byte) (err error) {
 		err = cerr
 	}
 	if err == nil {
-		err = os.Link(tmp.Name(), filepath.Join(dir, name))
+		err = place(tmp.Name(), filepath.Join(dir, name))
 	}
 	if err != nil {
 		return err

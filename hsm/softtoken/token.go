@@ -3,6 +3,8 @@ package softtoken
 import (
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -19,7 +21,7 @@ import (
 type Config struct {
 	Dir     string // holds token.json, 0700
 	PINFile string // "" means <Dir>/pin
-	Create  bool   // make the token, and without PINFile a random PIN, where Dir has no token
+	Create  bool   // make the token, and without PINFile a random PIN, where Dir has no token, and the audit key where the token has none
 	Label   string // of a token that is made; "" means "keyplane soft token"
 }
 
@@ -28,6 +30,7 @@ type Token struct {
 	info       hsm.TokenInfo
 	root       cipher.Block // of R; safe for concurrent use; its key schedule cannot be wiped
 	id         hsm.RootID
+	audit      *ecdsa.PrivateKey // nil: the file is of a version without; cannot be wiped either
 	generation atomic.Uint64
 	closed     atomic.Bool
 }
@@ -64,17 +67,31 @@ func open(cfg Config, cost int) (*Token, error) {
 		return nil, fmt.Errorf("softtoken: %w", err)
 	}
 	defer pin.Wipe()
-	roots, err := f.open(pin)
+	if f.Version < version && cfg.Create {
+		if err := upgrade(cfg.Dir, pin, cost); err != nil {
+			return nil, fmt.Errorf("softtoken: %s: making the audit key: %w", cfg.Dir, err)
+		}
+		if f, err = read(cfg.Dir, cost); err != nil {
+			return nil, fmt.Errorf("softtoken: %w", err)
+		}
+	}
+	keys, err := f.open(pin)
 	if err != nil {
 		return nil, fmt.Errorf("softtoken: %s: %w", cfg.Dir, err)
 	}
 	// The second root wraps keys; nothing here wraps any, so it is not kept.
-	defer secret.Wipe(roots)
-	block, err := aes.NewCipher(roots[:rootLen])
+	defer secret.Wipe(keys)
+	block, err := aes.NewCipher(keys[:rootLen])
 	if err != nil {
 		return nil, fmt.Errorf("softtoken: %w", err)
 	}
-	t := &Token{root: block, info: hsm.TokenInfo{
+	var audit *ecdsa.PrivateKey
+	if len(keys) == keysLen {
+		if audit, err = ecdsa.ParseRawPrivateKey(elliptic.P256(), keys[2*rootLen:]); err != nil {
+			return nil, fmt.Errorf("softtoken: audit key: %w", err)
+		}
+	}
+	t := &Token{root: block, audit: audit, info: hsm.TokenInfo{
 		Label: f.Label, Serial: f.Serial, Manufacturer: "keyplane", Model: "soft token", Module: "soft token",
 		Software: true, InProcess: true,
 	}}
@@ -96,6 +113,17 @@ func (t *Token) OpenSession() (hsm.Session, error) {
 		return nil, &hsm.Error{CKR: hsm.CKR_CRYPTOKI_NOT_INITIALIZED, Function: "C_OpenSession"}
 	}
 	return &session{token: t, root: t.root, generation: t.generation.Load()}, nil
+}
+
+// OpenAuditSession opens a session with the audit key.
+func (t *Token) OpenAuditSession() (hsm.AuditSession, error) {
+	switch {
+	case t.closed.Load():
+		return nil, &hsm.Error{CKR: hsm.CKR_CRYPTOKI_NOT_INITIALIZED, Function: "C_OpenSession"}
+	case t.audit == nil:
+		return nil, hsm.ErrNoAuditKey
+	}
+	return &auditSession{token: t, generation: t.generation.Load()}, nil
 }
 
 // Reset starts a new generation; there is no login to lose.
@@ -142,11 +170,19 @@ func (s *session) Round(in, out, random []byte) error {
 }
 
 func (s *session) alive() error {
-	switch {
-	case s.closed || s.token.closed.Load():
+	if s.closed {
 		return hsm.ErrSessionClosed
-	case s.generation != s.token.generation.Load():
-		return &hsm.Error{CKR: hsm.CKR_SESSION_HANDLE_INVALID, Function: "C_EncryptInit"}
+	}
+	return s.token.alive(s.generation, "C_EncryptInit")
+}
+
+// alive is the error of a session of some generation, from a function.
+func (t *Token) alive(generation uint64, function string) error {
+	switch {
+	case t.closed.Load():
+		return hsm.ErrSessionClosed
+	case generation != t.generation.Load():
+		return &hsm.Error{CKR: hsm.CKR_SESSION_HANDLE_INVALID, Function: function}
 	}
 	return nil
 }
@@ -154,5 +190,34 @@ func (s *session) alive() error {
 func (s *session) Close() error {
 	s.closed = true
 	s.root = nil
+	return nil
+}
+
+type auditSession struct {
+	token      *Token
+	generation uint64
+	closed     bool
+}
+
+func (s *auditSession) Public() *ecdsa.PublicKey { return &s.token.audit.PublicKey }
+
+func (s *auditSession) Sign(digest [32]byte) (sig [64]byte, err error) {
+	if s.closed {
+		return sig, hsm.ErrSessionClosed
+	}
+	if err := s.token.alive(s.generation, "C_SignInit"); err != nil {
+		return sig, err
+	}
+	r, v, err := ecdsa.Sign(rand.Reader, s.token.audit, digest[:])
+	if err != nil {
+		return sig, &hsm.Error{CKR: hsm.CKR_FUNCTION_FAILED, Function: "C_Sign"}
+	}
+	r.FillBytes(sig[:32])
+	v.FillBytes(sig[32:])
+	return sig, nil
+}
+
+func (s *auditSession) Close() error {
+	s.closed = true
 	return nil
 }
