@@ -35,18 +35,23 @@ type AuditKey struct {
 // auditProof is what a signature at the start signs: it can be no digest of a text, but by a 2^-256 chance.
 var auditProof = [32]byte{31: 1}
 
-// OpenAuditKey takes the first of the tokens that has an audit key. ErrNoAuditKey if none has one; any other fault of a token on the way is
-// an error, so that the log does not change its key because a token was not well. No call waits for a token longer than timeout.
-// The tokens outlive the key.
-func OpenAuditKey(tokens []Token, timeout time.Duration) (*AuditKey, error) {
+// OpenAuditKey takes the first of the tokens that has an audit key, and where want is not nil the first that has this one. ErrNoAuditKey if
+// none has; any other fault of a token on the way is an error, so that a log does not change its key because a token was not well.
+// No call waits for a token longer than timeout. The tokens outlive the key.
+func OpenAuditKey(tokens []Token, want *ecdsa.PublicKey, timeout time.Duration) (*AuditKey, error) {
 	for _, t := range tokens {
 		k := &AuditKey{token: t, timeout: timeout, turn: make(chan struct{}, 1)}
 		k.turn <- struct{}{}
 		_, err := k.Sign(auditProof[:])
 		switch {
-		case err == nil:
+		case err == nil && (want == nil || want.Equal(k.public)):
 			return k, nil
-		case !errors.Is(err, ErrNoAuditKey):
+		case err == nil:
+			err = k.Close()
+		case errors.Is(err, ErrNoAuditKey):
+			err = nil
+		}
+		if err != nil {
 			return nil, fmt.Errorf("hsm: audit key of token %q: %w", t.Info().Label, err)
 		}
 	}

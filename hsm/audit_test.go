@@ -33,7 +33,7 @@ func (s *swapped) OpenAuditSession() (hsm.AuditSession, error) {
 
 func auditKey(t testing.TB, timeout time.Duration, tokens ...hsm.Token) *hsm.AuditKey {
 	t.Helper()
-	k, err := hsm.OpenAuditKey(tokens, timeout)
+	k, err := hsm.OpenAuditKey(tokens, nil, timeout)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,10 +56,10 @@ func signs(t testing.TB, k *hsm.AuditKey) {
 
 func TestAuditKeyOfWhichToken(t *testing.T) {
 	good := softToken(t)
-	if _, err := hsm.OpenAuditKey([]hsm.Token{keyless{good}}, time.Minute); !errors.Is(err, hsm.ErrNoAuditKey) {
+	if _, err := hsm.OpenAuditKey([]hsm.Token{keyless{good}}, nil, time.Minute); !errors.Is(err, hsm.ErrNoAuditKey) {
 		t.Errorf("no token has a key: %v", err)
 	}
-	if _, err := hsm.OpenAuditKey(nil, time.Minute); !errors.Is(err, hsm.ErrNoAuditKey) {
+	if _, err := hsm.OpenAuditKey(nil, nil, time.Minute); !errors.Is(err, hsm.ErrNoAuditKey) {
 		t.Errorf("no token: %v", err)
 	}
 	signs(t, auditKey(t, time.Minute, keyless{good}, good))
@@ -67,8 +67,19 @@ func TestAuditKeyOfWhichToken(t *testing.T) {
 	bad := hsmtest.NewFaulty(good)
 	bad.Add(hsmtest.Fault{Op: hsmtest.OpenAudit, Times: hsmtest.Forever, CKR: hsm.CKR_DEVICE_REMOVED, Function: "C_OpenSession"})
 	var e *hsm.Error
-	if _, err := hsm.OpenAuditKey([]hsm.Token{bad, good}, time.Minute); !errors.As(err, &e) || e.CKR != hsm.CKR_DEVICE_REMOVED {
+	if _, err := hsm.OpenAuditKey([]hsm.Token{bad, good}, nil, time.Minute); !errors.As(err, &e) || e.CKR != hsm.CKR_DEVICE_REMOVED {
 		t.Errorf("a token that is gone: %v", err)
+	}
+	// Of several keys the one that is wanted.
+	second := softTokenN(t, 1)
+	want := auditKey(t, time.Minute, second).Public()
+	k, err := hsm.OpenAuditKey([]hsm.Token{good, keyless{good}, second}, want, time.Minute)
+	if err != nil || !k.Public().Equal(want) {
+		t.Fatalf("the second token's key: %v", err)
+	}
+	signs(t, k)
+	if _, err := hsm.OpenAuditKey([]hsm.Token{good}, want, time.Minute); !errors.Is(err, hsm.ErrNoAuditKey) {
+		t.Errorf("a key that no token has: %v", err)
 	}
 	for _, n := range []int{0, 31, 33, 64} {
 		if _, err := auditKey(t, time.Minute, good).Sign(make([]byte, n)); err == nil {

@@ -64,7 +64,7 @@ func hsmCommand(args []string, stdout, stderr io.Writer) int {
 	return status
 }
 
-// hsmInit makes what is missing of the two roots and checks both.
+// hsmInit makes what is missing of the two roots and the audit key and checks all.
 func hsmInit(uri string, w io.Writer) error {
 	report, err := p11.InitRoots(uri)
 	if err != nil {

@@ -19,7 +19,7 @@ var version = ""
 const usage = `keyplane is a key management service that speaks AWS KMS and keeps its keys in an HSM.
 
   keyplane serve                 serve AWS KMS; needs no configuration
-  keyplane hsm init --hsm URI    make keyplane's two root keys in a PKCS#11 token
+  keyplane hsm init --hsm URI    make keyplane's root keys and audit key in a PKCS#11 token
   keyplane hsm probe --hsm URI   what a token can do, and what of KMS it therefore offers
   keyplane iam COMMAND           accounts, users, roles, access keys and policies of a running server
   keyplane policy simulate       what a principal may do with a key, and which statement decides

@@ -4,7 +4,7 @@
 // store runs inside the transaction.
 //
 //	/keyplane/1/meta/format                                  what this layout is
-//	/keyplane/1/meta/{account,region,root}                   facts that hold for the whole store (Pin)
+//	/keyplane/1/meta/{account,region,root,audit-key}         facts that hold for the whole store (Pin)
 //	/keyplane/1/meta/barrier                                 written to learn that earlier writes have settled
 //	/keyplane/1/audit/checkpoint/<log>                       the newest checkpoint of an audit log, a signed note as it is
 //	/keyplane/1/key/<region>/<account>/<key ID>              record: state, description, versions with salts, tags, alias names

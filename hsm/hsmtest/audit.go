@@ -93,7 +93,7 @@ func testAudit(t *testing.T, open func(t testing.TB) hsm.Token) {
 }
 
 func testAuditKey(t *testing.T, token hsm.Token, public *ecdsa.PublicKey) {
-	k, err := hsm.OpenAuditKey([]hsm.Token{token}, time.Minute)
+	k, err := hsm.OpenAuditKey([]hsm.Token{token}, nil, time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -96,6 +96,38 @@ func TestTwoAuditKeys(t *testing.T) {
 	}
 }
 
+// A token that cannot have an audit key is set up without, and says so.
+func TestNoAuditKey(t *testing.T) {
+	for what, fault := range map[string]slowhsm.Fault{
+		"the token has no CKM_EC_KEY_PAIR_GEN": {Function: "C_GetMechanismInfo", Nth: 1, CKR: hsm.CKR_MECHANISM_INVALID},
+		"the token has no CKM_ECDSA":           {Function: "C_GetMechanismInfo", Nth: 2, CKR: hsm.CKR_MECHANISM_INVALID},
+		"the token has no curve P-256":         {Function: "C_GenerateKeyPair", Nth: 1, CKR: hsm.CKR_CURVE_NOT_SUPPORTED},
+	} {
+		t.Run(what, func(t *testing.T) {
+			slow := slowhsm.Over(t, hsmtest.SoftHSM(t), slowhsm.Settings{})
+			token := mustOpen(t, slow.URI())
+			setSlow(t, slow, slowhsm.Settings{Faults: []slowhsm.Fault{fault}})
+			report, err := token.initRoots()
+			if err != nil || report.NoAudit != what || len(report.Made) != 2 {
+				t.Fatalf("%+v, %v", report, err)
+			}
+			var text strings.Builder
+			if _, err := report.WriteTo(&text); err != nil || !strings.Contains(text.String(), "audit key     none, "+what+": another token has to sign") {
+				t.Errorf("report: %v\n%s", err, &text)
+			}
+			if _, err := hsm.OpenAuditKey([]hsm.Token{token}, nil, time.Minute); !errors.Is(err, hsm.ErrNoAuditKey) {
+				t.Errorf("key: %v", err)
+			}
+			if fault.Function == "C_GetMechanismInfo" {
+				setSlow(t, slow, slowhsm.Settings{Faults: []slowhsm.Fault{fault}})
+				if text, err := token.probeAudit(); err != nil || !strings.HasPrefix(text, what+": it cannot have one") {
+					t.Errorf("probe: %q, %v", text, err)
+				}
+			}
+		})
+	}
+}
+
 // soundAudit is what a good token says of the private half.
 func soundAudit() attributes {
 	_, private := auditTemplates(false)
@@ -215,7 +247,7 @@ func TestAuditLossIsHidden(t *testing.T) {
 			t.Run(name+"/"+what, func(t *testing.T) {
 				token := opener(t, uri(t))(t).(*Token)
 				defer token.Close()
-				k, err := hsm.OpenAuditKey([]hsm.Token{token}, time.Minute)
+				k, err := hsm.OpenAuditKey([]hsm.Token{token}, nil, time.Minute)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -244,7 +276,7 @@ func TestAuditHangs(t *testing.T) {
 	var k *hsm.AuditKey
 	err := hsm.ErrTimeout
 	for n := 0; n < 20 && errors.Is(err, hsm.ErrTimeout); n++ { // the machine may be busy
-		k, err = hsm.OpenAuditKey([]hsm.Token{token}, timeout)
+		k, err = hsm.OpenAuditKey([]hsm.Token{token}, nil, timeout)
 	}
 	if err != nil {
 		t.Fatal(err)

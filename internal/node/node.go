@@ -49,6 +49,7 @@ type Node struct {
 
 	store   *store.Store
 	tokens  []hsm.Token
+	audit   *hsm.AuditKey
 	shards  *hsm.Shards
 	batcher *batch.Batcher[hsm.Job]
 
@@ -205,6 +206,9 @@ func (n *Node) start(ctx context.Context) error {
 	}
 	n.onClose(n.batcher.Close)
 	if err := n.pinRoot(ctx); err != nil {
+		return err
+	}
+	if err := n.openAuditKey(ctx); err != nil {
 		return err
 	}
 	// The queue's own estimate holds requests to QueueTimeMax. Those it let in are served late rather than not at all, unless a call hangs.
