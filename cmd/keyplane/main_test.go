@@ -132,13 +132,15 @@ log_level: warn
 		set  func(*node.Config)
 	}{
 		{"--listen :2", func(c *node.Config) { c.Listen = ":2" }},
-		{"--data-dir flag-dir", func(c *node.Config) { c.DataDir = "flag-dir" }},
+		{"--data-dir flag-dir", func(c *node.Config) { c.DataDir, c.Audit.Dir = "flag-dir", "flag-dir/audit" }},
 		{"--region us-west-2", func(c *node.Config) { c.Region = "us-west-2" }},
 		{"--account 777788889999", func(c *node.Config) { c.Account = "777788889999" }},
 		{"--hsm pkcs11:token=a --hsm pkcs11:token=b", func(c *node.Config) { c.HSM = []string{"pkcs11:token=a", "pkcs11:token=b"} }},
 		{"--soft-token-pin-file flag-pin", func(c *node.Config) { c.SoftTokenPINFile = "flag-pin" }},
 		{"--portable-crypto", func(c *node.Config) { c.PortableCrypto = true }},
 		{"--tls-cert c --tls-key k", func(c *node.Config) { c.TLSCert, c.TLSKey = "c", "k" }},
+		{"--audit-dir d --audit-durability write", func(c *node.Config) { c.Audit.Dir, c.Audit.Durability = "d", "write" }},
+		{"--audit-accept-rollback", func(c *node.Config) { c.Audit.AcceptRollback = true }},
 		{"--stats-socket s", func(c *node.Config) { c.StatsSocket = "s" }},
 		{"--log-level debug", func(c *node.Config) { c.LogLevel = "debug" }},
 	} {

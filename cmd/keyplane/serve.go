@@ -94,6 +94,9 @@ func serveConfig(args []string, stdout, stderr io.Writer) (cfg node.Config, done
 	fs.BoolVar(&flags.PortableCrypto, "portable-crypto", false, "constant-time software AES-GCM even where the CPU has AES instructions")
 	fs.StringVar(&flags.TLSCert, "tls-cert", "", "PEM `FILE` of the certificate chain: serve HTTPS (default plain HTTP)")
 	fs.StringVar(&flags.TLSKey, "tls-key", "", "PEM `FILE` of its private key, mode 0600")
+	fs.StringVar(&flags.Audit.Dir, "audit-dir", "", "`DIR` of the audit log (default DATA-DIR/audit)")
+	fs.StringVar(&flags.Audit.Durability, "audit-durability", "", "what records survive: fsync (a power cut), write (the end of the process), off (no records) (default fsync)")
+	fs.BoolVar(&flags.Audit.AcceptRollback, "audit-accept-rollback", false, "start with an audit log that is older than the store knows it")
 	fs.StringVar(&flags.StatsSocket, "stats-socket", "", "`PATH` of a Unix socket that answers GET /stats with counters as JSON (default none)")
 	fs.StringVar(&flags.LogLevel, "log-level", "", "debug, info, warn or error (default info)")
 	showVersion := fs.Bool("version", false, "print the version and exit")
@@ -132,6 +135,12 @@ func serveConfig(args []string, stdout, stderr io.Writer) (cfg node.Config, done
 			cfg.TLSCert = flags.TLSCert
 		case "tls-key":
 			cfg.TLSKey = flags.TLSKey
+		case "audit-dir":
+			cfg.Audit.Dir = flags.Audit.Dir
+		case "audit-durability":
+			cfg.Audit.Durability = flags.Audit.Durability
+		case "audit-accept-rollback":
+			cfg.Audit.AcceptRollback = flags.Audit.AcceptRollback
 		case "stats-socket":
 			cfg.StatsSocket = flags.StatsSocket
 		case "log-level":

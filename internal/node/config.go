@@ -56,6 +56,8 @@ type Config struct {
 	ReadTimeout time.Duration `yaml:"read_timeout"`
 	// PortableCrypto takes the constant-time software path for AES-GCM even where the CPU has AES instructions. Default false.
 	PortableCrypto bool `yaml:"portable_crypto"`
+	// Audit is the audit log: what every call leaves behind before its reply.
+	Audit AuditConfig `yaml:"audit"`
 	// StatsSocket is the path of a Unix socket on which GET /stats answers counters as JSON (Stats); only this user can open it. Default none.
 	StatsSocket string `yaml:"stats_socket"`
 	// LogLevel is debug, info, warn or error. Default info.
@@ -78,6 +80,7 @@ func (c *Config) Defaults() {
 	dflt(&c.ConnsPerIPMax, 1_000)
 	dflt(&c.ReadTimeout, 5*time.Second)
 	dflt(&c.LogLevel, "info")
+	c.Audit.defaults(c.DataDir)
 }
 
 func dflt[T comparable](v *T, d T) {
@@ -127,6 +130,7 @@ func (c *Config) Validate() error {
 	if c.ReadTimeout < 10*time.Millisecond || c.ReadTimeout > time.Minute {
 		bad("read_timeout: %v is not 10ms to 1m", c.ReadTimeout)
 	}
+	c.Audit.validate(bad)
 	if _, err := logLevel(c.LogLevel); err != nil {
 		bad("log_level: %q is not debug, info, warn or error", c.LogLevel)
 	}

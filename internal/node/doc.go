@@ -5,6 +5,7 @@
 //	  listener, data plane              /healthz 200 and /readyz 503 from here on
 //	  store (etcd in this process)      takes the data directory's lock: a second process ends here
 //	  tokens, shards, batcher           the soft token, or PKCS#11 modules
+//	  audit key, audit log
 //	  sealer, credentials, administrator
 //	  control plane, deletion worker
 //	  data plane's parts

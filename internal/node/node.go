@@ -20,6 +20,7 @@ import (
 	"github.com/keyplane/keyplane/dataplane"
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/internal/aesgcm"
+	"github.com/keyplane/keyplane/internal/audit"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/sigv4"
@@ -50,6 +51,7 @@ type Node struct {
 	store   *store.Store
 	tokens  []hsm.Token
 	audit   *hsm.AuditKey
+	records *audit.Log // nil: off
 	shards  *hsm.Shards
 	batcher *batch.Batcher[hsm.Job]
 
@@ -97,6 +99,12 @@ func (n *Node) check() error {
 	if err := n.store.Ready(ctx); err != nil {
 		n.log.Warn("not ready", "error", err)
 		return errors.New("the store does not answer")
+	}
+	if n.records != nil {
+		if err := n.records.Err(); err != nil {
+			n.log.Warn("not ready", "error", err)
+			return errors.New("the audit log cannot be written")
+		}
 	}
 	return nil
 }
@@ -211,6 +219,11 @@ func (n *Node) start(ctx context.Context) error {
 	if err := n.openAuditKey(ctx); err != nil {
 		return err
 	}
+	n.phase("starting: the audit log is not open")
+	appendRecord, err := n.openAudit(ctx)
+	if err != nil {
+		return err
+	}
 	// The queue's own estimate holds requests to QueueTimeMax. Those it let in are served late rather than not at all, unless a call hangs.
 	dispatch := &hsm.Dispatch{Shards: n.shards, Do: n.batcher.Do, Full: batch.ErrFull, QueueTimeMax: cfg.QueueTimeMax + cfg.RoundTimeout}
 	// What others wait for, the loading of a key or an access key, is not refused by an overload.
@@ -256,7 +269,7 @@ func (n *Node) start(ctx context.Context) error {
 	}
 	n.background("deletion worker", control.Run)
 	if err := n.data.Start(dataplane.Parts{
-		Verifier: verifier, Records: n.store, Run: dispatch.Run, Load: insist.Run,
+		Verifier: verifier, Records: n.store, Run: dispatch.Run, Load: insist.Run, Audit: appendRecord,
 		Control: func(r *sigv4.Request, requestID, sourceIP string) (int, []byte) {
 			resp := control.Serve(context.Background(), &controlplane.Request{
 				Signed: r, RequestID: requestID, SourceIP: sourceIP, SecureTransport: cfg.TLSCert != "",

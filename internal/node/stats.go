@@ -14,6 +14,7 @@ import (
 
 	"github.com/keyplane/keyplane/batch"
 	"github.com/keyplane/keyplane/hsm"
+	"github.com/keyplane/keyplane/internal/audit"
 )
 
 // Stats are the counters of the process and its parts, and what GET /stats on the stats socket answers as JSON. They count since the start.
@@ -21,6 +22,7 @@ type Stats struct {
 	Go     GoStats     `json:"go"`
 	Batch  batch.Stats `json:"batch"`
 	HSM    hsm.Stats   `json:"hsm"`
+	Audit  audit.Stats `json:"audit"`  // zero where there are no records
 	Panics uint64      `json:"panics"` // requests that ended in a recovered panic
 }
 
@@ -45,7 +47,11 @@ func goStats() GoStats {
 
 // Stats reads the counters.
 func (n *Node) Stats() Stats {
-	return Stats{Go: goStats(), Batch: n.batcher.Stats(), HSM: n.shards.Stats(), Panics: n.data.Panics()}
+	s := Stats{Go: goStats(), Batch: n.batcher.Stats(), HSM: n.shards.Stats(), Panics: n.data.Panics()}
+	if n.records != nil {
+		s.Audit = n.records.Stats()
+	}
+	return s
 }
 
 // serveStats answers GET /stats on a Unix socket that only this user can open. Nothing there is a secret, but how busy a service is is not

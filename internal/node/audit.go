@@ -1,0 +1,92 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/keyplane/keyplane/internal/audit"
+	"github.com/keyplane/keyplane/internal/audit/auditkey"
+)
+
+// AuditConfig is the audit log of a process.
+type AuditConfig struct {
+	// Dir is where the log is. Default <data_dir>/audit. Not a place where something else writes.
+	Dir string `yaml:"dir"`
+	// Durability is what a record survives when the reply to its call leaves: fsync, a power cut; write, the end of the process but not of the
+	// machine; off, nothing, because there are no records: for measurements. Default fsync.
+	Durability string `yaml:"durability"`
+	// SegmentBytes and SegmentAge say when a file of the log is sealed and compressed. Defaults 268435456 and 24h.
+	SegmentBytes int64         `yaml:"segment_bytes"`
+	SegmentAge   time.Duration `yaml:"segment_age"`
+	// RetainBytes and RetainAge bound what is kept, oldest files first; hashes stay, so that the rest can be verified. Defaults 0: all is kept.
+	RetainBytes int64         `yaml:"retain_bytes"`
+	RetainAge   time.Duration `yaml:"retain_age"`
+	// AcceptRollback starts with a log that is older than the newest checkpoint in the store, which is refused otherwise, and records that. Default
+	// false.
+	AcceptRollback bool `yaml:"accept_rollback"`
+}
+
+// auditOff is the durability of no records.
+const auditOff = "off"
+
+var durabilities = map[string]audit.Durability{"fsync": audit.Fsync, "write": audit.Write}
+
+// auditLog is the name of this process's log in the store.
+const auditLog = "serve"
+
+// openAudit opens the log and returns what appends to it.
+func (n *Node) openAudit(ctx context.Context) (func([]byte) error, error) {
+	cfg := &n.cfg.Audit
+	if cfg.Durability == auditOff {
+		n.log.Warn("calls leave no audit records: audit.durability is off")
+		return nil, nil
+	}
+	name := AuditKeyName(&n.cfg)
+	signer, err := auditkey.NewSigner(name, n.audit)
+	if err != nil {
+		return nil, err
+	}
+	verifier, err := auditkey.NewVerifier(name, n.audit.Public())
+	if err != nil {
+		return nil, err
+	}
+	n.records, err = audit.Open(ctx, audit.Config{
+		Dir: cfg.Dir, Durability: durabilities[cfg.Durability], Origin: name + "/" + auditLog, Signer: signer, Verifier: verifier,
+		Newest: func(ctx context.Context) ([]byte, error) { return n.store.AuditCheckpoint(ctx, auditLog) },
+		Publish: func(ctx context.Context, old, newest []byte) error {
+			return n.store.PutAuditCheckpoint(ctx, auditLog, old, newest)
+		},
+		SegmentBytes: cfg.SegmentBytes, SegmentAge: cfg.SegmentAge, RetainBytes: cfg.RetainBytes, RetainAge: cfg.RetainAge,
+		AcceptRollback: cfg.AcceptRollback, Logger: n.log,
+	})
+	if errors.Is(err, audit.ErrRolledBack) {
+		return nil, fmt.Errorf("node: the audit log in %s: %w. If that is meant, start once with --audit-accept-rollback", cfg.Dir, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("node: the audit log in %s: %w", cfg.Dir, err)
+	}
+	n.onClose(func() { n.logIf("closing the audit log", n.records.Close()) })
+	return n.records.Append, nil
+}
+
+func (c *AuditConfig) defaults(dataDir string) {
+	dflt(&c.Dir, filepath.Join(dataDir, "audit"))
+	dflt(&c.Durability, audit.Fsync.String())
+	dflt(&c.SegmentBytes, 256<<20)
+	dflt(&c.SegmentAge, 24*time.Hour)
+}
+
+func (c *AuditConfig) validate(bad func(format string, args ...any)) {
+	if _, ok := durabilities[c.Durability]; !ok && c.Durability != auditOff {
+		bad("audit.durability: %q is not fsync, write or off", c.Durability)
+	}
+	if c.SegmentBytes < 1<<20 || c.SegmentAge < time.Minute {
+		bad("audit.segment_bytes and audit.segment_age: at least 1048576 and 1m")
+	}
+	if c.RetainBytes < 0 || c.RetainAge < 0 {
+		bad("audit.retain_bytes and audit.retain_age: 0 or more")
+	}
+}
