@@ -49,6 +49,7 @@ var tables = []struct {
 	{"tls", (*plan).tlsTable},
 	{"keys", (*plan).keysTable},
 	{"policies", (*plan).policiesTable},
+	{"audit", (*plan).auditTable},
 	{"slow", (*plan).slowTable},
 	{"overload", (*plan).overloadTable},
 }

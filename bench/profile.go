@@ -20,6 +20,7 @@ var shares = []struct {
 	name  string
 	marks []string
 }{
+	{"audit: the record, its commit, the tree of hashes", []string{"/internal/audit.", "/internal/cloudtrail.", "(*Server).audit"}},
 	{"write: TCP, loopback, waking the client", []string{"ksys_write", "syscall.write", "syscall.Write"}},
 	{"read", []string{"ksys_read", "syscall.read", "syscall.Read"}},
 	{"SigV4", []string{"/internal/sigv4."}},

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -129,6 +130,9 @@ func startEcho(self, op, request string, response []byte, extra ...string) (*tar
 func startKeyplane(name, binary, dir, uri string, extra ...string) (*target, error) {
 	stats := dir + ".stats"
 	args := append([]string{"serve", "--listen", "127.0.0.1:0", "--data-dir", dir, "--region", benchRegion, "--account", benchAccount, "--stats-socket", stats}, extra...)
+	if !slices.Contains(extra, "--audit-durability") {
+		args = append(args, "--audit-durability", "write") // the table audit shows what a sync of the disk adds
+	}
 	if uri != "" {
 		args = append(args, "--hsm", uri)
 	}
