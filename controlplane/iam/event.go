@@ -24,7 +24,7 @@ var (
 
 	elementsShown = strings.Fields("UserName UserId Arn Path CreateDate RoleName RoleId AssumeRolePolicyDocument Description MaxSessionDuration " +
 		"AccessKeyId Status PolicyName PolicyId DefaultVersionId AttachmentCount IsAttachable UpdateDate Key Value AccountId ServiceName AllAccounts " +
-		"Expiration AssumedRoleId SourceIdentity PackedPolicySize PermissionsBoundaryArn PermissionsBoundaryType")
+		"Expiration AssumedRoleId SourceIdentity PackedPolicySize PermissionsBoundaryArn PermissionsBoundaryType Accounts")
 )
 
 // readOnly is CloudTrail's: of STS everything, as on AWS.
@@ -164,6 +164,9 @@ func appendElement(dst []byte, d *xml.Decoder, name string) ([]byte, error) {
 			case dst[before-1] != '[':
 				dst = append(dst, ',')
 			}
+			if last == ']' {
+				child = name // texts of a list are shown where the list is
+			}
 			value := len(dst)
 			if dst, err = appendElement(dst, d, child); err != nil {
 				return dst, err
@@ -177,7 +180,7 @@ func appendElement(dst []byte, d *xml.Decoder, name string) ([]byte, error) {
 				return dst[:start], nil // nothing of it is shown
 			case last != 0:
 				return append(dst, last), nil
-			case !slices.Contains(elementsShown, name) && name != "member":
+			case !slices.Contains(elementsShown, name):
 				return dst, nil
 			}
 			if at, err := time.Parse(time.RFC3339, string(text)); err == nil {

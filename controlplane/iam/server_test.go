@@ -30,6 +30,7 @@ type api struct {
 	server   *Server
 	verifier *sigv4.Verifier
 	admin    *caller
+	last     *cloudtrail.Record // of the last call
 }
 
 func newAPI(t testing.TB) *api { return newAPIIn(t, newEnv(t)) }
@@ -95,7 +96,8 @@ func (w *caller) do(action string, pairs ...string) (int, string) {
 		e := awsquery.FromKMS(kmsapi.E(code))
 		return e.Status, string(awsquery.AppendError(nil, e, "test"))
 	}
-	status, reply := w.server.Serve(w.Context(), identity, service, body, "test", "127.0.0.1", []byte("keyplane-test/1"), w.clock.now(), new(cloudtrail.Record))
+	status, reply := w.server.Serve(w.Context(), identity, service, body, "test", "127.0.0.1", []byte("keyplane-test/1"), w.clock.now(), w.record())
+	w.checkRecord(status, string(reply))
 	if err := xml.Unmarshal(reply, new(struct{ XMLName xml.Name })); err != nil {
 		w.Errorf("%s: %v in %s", action, err, reply)
 	}
