@@ -12,7 +12,9 @@ import (
 
 	"github.com/go-json-experiment/json"
 
+	"github.com/keyplane/keyplane/controlplane/iam"
 	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/sigv4"
 )
 
 // Every built operation has a row, and rows are for operations there are.
@@ -366,5 +368,69 @@ func TestStrangersCannotFillTheLog(t *testing.T) {
 	e.ok("ListKeys", "{}", new(map[string]any)) // whose name is known is recorded always
 	if len(e.trail.take()) != 1 {
 		t.Error("a signed call has no record")
+	}
+}
+
+// Requests to IAM and STS leave their records here too; without one the credentials that were made do not get out.
+func TestIAMIsRecorded(t *testing.T) {
+	e := newEnv(t)
+	query, err := iam.NewServer(iam.ServerConfig{Table: e.creds, First: e.account, Region: e.region, Logger: quiet})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.iam = query
+	if e.verifier, err = sigv4.New(sigv4.Config{Regions: []string{e.region}, Keys: e.creds, Others: []sigv4.Service{{Name: "iam", Regions: []string{"us-east-1"}}}}); err != nil {
+		t.Fatal(err)
+	}
+	send := func(body string) Response {
+		t.Helper()
+		r := &sigv4.Request{Method: []byte("POST"), Path: []byte("/"), Body: []byte(body), Headers: []sigv4.Header{
+			{Name: []byte("content-type"), Value: []byte("application/x-www-form-urlencoded")}, {Name: []byte("host"), Value: []byte("localhost")},
+			{Name: []byte("x-amz-date"), Value: sigv4.AppendDate(nil, e.clock.now())},
+		}}
+		key, err := sigv4.NewAccessKey(e.keyID, []byte(e.secret), sigv4.Principal{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var scratch sigv4.Scratch
+		authorization, err := sigv4.AppendAuthorization(nil, key, "us-east-1", "iam", r, &scratch)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Headers = append(r.Headers, sigv4.Header{Name: []byte("authorization"), Value: authorization})
+		return e.Serve(t.Context(), &Request{Signed: r, RequestID: "test", SourceIP: "127.0.0.1"})
+	}
+	const create = "Action=CreateUser&Version=2010-05-08&UserName=u"
+	if resp := send(create); resp.Status != 200 {
+		t.Fatalf("%s", resp.Body)
+	}
+	if list := e.trail.take(); len(list) != 1 || list[0]["eventSource"] != "iam.amazonaws.com" || list[0]["eventName"] != "CreateUser" ||
+		list[0]["errorCode"] != nil || list[0]["awsRegion"] != "us-east-1" || list[0]["recipientAccountId"] != e.account.String() || list[0]["resources"] != nil {
+		t.Errorf("%v", list)
+	}
+	if resp := send(create); resp.Status != 409 {
+		t.Fatalf("%s", resp.Body)
+	}
+	if list := e.trail.take(); len(list) != 1 || list[0]["errorCode"] != "EntityAlreadyExists" || list[0]["responseElements"] != nil {
+		t.Errorf("%v", list)
+	}
+	e.trail.refuse(errSink)
+	resp := send("Action=CreateAccessKey&Version=2010-05-08&UserName=u")
+	if text := string(resp.Body); resp.Status != 500 || !strings.Contains(text, "<Code>InternalFailure</Code>") || strings.Contains(text, "SecretAccessKey") {
+		t.Errorf("%d %s", resp.Status, text)
+	}
+}
+
+// A caller of another account: one record, in the caller's account, with what it asked for; the refusal says no more than the client heard.
+func TestCrossAccountRecord(t *testing.T) {
+	e, other := newEnv(t), newEnv(t)
+	m := e.create("{}")
+	other.fails("DescribeKey", obj("KeyId", m.Arn), kmsapi.AccessDenied, "*")
+	list := other.trail.take()
+	if len(list) != 1 || list[0]["recipientAccountId"] != other.account.String() || list[0]["errorCode"] != "AccessDeniedException" {
+		t.Fatalf("%v", list)
+	}
+	if want := []any{map[string]any{"accountId": e.account.String(), "type": "AWS::KMS::Key", "ARN": m.Arn}}; !reflect.DeepEqual(list[0]["resources"], want) {
+		t.Errorf("resources %v, want %v", list[0]["resources"], want)
 	}
 }
