@@ -23,8 +23,10 @@ func (s *Server) authorize(ctx context.Context, c *call, k *store.Key) error {
 func (s *Server) permit(ctx context.Context, c *call, action *authz.Action, k *store.Key, fits func(*authz.Grant) bool) (authz.Decision, error) {
 	facts := k.Facts()
 	c.context.Key = &facts
+	arn := s.keyARN(k.KeyName)
+	c.touchKey(arn, k.Account)
 	return c.decide(&authz.Question{
-		Action: action, Resource: []byte(s.keyARN(k.KeyName)), Owner: k.Account, Policy: s.keyPolicy(k),
+		Action: action, Resource: []byte(arn), Owner: k.Account, Policy: s.keyPolicy(k),
 		Grants: &keyGrants{ctx: ctx, store: s.store, key: k.KeyName, fits: fits},
 	})
 }
@@ -38,7 +40,9 @@ func (c *call) permitAccount(action *authz.Action, resource string) error {
 
 // permitAlias decides about the operation on an alias of the caller's account; the keys concerned are asked on their own.
 func (s *Server) permitAlias(c *call, name string) error {
-	return c.permitAccount(c.action, s.aliasARN(c.account(), name))
+	arn := s.aliasARN(c.account(), name)
+	c.touch(arn, c.account())
+	return c.permitAccount(c.action, arn)
 }
 
 // decide asks authz and words a refusal.
@@ -119,8 +123,10 @@ func (s *Server) reference(c *call, text string, aliases bool) (keyid.Ref, error
 	}
 	if ref.Kind == keyid.KeyID || ref.Kind == keyid.AliasName {
 		ref.Account = c.account()
+		s.name(c, &ref)
 		return ref, nil
 	}
+	s.name(c, &ref)
 	if string(ref.Region) != s.region || string(ref.Partition) != s.partition {
 		return ref, kmsapi.New(kmsapi.NotFound, "Invalid arn "+string(ref.Region))
 	}
@@ -128,6 +134,15 @@ func (s *Server) reference(c *call, text string, aliases bool) (keyid.Ref, error
 		return ref, c.foreign()
 	}
 	return ref, nil
+}
+
+// name notes the resource that a request names, for the record of a call that does not get to it.
+func (s *Server) name(c *call, ref *keyid.Ref) {
+	if ref.Alias != nil {
+		c.named = resource{s.aliasARN(ref.Account, string(ref.Alias)), ref.Account}
+		return
+	}
+	c.named = resource{s.keyARN(store.KeyName{Account: ref.Account, ID: ref.ID}), ref.Account}
 }
 
 // faultCode is the exception for a malformed reference: two operations do not model InvalidArnException and answer NotFoundException.

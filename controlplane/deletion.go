@@ -131,7 +131,7 @@ func (s *Server) deleteTurn(ctx context.Context) (deleted int, more bool, err er
 	var errs []error
 	var last int64
 	for _, d := range due {
-		aliases, revision, done, err := s.store.DeleteKey(ctx, d, now)
+		aliases, revision, done, err := s.store.DeleteKey(ctx, d, now, func() error { return s.auditDeletion(s.keyARN(d.KeyName), d.Account, now) })
 		if done || errors.Is(err, store.ErrUncertain) {
 			s.publishKey(d.KeyName, err)
 			for _, name := range aliases {

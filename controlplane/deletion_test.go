@@ -159,7 +159,7 @@ func TestDeletionCancelledAndMoved(t *testing.T) {
 	if resp := e.call("CancelKeyDeletion", obj("KeyId", late.KeyId)); resp.Code != kmsapi.OK {
 		t.Fatalf("%s", resp.Body)
 	}
-	if _, _, done, err := shared.DeleteKey(t.Context(), due[0], e.clock.now()); done || err != nil {
+	if _, _, done, err := shared.DeleteKey(t.Context(), due[0], e.clock.now(), func() error { return nil }); done || err != nil {
 		t.Errorf("deleted a key that was cancelled: %v %v", done, err)
 	}
 	if err := e.deleteDue(t.Context()); err != nil {

@@ -393,6 +393,7 @@ func (s *Server) retireGrant(ctx context.Context, c *call, in *retireGrantIn) (n
 	if err != nil {
 		return none{}, err
 	}
+	c.grant, c.named = id, resource{s.keyARN(n), n.Account}
 	return none{}, s.removeGrant(ctx, c, n, id, in.DryRun, func(k *store.Key, g *store.Grant) error {
 		if g == nil {
 			if n.Account != c.account() {
@@ -408,6 +409,7 @@ func (s *Server) retireGrant(ctx context.Context, c *call, in *retireGrantIn) (n
 // account's, which leaves it to its identity policies. No policy can give it, and every policy can deny it.
 func (s *Server) permitRetiring(c *call, k *store.Key, g *store.Grant) error {
 	facts := k.Facts()
+	c.touchKey(s.keyARN(k.KeyName), k.Account)
 	c.context.Key, c.context.Owner, c.context.EncryptionContext = &facts, k.Account, constrained(&g.Grant)
 	q := &authz.Question{
 		Caller: c.principal(), Action: c.action, Resource: []byte(s.keyARN(k.KeyName)), Owner: k.Account, Policy: new(policy.Policy),

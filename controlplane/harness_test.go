@@ -85,6 +85,44 @@ func (r *recorder) take() string {
 	return b.String()
 }
 
+// sink is the audit log of a test: every record must be strict JSON.
+type sink struct {
+	testing.TB
+	mu      sync.Mutex
+	err     error // refuses records
+	records []map[string]any
+	lines   []string
+}
+
+func (s *sink) append(line []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		return s.err
+	}
+	var v map[string]any
+	if err := json.Unmarshal(line, &v); err != nil {
+		s.Errorf("%v in record %s", err, line)
+	}
+	s.records, s.lines = append(s.records, v), append(s.lines, string(line))
+	return nil
+}
+
+func (s *sink) refuse(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.err = err
+}
+
+// take is the records since the last take.
+func (s *sink) take() []map[string]any {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	records := s.records
+	s.records, s.lines = nil, nil
+	return records
+}
+
 // clock is a settable time.
 type clock struct {
 	mu sync.Mutex
@@ -113,6 +151,7 @@ type env struct {
 	creds     *iam.Table
 	cast      *cast
 	published *recorder
+	trail     *sink
 	clock     *clock
 	keyID     string        // access key of the account's administrator
 	who       *authz.Caller // whose access key it is, where that is one of cast's
@@ -133,7 +172,7 @@ func newEnvIn(t testing.TB, st *store.Store, region string) *env {
 	account := keyid.Account(500_000_000_000 + envs)
 	envMu.Unlock()
 	e := &env{
-		TB: t, account: account, published: &recorder{}, clock: &clock{t: time.Date(2026, 11, 23, 12, 0, 0, 123_000_000, time.UTC)},
+		TB: t, account: account, published: &recorder{}, trail: &sink{TB: t}, clock: &clock{t: time.Date(2026, 11, 23, 12, 0, 0, 123_000_000, time.UTC)},
 		keyID: "AKIA" + account.String(), secret: "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
 	}
 	var err error
@@ -150,7 +189,7 @@ func newEnvIn(t testing.TB, st *store.Store, region string) *env {
 		t.Fatal(err)
 	}
 	e.Server, err = New(Config{
-		Region: region, Store: st, Verifier: verifier, Publisher: e.published, Principals: e.cast, Now: e.clock.now, Logger: quiet,
+		Region: region, Store: st, Verifier: verifier, Publisher: e.published, Audit: e.trail.append, Principals: e.cast, Now: e.clock.now, Logger: quiet,
 		Random: func(b []byte) error { _, err := rand.Read(b); return err },
 		Root:   func() [8]byte { return [8]byte{'t', 'e', 's', 't', 'r', 'o', 'o', 't'} },
 	})

@@ -118,6 +118,7 @@ func (s *Server) createKey(ctx context.Context, c *call, in *createKeyIn) (keyMe
 		if err != nil {
 			return keyMetadataOut{}, err
 		}
+		c.touchKey(s.keyARN(k.KeyName), k.Account)
 		return keyMetadataOut{s.metadata(k)}, nil
 	}
 	return keyMetadataOut{}, errors.New("controlplane: the HSM's random numbers repeat")

@@ -8,15 +8,19 @@ import (
 	"net/http"
 	"net/netip"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"github.com/keyplane/keyplane/controlplane/store"
 	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/awsquery"
+	"github.com/keyplane/keyplane/internal/cloudtrail"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/policy"
 	"github.com/keyplane/keyplane/internal/sigv4"
+	"github.com/keyplane/keyplane/internal/uuid"
+	"github.com/keyplane/keyplane/ratelimit"
 )
 
 // Publisher tells the data plane what changed. Each method is called after the change is committed (or may be: the outcome of a write can
@@ -34,24 +38,31 @@ type Principals interface {
 	Bind(arn string) (id string, ok bool)
 }
 
-// Config is what a Server is made of. Every field but Logger, Now and DeletionInterval is required.
+// Config is what a Server is made of. Every field is required that has no word on what nil or 0 is.
 type Config struct {
-	Region           string
-	Store            *store.Store
-	Verifier         *sigv4.Verifier
-	Random           func([]byte) error // fills the slice from the HSM: salts and key IDs; an error may wrap a *kmsapi.Error
-	Root             func() [8]byte     // hsm.RootID that new key versions are made under
-	Publisher        Publisher
-	Principals       Principals
-	Now              func() time.Time // nil: time.Now
-	Logger           *slog.Logger     // nil: slog.Default
-	IAM              IAM              // nil: requests to IAM and STS are refused
-	DeletionInterval time.Duration    // how often Run looks for keys whose deletion is due; 0: one minute
+	Region     string
+	Store      *store.Store
+	Verifier   *sigv4.Verifier
+	Random     func([]byte) error // fills the slice from the HSM: salts and key IDs; an error may wrap a *kmsapi.Error
+	Root       func() [8]byte     // hsm.RootID that new key versions are made under
+	Publisher  Publisher
+	Principals Principals
+	Now        func() time.Time // nil: time.Now
+	Logger     *slog.Logger     // nil: slog.Default
+	IAM        IAM              // nil: requests to IAM and STS are refused
+
+	// Audit keeps one record, a line of JSON, for good before it returns. It is called concurrently and does not keep the slice. A call whose
+	// record it refuses fails. nil: nothing is recorded, which is for tests.
+	Audit func(record []byte) error
+
+	DeletionInterval time.Duration // how often Run looks for keys whose deletion is due; 0: one minute
 }
 
 // IAM answers requests to IAM and STS, whose signature was verified: *iam.Server.
 type IAM interface {
-	Serve(ctx context.Context, who sigv4.Identity, service string, body []byte, requestID, sourceIP string, userAgent []byte, now time.Time) (status int, reply []byte)
+	// record is filled with what the call asked for and what came of it: eventName, readOnly, error, parameters, elements, resources.
+	Serve(ctx context.Context, who sigv4.Identity, service string, body []byte, requestID, sourceIP string, userAgent []byte, now time.Time,
+		record *cloudtrail.Record) (status int, reply []byte)
 }
 
 const (
@@ -76,6 +87,11 @@ type Server struct {
 	iam               IAM
 	unsettled         unsettled
 	grantsMax         int // of one key
+
+	sink       func(record []byte) error // nil: none
+	events     *uuid.Generator           // IDs of records
+	strangers  ratelimit.Sampler
+	unrecorded atomic.Uint64
 }
 
 // New checks the configuration.
@@ -91,6 +107,7 @@ func New(cfg Config) (*Server, error) {
 		root: cfg.Root, publisher: cfg.Publisher, principals: cfg.Principals, grantsMax: kmsapi.GrantsPerKeyMax, now: cfg.Now, log: cfg.Logger,
 		deletionInterval: cfg.DeletionInterval, iam: cfg.IAM,
 	}
+	s.sink, s.events, s.strangers.Limit = cfg.Audit, uuid.New(), strangers
 	s.unsettled.again, s.unsettled.arrived = map[string]func(){}, make(chan struct{}, 1)
 	if s.now == nil {
 		s.now = time.Now
@@ -119,7 +136,8 @@ type Request struct {
 	Signed          *sigv4.Request
 	RequestID       string
 	SourceIP        string
-	SecureTransport bool // it came over TLS
+	SecureTransport bool                   // it came over TLS
+	TLS             *cloudtrail.TLSDetails // nil: not known
 }
 
 // Response is the answer. Body is JSON, or empty for operations without output; it belongs to the caller.
@@ -140,6 +158,13 @@ type call struct {
 	status  int           // of IAM's or STS's reply, 0 for KMS's
 	context authz.Context // Extra is the operation's to fill
 	scratch policy.Scratch
+
+	// For the record.
+	record    cloudtrail.Record
+	resources []resource
+	named     resource // the key that the request names, found or not
+	keyARN    string   // of the key that the call is about
+	grant     string   // ID of the grant that is retired
 }
 
 // form reports whether the request is one to IAM or STS, whose refusals are XML.
@@ -185,7 +210,7 @@ func (s *Server) serve(ctx context.Context, c *call) ([]byte, error) {
 		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 		defer cancel()
 		var body []byte
-		c.status, body = s.iam.Serve(ctx, identity, service, signed.Body, c.request.RequestID, c.request.SourceIP, header(signed, "user-agent"), c.now)
+		c.status, body = s.iam.Serve(ctx, identity, service, signed.Body, c.request.RequestID, c.request.SourceIP, header(signed, "user-agent"), c.now, &c.record)
 		return body, nil
 	}
 	if c.op = kmsapi.Route(header(signed, "x-amz-target")); c.op == nil {
@@ -232,11 +257,12 @@ func header(r *sigv4.Request, name string) []byte {
 	return nil
 }
 
-// finish is where every call ends, allowed or refused: it turns the error into the exception and keeps what went wrong on our side in the
-// log, where no request content goes.
+// finish is where every call ends, allowed or refused: it turns the error into the exception, leaves the record and keeps what went wrong on
+// our side in the log, where no request content goes. A call that cannot be recorded is answered with an internal error, its reply wiped; what
+// it changed stays.
 func (s *Server) finish(c *call, body []byte, err error) Response {
 	resp := Response{Status: http.StatusOK, Body: body, Date: c.now}
-	operation := "unknown"
+	operation, message := "unknown", ""
 	if c.op != nil {
 		operation = c.op.Name
 	}
@@ -245,12 +271,8 @@ func (s *Server) finish(c *call, body []byte, err error) Response {
 	}
 	if err != nil {
 		e := exception(err)
-		resp.Code, resp.Status = e.Code, e.Code.Status()
-		resp.Body = kmsapi.AppendErrorBody(nil, e.Code, []byte(e.Message))
-		if c.form() {
-			q := awsquery.FromKMS(e)
-			resp.Status, resp.Body = q.Status, awsquery.AppendError(nil, q, c.request.RequestID)
-		}
+		message = e.Message
+		c.refuseWith(&resp, e)
 		if resp.Status >= http.StatusInternalServerError {
 			attrs := []any{"operation", operation, "requestId", c.request.RequestID, "error", err.Error()}
 			if errors.Is(err, errPanic) {
@@ -259,10 +281,30 @@ func (s *Server) finish(c *call, body []byte, err error) Response {
 			s.log.Error("operation failed", attrs...)
 		}
 	}
+	if err := s.audit(c, &resp, message); err != nil {
+		s.unrecorded.Add(1)
+		s.log.Error("an operation could not be recorded and was answered with an internal error", "operation", operation, "requestId", c.request.RequestID,
+			"code", resp.Code.String(), "error", err.Error())
+		clear(resp.Body)
+		c.refuseWith(&resp, kmsapi.E(kmsapi.KMSInternal))
+	}
 	s.log.Debug("operation", "operation", operation, "requestId", c.request.RequestID, "sourceIp", c.request.SourceIP,
 		"accessKeyId", c.caller.AccessKeyID(), "code", resp.Code.String())
 	return resp
 }
+
+// refuseWith makes resp the refusal e.
+func (c *call) refuseWith(resp *Response, e *kmsapi.Error) {
+	resp.Code, resp.Status = e.Code, e.Code.Status()
+	resp.Body = kmsapi.AppendErrorBody(nil, e.Code, []byte(e.Message))
+	if c.form() {
+		q := awsquery.FromKMS(e)
+		resp.Status, resp.Body = q.Status, awsquery.AppendError(nil, q, c.request.RequestID)
+	}
+}
+
+// Unrecorded is how many calls and deletions have failed because there was no record of them.
+func (s *Server) Unrecorded() uint64 { return s.unrecorded.Load() }
 
 // exception is what the client hears of err: a refusal as it is; a store that did not answer in time; else an internal error without
 // detail.

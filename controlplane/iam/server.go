@@ -13,6 +13,7 @@ import (
 	"github.com/keyplane/keyplane/controlplane/store"
 	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/awsquery"
+	"github.com/keyplane/keyplane/internal/cloudtrail"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/policy"
 	"github.com/keyplane/keyplane/internal/sigv4"
@@ -87,19 +88,24 @@ func (c *call) account() keyid.Account { return c.caller.Account }
 // operation is one action of a query API. It reads its input, asks for permission, acts, and writes its reply.
 type operation func(context.Context, *call) error
 
-// Serve answers one request whose signature was verified. It never panics and always has an answer. userAgent is nil for none.
+// Serve answers one request whose signature was verified. It never panics and always has an answer. userAgent is nil for none. It fills what the
+// audit record says of the call itself.
 func (s *Server) Serve(
 	ctx context.Context, identity sigv4.Identity, service string, body []byte, requestID, sourceIP string, userAgent []byte, now time.Time,
+	record *cloudtrail.Record,
 ) (status int, reply []byte) {
 	action := "unknown"
 	var err error
 	var c *call
+	var q *awsquery.Query
+	known := "" // the operation's name, if there is such an operation
 	defer func() {
 		if p := recover(); p != nil {
 			err = errPanic
 		}
 		if err == nil {
 			status, reply = http.StatusOK, c.reply.Finish(requestID)
+			describe(record, service, known, q, reply, nil)
 			return
 		}
 		e := refusal(err)
@@ -111,8 +117,9 @@ func (s *Server) Serve(
 			s.log.Error("operation failed", attrs...)
 		}
 		status, reply = e.Status, awsquery.AppendError(nil, e, requestID)
+		describe(record, service, known, q, nil, e)
 	}()
-	q, err := awsquery.Parse(body)
+	q, err = awsquery.Parse(body)
 	if err != nil {
 		err = awsquery.NewError("MalformedQueryString", "The query string contains a syntax error")
 		return 0, nil
@@ -124,6 +131,9 @@ func (s *Server) Serve(
 		operations, namespace, want = stsOperations, stsNamespace, stsVersion
 	}
 	run := operations[name]
+	if run != nil {
+		known = name
+	}
 	switch {
 	case name == "":
 		err = awsquery.NewError("MissingAction", "The request is missing an action or a required parameter.")

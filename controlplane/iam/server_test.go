@@ -11,6 +11,7 @@ import (
 
 	"github.com/keyplane/keyplane/controlplane/store"
 	"github.com/keyplane/keyplane/internal/awsquery"
+	"github.com/keyplane/keyplane/internal/cloudtrail"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/policy"
@@ -29,6 +30,7 @@ type api struct {
 	server   *Server
 	verifier *sigv4.Verifier
 	admin    *caller
+	last     *cloudtrail.Record // of the last call
 }
 
 func newAPI(t testing.TB) *api { return newAPIIn(t, newEnv(t)) }
@@ -94,7 +96,8 @@ func (w *caller) do(action string, pairs ...string) (int, string) {
 		e := awsquery.FromKMS(kmsapi.E(code))
 		return e.Status, string(awsquery.AppendError(nil, e, "test"))
 	}
-	status, reply := w.server.Serve(w.Context(), identity, service, body, "test", "127.0.0.1", []byte("keyplane-test/1"), w.clock.now())
+	status, reply := w.server.Serve(w.Context(), identity, service, body, "test", "127.0.0.1", []byte("keyplane-test/1"), w.clock.now(), w.record())
+	w.checkRecord(status, string(reply))
 	if err := xml.Unmarshal(reply, new(struct{ XMLName xml.Name })); err != nil {
 		w.Errorf("%s: %v in %s", action, err, reply)
 	}
@@ -194,12 +197,12 @@ func TestGetCallerIdentity(t *testing.T) {
 		"of IAM":    {"InvalidAction", "Action=ListUsers&Version=2011-06-15"},
 	} {
 		identity, _ := a.admin.sign("sts", []byte(c[1]))
-		status, reply := a.server.Serve(t.Context(), identity, "sts", []byte(c[1]), "test", "127.0.0.1", nil, a.clock.now())
+		status, reply := a.server.Serve(t.Context(), identity, "sts", []byte(c[1]), "test", "127.0.0.1", nil, a.clock.now(), new(cloudtrail.Record))
 		if status != 400 || field(string(reply), "Code") != c[0] {
 			t.Errorf("%s: %d %s", name, status, reply)
 		}
 	}
-	if status, reply := a.server.Serve(t.Context(), sigv4.Identity{}, "sts", []byte("Action=GetCallerIdentity&Version=2011-06-15"), "test", "", nil, a.clock.now()); status != 403 {
+	if status, reply := a.server.Serve(t.Context(), sigv4.Identity{}, "sts", []byte("Action=GetCallerIdentity&Version=2011-06-15"), "test", "", nil, a.clock.now(), new(cloudtrail.Record)); status != 403 {
 		t.Errorf("nobody's request: %d %s", status, reply)
 	}
 }

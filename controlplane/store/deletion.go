@@ -50,14 +50,15 @@ func (s *Store) DueDeletions(ctx context.Context, region string, now time.Time, 
 
 // DeleteKey destroys a key whose deletion is due at now: its record, policy, grants, aliases and index entry go in one transaction that leaves
 // a tombstone. It returns the aliases that went with it and the revision to compact. done is false, and nothing has happened to the key,
-// if it is not pending deletion any more or its date has moved; an index entry that no record backs is removed.
-func (s *Store) DeleteKey(ctx context.Context, d Due, now time.Time) (aliases []string, revision int64, done bool, err error) {
+// if it is not pending deletion any more or its date has moved; an index entry that no record backs is removed. first is called, once, when the
+// key is about to be destroyed; its error keeps the key.
+func (s *Store) DeleteKey(ctx context.Context, d Due, now time.Time, first func() error) (aliases []string, revision int64, done bool, err error) {
 	unlock, err := s.keys.lock(ctx, d.key())
 	if err != nil {
 		return nil, 0, false, err
 	}
 	defer unlock()
-	index := d.deletionKey(d.Date)
+	index, told := d.deletionKey(d.Date), false
 	err = retry(ctx, func() (bool, error) {
 		k, err := s.bareKey(ctx, d.KeyName)
 		if err != nil && !errors.Is(err, ErrNotFound) {
@@ -73,6 +74,12 @@ func (s *Store) DeleteKey(ctx context.Context, d Due, now time.Time) (aliases []
 		defer k.Wipe()
 		if k.DeletionDate.After(now) {
 			return true, nil
+		}
+		if !told {
+			if err := first(); err != nil {
+				return false, err
+			}
+			told = true
 		}
 		tombstone, err := encode(&storedTombstone{Deleted: now.UnixMilli()})
 		if err != nil {

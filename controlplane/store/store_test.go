@@ -697,13 +697,13 @@ func TestDeleteKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The date holds in the transaction too, whatever the index said.
-	if _, _, done, err := shared.DeleteKey(ctx, due[0], date.Add(-time.Millisecond)); done || err != nil {
+	if _, _, done, err := shared.DeleteKey(ctx, due[0], date.Add(-time.Millisecond), func() error { return nil }); done || err != nil {
 		t.Errorf("early: %v %v", done, err)
 	}
 	// A date that moved leaves the key alone and the new index entry in place.
 	moved := date.Add(time.Hour)
 	pending(moved)
-	if _, _, done, err := shared.DeleteKey(ctx, due[0], moved); done || err != nil {
+	if _, _, done, err := shared.DeleteKey(ctx, due[0], moved, func() error { return nil }); done || err != nil {
 		t.Errorf("moved: %v %v", done, err)
 	}
 	if due, err = shared.DueDeletions(ctx, "delete", moved, 10); err != nil || len(due) != 1 || !due[0].Date.Equal(moved) {
@@ -712,7 +712,7 @@ func TestDeleteKey(t *testing.T) {
 	if err := shared.CreateAlias(ctx, k.KeyName, "alias/d", t0, allow); err != nil {
 		t.Fatal(err)
 	}
-	aliases, revision, done, err := shared.DeleteKey(ctx, due[0], moved)
+	aliases, revision, done, err := shared.DeleteKey(ctx, due[0], moved, func() error { return nil })
 	if err != nil || !done || fmt.Sprint(aliases) != "[alias/d]" {
 		t.Fatalf("%v %v %v", aliases, done, err)
 	}
@@ -752,7 +752,7 @@ func TestDeleteKey(t *testing.T) {
 	if due, err = shared.DueDeletions(ctx, "delete", moved, 10); err != nil || len(due) != 1 {
 		t.Fatalf("due %v %v", due, err)
 	}
-	if _, _, done, err := shared.DeleteKey(ctx, due[0], moved); done || err != nil {
+	if _, _, done, err := shared.DeleteKey(ctx, due[0], moved, func() error { return nil }); done || err != nil {
 		t.Errorf("%v %v", done, err)
 	}
 	if due, err = shared.DueDeletions(ctx, "delete", moved, 10); err != nil || len(due) != 0 {

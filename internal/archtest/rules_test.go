@@ -45,7 +45,7 @@ var rules = []rule{
 		not:   []string{"net/http", "database/sql", "os/exec"},
 		reach: []string{ours("controlplane"), "go.etcd.io", "google.golang.org/grpc", ours("hsm/p11"), ours("hsm/softtoken"), "github.com/miekg/pkcs11"},
 		why:   "serves from snapshots: hsm for its types, no storage, no tokens, no other plane"},
-	{pkg: "controlplane", ours: append([]string{"hsm", "controlplane/iam", "controlplane/store"}, leaves...), third: []string{"github.com/go-json-experiment/json"},
+	{pkg: "controlplane", ours: append([]string{"hsm", "controlplane/iam", "controlplane/store", "ratelimit"}, leaves...), third: []string{"github.com/go-json-experiment/json"},
 		reach: []string{ours("dataplane"), ours("batch"), ours("hsm/p11"), ours("hsm/softtoken"), "github.com/valyala/fasthttp", "github.com/miekg/pkcs11"},
 		why:   "writes keys to the store and publishes snapshots; it makes keys through the types of hsm"},
 	{pkg: "controlplane/iam", ours: append([]string{"controlplane/store"}, leaves...), third: []string{"github.com/go-json-experiment/json"},

@@ -54,9 +54,7 @@ func AppendMemberContext(dst []byte, name string, c *blob.Context) []byte {
 	return append(dst, '}')
 }
 
-// AppendMemberDate appends a member with a date as CloudTrail words it in requests and replies: Apr 12, 2021, 6:58:30 PM, in UTC.
-func AppendMemberDate(dst []byte, name string, unix int64) []byte {
-	dst = append(AppendName(dst, name), '"')
-	dst = appendDate(dst, unix)
-	return append(dst, '"')
+// AppendDate appends seconds since 1970 as CloudTrail words dates in requests and replies: "Apr 12, 2021, 6:58:30 PM", in UTC.
+func AppendDate(dst []byte, unix int64) []byte {
+	return append(appendDate(append(dst, '"'), unix), '"')
 }
