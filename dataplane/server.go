@@ -49,7 +49,7 @@ type Config struct {
 	ReadTimeout   time.Duration // for one request, header and body; 0 is 5 s
 }
 
-// Parts is what a Server serves with. All fields but Audit are required.
+// Parts is what a Server serves with. All fields but Audit and Quota are required.
 type Parts struct {
 	Verifier *sigv4.Verifier
 	Records  Records
@@ -62,6 +62,8 @@ type Parts struct {
 	Control func(r *sigv4.Request, requestID, sourceIP string) (status int, body []byte)
 	// Audit makes a record durable: one line of JSON without its end. It keeps nothing of it. A call whose record fails is refused. nil: no records.
 	Audit func(record []byte) error
+	// Quota takes one request out of a pool of the account that calls and reports whether it fits. nil: every request fits.
+	Quota func(keyid.Account, ratelimit.Pool, time.Time) bool
 }
 
 func (c *Config) defaults() {

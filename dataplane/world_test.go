@@ -31,6 +31,7 @@ import (
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/sigv4"
 	"github.com/keyplane/keyplane/internal/snapshot"
+	"github.com/keyplane/keyplane/ratelimit"
 )
 
 const (
@@ -105,6 +106,7 @@ type worldConfig struct {
 	queueTimeMax time.Duration // 0: 5 s
 	server       Config
 	control      func(r *sigv4.Request, requestID, sourceIP string) (int, []byte)
+	quota        func(keyid.Account, ratelimit.Pool, time.Time) bool // nil: none
 }
 
 var quiet = slog.New(slog.DiscardHandler)
@@ -147,7 +149,7 @@ func newWorld(t testing.TB, cfg worldConfig) *world {
 	w.must(err)
 	verifier, err := sigv4.New(sigv4.Config{
 		Regions: []string{testRegion}, Keys: keySource(w.signer),
-		Others: []sigv4.Service{{Name: "sts", Regions: []string{testRegion}}, {Name: "iam", Regions: []string{testRegion}}},
+		Others: []sigv4.Service{{Name: "sts", Regions: []string{testRegion}}, {Name: "iam", Regions: []string{testRegion}}, {Name: "servicequotas", Regions: []string{testRegion}}},
 	})
 	w.must(err)
 
@@ -170,7 +172,7 @@ func newWorld(t testing.TB, cfg worldConfig) *world {
 		}
 		return dispatch.Run(j, now)
 	}
-	w.must(w.Start(Parts{Verifier: verifier, Records: w.records, Control: cfg.control, Run: run, Load: run, Audit: w.audit.add}))
+	w.must(w.Start(Parts{Verifier: verifier, Records: w.records, Control: cfg.control, Run: run, Load: run, Audit: w.audit.add, Quota: cfg.quota}))
 	if cfg.tcp {
 		w.ln, err = net.Listen("tcp", "127.0.0.1:0")
 		w.must(err)

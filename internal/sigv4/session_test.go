@@ -113,7 +113,7 @@ func TestServices(t *testing.T) {
 		}
 	}
 	for name, others := range map[string][]Service{
-		"three others": {{"a", []string{"r"}}, {"b", []string{"r"}}, {"c", []string{"r"}}},
+		"four others": {{"a", []string{"r"}}, {"b", []string{"r"}}, {"c", []string{"r"}}, {"d", []string{"r"}}},
 		"kms again":    {{"kms", []string{"r"}}},
 		"no region":    {{"sts", nil}},
 		"bad name":     {{"S", []string{"r"}}},
