@@ -16,7 +16,9 @@ import (
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/policy"
+	"github.com/keyplane/keyplane/internal/quota"
 	"github.com/keyplane/keyplane/internal/sigv4"
+	"github.com/keyplane/keyplane/ratelimit"
 )
 
 // Publisher tells the data plane what changed. Each method is called after the change is committed (or may be: the outcome of a write can
@@ -46,12 +48,20 @@ type Config struct {
 	Now              func() time.Time // nil: time.Now
 	Logger           *slog.Logger     // nil: slog.Default
 	IAM              IAM              // nil: requests to IAM and STS are refused
+	Quotas           Quotas           // nil: nothing is charged, resource quotas are the usual ones, requests to Service Quotas are refused
 	DeletionInterval time.Duration    // how often Run looks for keys whose deletion is due; 0: one minute
 }
 
 // IAM answers requests to IAM and STS, whose signature was verified: *iam.Server.
 type IAM interface {
 	Serve(ctx context.Context, who sigv4.Identity, service string, body []byte, requestID, sourceIP string, userAgent []byte, now time.Time) (status int, reply []byte)
+}
+
+// Quotas is what accounts may use, and answers requests to Service Quotas, whose signature was verified: *quotas.Quotas.
+type Quotas interface {
+	Charge(a keyid.Account, p ratelimit.Pool, now time.Time) bool
+	Max(a keyid.Account, name string) int // of a resource quota
+	Serve(ctx context.Context, who sigv4.Identity, target, body []byte, requestID, sourceIP string, userAgent []byte, now time.Time) (status int, reply []byte)
 }
 
 const (
@@ -75,7 +85,7 @@ type Server struct {
 	deletionInterval  time.Duration
 	iam               IAM
 	unsettled         unsettled
-	grantsMax         int // of one key
+	quotas            Quotas
 }
 
 // New checks the configuration.
@@ -88,8 +98,8 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		region: cfg.Region, partition: keyid.Partition(cfg.Region), store: cfg.Store, verifier: cfg.Verifier, random: cfg.Random,
-		root: cfg.Root, publisher: cfg.Publisher, principals: cfg.Principals, grantsMax: kmsapi.GrantsPerKeyMax, now: cfg.Now, log: cfg.Logger,
-		deletionInterval: cfg.DeletionInterval, iam: cfg.IAM,
+		root: cfg.Root, publisher: cfg.Publisher, principals: cfg.Principals, now: cfg.Now, log: cfg.Logger,
+		deletionInterval: cfg.DeletionInterval, iam: cfg.IAM, quotas: cfg.Quotas,
 	}
 	s.unsettled.again, s.unsettled.arrived = map[string]func(){}, make(chan struct{}, 1)
 	if s.now == nil {
@@ -137,7 +147,7 @@ type call struct {
 	caller  sigv4.Identity    // invalid until verified
 	now     time.Time         // in milliseconds, as records and replies are
 	request *Request
-	status  int           // of IAM's or STS's reply, 0 for KMS's
+	status  int           // of another service's reply, 0 for KMS's
 	context authz.Context // Extra is the operation's to fill
 	scratch policy.Scratch
 }
@@ -178,6 +188,14 @@ func (s *Server) serve(ctx context.Context, c *call) ([]byte, error) {
 		return nil, kmsapi.New(code, string(scratch.Message()))
 	}
 	c.caller = identity
+	if identity.Service() == quota.SigningName {
+		if s.quotas == nil {
+			return nil, kmsapi.New(kmsapi.UnknownOperation, kmsapi.UnknownOperationText)
+		}
+		var body []byte
+		c.status, body = s.quotas.Serve(ctx, identity, header(signed, "x-amz-target"), signed.Body, c.request.RequestID, c.request.SourceIP, header(signed, "user-agent"), c.now)
+		return body, nil
+	}
 	if service := identity.Service(); service != kmsapi.SigningName {
 		if s.iam == nil {
 			return nil, kmsapi.New(kmsapi.UnknownOperation, kmsapi.UnknownOperationText)
