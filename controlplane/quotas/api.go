@@ -227,6 +227,17 @@ func (c *call) setQuota(ctx context.Context, in *changeIn) (any, error) {
 	return c.changeQuota(ctx, in, &value)
 }
 
+// values says what a quota can be set to.
+func values(e *quota.Quota) string {
+	switch {
+	case e.Fixed:
+		return "it does not change."
+	case e.Rate:
+		return "it is unlimited, 0, or 0.001 to " + strconv.FormatFloat(e.Most, 'f', -1, 64) + "."
+	}
+	return "it is a whole number up to " + strconv.FormatFloat(e.Most, 'f', -1, 64) + "."
+}
+
 // ResetQuota gives an account the usual value of a quota again.
 func (c *call) resetQuota(ctx context.Context, in *changeIn) (any, error) {
 	return c.changeQuota(ctx, in, nil)
@@ -245,7 +256,7 @@ func (c *call) changeQuota(ctx context.Context, in *changeIn, value *float64) (a
 		return nil, err
 	}
 	if value != nil && !e.Accepts(*value) {
-		return nil, refuse("IllegalArgumentException", e.Name+" cannot have that value.")
+		return nil, refuse("IllegalArgumentException", e.Name+" cannot have that value: "+values(e))
 	}
 	if err := c.set(ctx, a, e, value); err != nil {
 		return nil, err

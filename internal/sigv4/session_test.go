@@ -114,9 +114,9 @@ func TestServices(t *testing.T) {
 	}
 	for name, others := range map[string][]Service{
 		"four others": {{"a", []string{"r"}}, {"b", []string{"r"}}, {"c", []string{"r"}}, {"d", []string{"r"}}},
-		"kms again":    {{"kms", []string{"r"}}},
-		"no region":    {{"sts", nil}},
-		"bad name":     {{"S", []string{"r"}}},
+		"kms again":   {{"kms", []string{"r"}}},
+		"no region":   {{"sts", nil}},
+		"bad name":    {{"S", []string{"r"}}},
 	} {
 		if _, err := New(Config{Regions: []string{"r"}, Keys: keyTable{}, Others: others}); err == nil {
 			t.Errorf("%s: accepted", name)
