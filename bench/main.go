@@ -51,6 +51,8 @@ var tables = []struct {
 	{"policies", (*plan).policiesTable},
 	{"slow", (*plan).slowTable},
 	{"overload", (*plan).overloadTable},
+	{"quota", (*plan).quotaTable},
+	{"quotakeys", (*plan).quotaKeysTable},
 }
 
 // roundsStored is the number of rounds that makes a result worth keeping.
