@@ -14,7 +14,7 @@ FUZZTIME    ?= 5s
 # Debian packages: PKCS#11 modules and their tools, a real client, the load generator, the portable AES-GCM.
 PACKAGES := softhsm2 libnss3 libnss3-tools libbearssl0 awscli wrk
 
-.PHONY: build run demo test race invariants alloc differential golden fuzz lint bench hsm-test deps ci
+.PHONY: build run demo test race invariants alloc differential golden fuzz lint bench quota-keys hsm-test deps ci
 
 build:
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/keyplane
@@ -65,6 +65,11 @@ lint:
 bench: deps build
 	$(GO) build -o bin/bench ./bench
 	./bin/bench -keyplane $(BIN) $(BENCHFLAGS)
+
+# 100 000 keys in one account, made over the API: the next one is refused, lists, latency and start with as many. Some minutes.
+quota-keys: deps build
+	$(GO) build -o bin/bench ./bench
+	./bin/bench -keyplane $(BIN) -tables quotakeys -rounds 1 -check $(BENCHFLAGS)
 
 # The conformance suite of hsm.Token on the soft token, SoftHSM and NSS softokn.
 hsm-test: deps

@@ -7,6 +7,7 @@
 //	keys.go         one key against many
 //	slow.go         an HSM with 1 ms a call, and the baseline on it
 //	overload.go     more than the server can do, open loop
+//	quota.go        more than an account may send, and as many keys as it may have
 //	load.go         keyplane loadtest as a child, and the server's memory and goroutines meanwhile
 //	target.go       what is measured: child processes, requests, tokens
 //	echo.go         the floor (a child of this program)

@@ -7,6 +7,9 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/keyplane/keyplane/internal/quota"
+	"github.com/keyplane/keyplane/ratelimit"
 )
 
 const (
@@ -25,6 +28,9 @@ func (p *plan) keysTable() error {
 	defer hsm.stop()
 	empty, err := residentBytes(hsm.cmd.Process.Pid)
 	if err != nil {
+		return err
+	}
+	if err := errors.Join(hsm.setQuota(benchAccount, "CreateKey", ratelimit.RateMax), hsm.setQuota(benchAccount, quota.KeysPerAccount, float64(p.keys+1))); err != nil {
 		return err
 	}
 	keys, err := p.makeKeys(hsm)

@@ -23,11 +23,16 @@ type load struct {
 	once     sync.Once
 }
 
-// startLoad offers requests open loop, or without a rate closed loop.
+// startLoad offers requests open loop, or without a rate closed loop, as the administrator.
 func (p *plan) startLoad(t *target, rate float64, conns int, d, warmup time.Duration) *load {
+	return p.startLoadAs(t, benchID, benchSecret, rate, conns, d, warmup)
+}
+
+// startLoadAs is startLoad with an access key.
+func (p *plan) startLoadAs(t *target, id, secretKey string, rate float64, conns int, d, warmup time.Duration) *load {
 	l := &load{cmd: exec.CommandContext(p.ctx, p.keyplane, "loadtest", "--json", "--endpoint", t.url, "--region", benchRegion, "--op", overloadOp, "--key-id", t.keyID,
 		"--concurrency", strconv.Itoa(conns), "--duration", d.String(), "--warmup", warmup.String(), "--rate", strconv.FormatFloat(rate, 'f', 1, 64))}
-	l.cmd.Env = append(os.Environ(), "AWS_ACCESS_KEY_ID="+benchID, "AWS_SECRET_ACCESS_KEY="+benchSecret)
+	l.cmd.Env = append(os.Environ(), "AWS_ACCESS_KEY_ID="+id, "AWS_SECRET_ACCESS_KEY="+secretKey)
 	l.cmd.Stdout, l.cmd.Stderr = &l.out, &l.err
 	l.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	l.failed = l.cmd.Start()

@@ -52,6 +52,8 @@ var tables = []struct {
 	{"audit", (*plan).auditTable},
 	{"slow", (*plan).slowTable},
 	{"overload", (*plan).overloadTable},
+	{"quota", (*plan).quotaTable},
+	{"quotakeys", (*plan).quotaKeysTable},
 }
 
 // roundsStored is the number of rounds that makes a result worth keeping.

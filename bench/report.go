@@ -93,8 +93,15 @@ func (p *plan) rows(table string) []row {
 
 // print writes one table: medians, ratios to the floor of the same operation and case, and the histogram of rounds.
 func (p *plan) print(w io.Writer, table string) {
-	if table == "overload" {
+	switch table {
+	case "overload":
 		p.printOverload(w)
+		return
+	case "quota":
+		p.printQuota(w)
+		return
+	case "quotakeys":
+		p.printQuotaKeys(w)
 		return
 	}
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)

@@ -22,7 +22,9 @@ import (
 
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/quota"
 	"github.com/keyplane/keyplane/internal/sigv4"
+	"github.com/keyplane/keyplane/ratelimit"
 )
 
 // Names of targets, as they stand in the tables.
@@ -126,9 +128,25 @@ func startEcho(self, op, request string, response []byte, extra ...string) (*tar
 	return t, err
 }
 
-// startKeyplane runs keyplane serve on a fresh data directory, with the soft token or a PKCS#11 URI.
+// startKeyplane runs keyplane serve on a fresh data directory, with the soft token or a PKCS#11 URI. Requests are charged to a bucket that no
+// machine empties; AWS's rate some would.
 func startKeyplane(name, binary, dir, uri string, extra ...string) (*target, error) {
-	stats := dir + ".stats"
+	cmd, stats := keyplaneCommand(binary, dir, uri, extra...)
+	t, err := serve(name, cmd)
+	if err != nil {
+		return nil, err
+	}
+	t.stats = stats
+	if err := t.setQuota(benchAccount, "Symmetric", ratelimit.RateMax); err != nil {
+		t.stop()
+		return nil, err
+	}
+	return t, nil
+}
+
+// keyplaneCommand is keyplane serve, and the path of its stats socket.
+func keyplaneCommand(binary, dir, uri string, extra ...string) (cmd *exec.Cmd, stats string) {
+	stats = dir + ".stats"
 	args := append([]string{"serve", "--listen", "127.0.0.1:0", "--data-dir", dir, "--region", benchRegion, "--account", benchAccount, "--stats-socket", stats}, extra...)
 	if !slices.Contains(extra, "--audit-durability") {
 		args = append(args, "--audit-durability", "write") // the table audit shows what a sync of the disk adds
@@ -136,16 +154,12 @@ func startKeyplane(name, binary, dir, uri string, extra ...string) (*target, err
 	if uri != "" {
 		args = append(args, "--hsm", uri)
 	}
-	cmd := exec.Command(binary, args...)
+	cmd = exec.Command(binary, args...)
 	cmd.Env = append(os.Environ(), "KEYPLANE_ADMIN_ACCESS_KEY_ID="+benchID, "KEYPLANE_ADMIN_SECRET_ACCESS_KEY="+benchSecret)
 	if uri != "" {
 		cmd.Env = append(cmd.Env, "SOFTHSM2_CONF="+filepath.Join(filepath.Dir(dir), "softhsm", "softhsm2.conf"))
 	}
-	t, err := serve(name, cmd)
-	if err == nil {
-		t.stats = stats
-	}
-	return t, err
+	return cmd, stats
 }
 
 // startBaseline runs the one-operation-per-request server on a token. dir is the one beside which newSoftHSM's "softhsm" lies.
@@ -214,14 +228,18 @@ func (t *target) headers(op, body string) ([][2]string, error) {
 	return t.headersFor(kmsapi.SigningName, op, body)
 }
 
-// headersFor is headers for a service; those other than KMS take forms.
+// headersFor is headers for a service; IAM and STS take forms.
 func (t *target) headersFor(service, op, body string) ([][2]string, error) {
 	_, host, _ := strings.Cut(t.url, "://")
 	date := string(sigv4.AppendDate(nil, time.Now()))
 	h := [][2]string{
 		{"content-type", kmsapi.ContentType}, {"host", host}, {"x-amz-date", date}, {"x-amz-target", kmsapi.TargetPrefix + op},
 	}
-	if service != kmsapi.SigningName {
+	switch service {
+	case kmsapi.SigningName:
+	case quota.SigningName:
+		h[3][1] = op
+	default:
 		h = [][2]string{{"content-type", "application/x-www-form-urlencoded"}, {"host", host}, {"x-amz-date", date}}
 	}
 	authorization := strings.Repeat("A", 232)

@@ -30,6 +30,8 @@ type measurement struct {
 	Errors    int           // replies that were not 200, and socket errors: at most one in a thousand
 	Server    *serverCounts `json:",omitempty"` // nil for what has no counters
 	Surge     *surge        `json:",omitempty"` // of the table of overload only
+	Quota     *quotaRun     `json:",omitempty"` // of the table of quotas only
+	Keys      *keysRun      `json:",omitempty"` // of the table of as many keys as an account may have only
 }
 
 // percentiles are what Latencies holds.

@@ -9,6 +9,7 @@ import (
 	"github.com/keyplane/keyplane/controlplane/store"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/quota"
 )
 
 type aliasIn struct {
@@ -58,14 +59,15 @@ func (s *Server) createAlias(ctx context.Context, c *call, in *aliasIn) (none, e
 	if err := s.permitAlias(c, name); err != nil {
 		return none{}, err
 	}
-	err = s.store.CreateAlias(ctx, n, name, c.now, func(k *store.Key) error { return s.admit(ctx, c, k) })
+	limit := s.quotaOf(n.Account, quota.AliasesPerKey)
+	err = s.store.CreateAlias(ctx, n, name, limit, c.now, func(k *store.Key) error { return s.admit(ctx, c, k) })
 	s.publishKey(n, err) // conditions can ask for its aliases
 	s.publishAlias(n.Account, name, err)
 	switch {
 	case errors.Is(err, store.ErrExists):
 		return none{}, kmsapi.New(kmsapi.AlreadyExists, "An alias with the name "+s.aliasARN(n.Account, name)+" already exists")
 	case errors.Is(err, store.ErrAliasLimit):
-		return none{}, s.aliasLimit(n)
+		return none{}, s.aliasLimit(n, limit)
 	case err != nil:
 		return none{}, s.keyError(c, n, err)
 	}
@@ -81,8 +83,8 @@ func (s *Server) publishAlias(a keyid.Account, name string, err error) {
 	s.publish("alias/"+a.String()+"/"+name, err, func() { s.publisher.AliasChanged(a, name) })
 }
 
-func (s *Server) aliasLimit(n store.KeyName) error {
-	return kmsapi.New(kmsapi.LimitExceeded, "The key "+s.keyARN(n)+" has reached the limit of "+strconv.Itoa(kmsapi.AliasesPerKeyMax)+" aliases.")
+func (s *Server) aliasLimit(n store.KeyName, limit int) error {
+	return kmsapi.New(kmsapi.LimitExceeded, "The key "+s.keyARN(n)+" has reached the limit of "+strconv.Itoa(limit)+" aliases.")
 }
 
 // aliasError words an error of the store about an alias, as keyError does.
@@ -113,8 +115,8 @@ func (s *Server) updateAlias(ctx context.Context, c *call, in *aliasIn) (none, e
 	if err := s.permitAlias(c, name); err != nil {
 		return none{}, err
 	}
-	from := n
-	err = s.store.UpdateAlias(ctx, n, name, c.now, func(old, target *store.Key) error {
+	from, limit := n, s.quotaOf(n.Account, quota.AliasesPerKey)
+	err = s.store.UpdateAlias(ctx, n, name, limit, c.now, func(old, target *store.Key) error {
 		if old != nil {
 			from = old.KeyName
 			if err := s.authorize(ctx, c, old); err != nil {
@@ -139,7 +141,7 @@ func (s *Server) updateAlias(ctx context.Context, c *call, in *aliasIn) (none, e
 	case errors.Is(err, store.ErrNoTarget):
 		return none{}, s.keyError(c, n, err)
 	case errors.Is(err, store.ErrAliasLimit):
-		return none{}, s.aliasLimit(n)
+		return none{}, s.aliasLimit(n, limit)
 	case err != nil:
 		return none{}, s.aliasError(c, n.Account, name, err)
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/policy"
+	"github.com/keyplane/keyplane/internal/quota"
 	"github.com/keyplane/keyplane/internal/sigv4"
 	"github.com/keyplane/keyplane/ratelimit"
 )
@@ -82,6 +83,8 @@ func (s *Server) audit(c *call, resp *Response, message string) error {
 		r.Source, r.Region = cloudtrail.IAM, c.scopeRegion(s)
 	case "sts":
 		r.Source, r.Region = cloudtrail.STS, c.scopeRegion(s)
+	case quota.SigningName:
+		r.Source = quota.EventSource
 	default:
 		r.Source = cloudtrail.KMS
 		s.describe(c, signed, resp)

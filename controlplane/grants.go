@@ -13,6 +13,7 @@ import (
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/policy"
+	"github.com/keyplane/keyplane/internal/quota"
 )
 
 type createGrantOut struct {
@@ -33,7 +34,7 @@ func (s *Server) createGrant(ctx context.Context, c *call, in *createGrantIn) (c
 	terms.ID = newGrantID()
 	c.context.Extra, c.context.EncryptionContext = append(in.conditions(), c.forResource()...), constrained(&terms)
 	made, err := s.store.CreateGrant(ctx, store.NewGrant{
-		Key: n, Limit: s.grantsMax, Dry: isTrue(in.DryRun), Done: s.publishGrant,
+		Key: n, Limit: s.quotaOf(n.Account, quota.GrantsPerKey), Dry: isTrue(in.DryRun), Done: s.publishGrant,
 		Decide: func(k *store.Key) (*store.Grant, string, error) {
 			d, err := s.permit(ctx, c, c.action, k, func(g *authz.Grant) bool { return covers(g, &terms) })
 			if err != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/granttoken"
 	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/quota"
 	"github.com/keyplane/keyplane/internal/sigv4"
 )
 
@@ -498,10 +499,10 @@ func TestGrantNames(t *testing.T) {
 
 func TestGrantLimit(t *testing.T) {
 	e := newEnv(t)
-	if e.grantsMax != 50_000 {
-		t.Errorf("the limit is %d", e.grantsMax)
+	if n := e.quotaOf(e.account, quota.GrantsPerKey); n != 50_000 {
+		t.Errorf("the limit is %d", n)
 	}
-	e.grantsMax = 5
+	e.quotas = &fixedQuotas{max: map[string]int{quota.GrantsPerKey: 5}}
 	m := e.create("{}")
 	user := e.user("user")
 	named := e.grant(m.KeyId, user.who.ARN, describing, "Name", "n")

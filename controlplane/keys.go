@@ -9,6 +9,7 @@ import (
 	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/quota"
 	"github.com/keyplane/keyplane/internal/snapshot"
 )
 
@@ -110,10 +111,13 @@ func (s *Server) createKey(ctx context.Context, c *call, in *createKeyIn) (keyMe
 		if err := s.draw(k); err != nil {
 			return keyMetadataOut{}, err
 		}
-		err = s.store.CreateKey(ctx, k)
+		err = s.store.CreateKey(ctx, k, s.quotaOf(k.Account, quota.KeysPerAccount))
 		s.publishKey(k.KeyName, err) // that there is no such key may be cached
 		if errors.Is(err, store.ErrExists) {
 			continue
+		}
+		if errors.Is(err, store.ErrKeyLimit) {
+			return keyMetadataOut{}, kmsapi.New(kmsapi.LimitExceeded, "The account has reached the limit of KMS keys in this Region.")
 		}
 		if err != nil {
 			return keyMetadataOut{}, err

@@ -60,6 +60,9 @@ func handle[P input[In], In, Out any](run func(*Server, context.Context, *call, 
 		if err := v.Err(); err != nil {
 			return nil, err
 		}
+		if err := s.charge(c); err != nil {
+			return nil, err
+		}
 		out, err := run(s, ctx, c, in)
 		if err != nil {
 			return nil, err

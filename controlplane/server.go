@@ -18,6 +18,7 @@ import (
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/policy"
+	"github.com/keyplane/keyplane/internal/quota"
 	"github.com/keyplane/keyplane/internal/sigv4"
 	"github.com/keyplane/keyplane/internal/uuid"
 	"github.com/keyplane/keyplane/ratelimit"
@@ -50,6 +51,7 @@ type Config struct {
 	Now        func() time.Time // nil: time.Now
 	Logger     *slog.Logger     // nil: slog.Default
 	IAM        IAM              // nil: requests to IAM and STS are refused
+	Quotas     Quotas           // nil: nothing is charged, resource quotas are the usual ones, requests to Service Quotas are refused
 
 	// Audit keeps one record, a line of JSON, for good before it returns. It is called concurrently and does not keep the slice. A call whose
 	// record it refuses fails. nil: nothing is recorded, which is for tests.
@@ -62,6 +64,14 @@ type Config struct {
 type IAM interface {
 	// record is filled with what the call asked for and what came of it: eventName, readOnly, error, parameters, elements, resources.
 	Serve(ctx context.Context, who sigv4.Identity, service string, body []byte, requestID, sourceIP string, userAgent []byte, now time.Time,
+		record *cloudtrail.Record) (status int, reply []byte)
+}
+
+// Quotas is what accounts may use, and answers requests to Service Quotas, whose signature was verified: *quotas.Quotas.
+type Quotas interface {
+	Charge(a keyid.Account, p ratelimit.Pool, now time.Time) bool
+	Max(a keyid.Account, name string) int // of a resource quota
+	Serve(ctx context.Context, who sigv4.Identity, target, body []byte, requestID, sourceIP string, userAgent []byte, now time.Time,
 		record *cloudtrail.Record) (status int, reply []byte)
 }
 
@@ -86,7 +96,7 @@ type Server struct {
 	deletionInterval  time.Duration
 	iam               IAM
 	unsettled         unsettled
-	grantsMax         int // of one key
+	quotas            Quotas
 
 	sink       func(record []byte) error // nil: none
 	events     *uuid.Generator           // IDs of records
@@ -104,8 +114,8 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		region: cfg.Region, partition: keyid.Partition(cfg.Region), store: cfg.Store, verifier: cfg.Verifier, random: cfg.Random,
-		root: cfg.Root, publisher: cfg.Publisher, principals: cfg.Principals, grantsMax: kmsapi.GrantsPerKeyMax, now: cfg.Now, log: cfg.Logger,
-		deletionInterval: cfg.DeletionInterval, iam: cfg.IAM,
+		root: cfg.Root, publisher: cfg.Publisher, principals: cfg.Principals, now: cfg.Now, log: cfg.Logger,
+		deletionInterval: cfg.DeletionInterval, iam: cfg.IAM, quotas: cfg.Quotas,
 	}
 	s.sink, s.events, s.strangers.Limit = cfg.Audit, uuid.New(), strangers
 	s.unsettled.again, s.unsettled.arrived = map[string]func(){}, make(chan struct{}, 1)
@@ -155,7 +165,7 @@ type call struct {
 	caller  sigv4.Identity    // invalid until verified
 	now     time.Time         // in milliseconds, as records and replies are
 	request *Request
-	status  int           // of IAM's or STS's reply, 0 for KMS's
+	status  int           // of another service's reply, 0 for KMS's
 	context authz.Context // Extra is the operation's to fill
 	scratch policy.Scratch
 
@@ -203,6 +213,14 @@ func (s *Server) serve(ctx context.Context, c *call) ([]byte, error) {
 		return nil, kmsapi.New(code, string(scratch.Message()))
 	}
 	c.caller = identity
+	if identity.Service() == quota.SigningName {
+		if s.quotas == nil {
+			return nil, kmsapi.New(kmsapi.UnknownOperation, kmsapi.UnknownOperationText)
+		}
+		var body []byte
+		c.status, body = s.quotas.Serve(ctx, identity, header(signed, "x-amz-target"), signed.Body, c.request.RequestID, c.request.SourceIP, header(signed, "user-agent"), c.now, &c.record)
+		return body, nil
+	}
 	if service := identity.Service(); service != kmsapi.SigningName {
 		if s.iam == nil {
 			return nil, kmsapi.New(kmsapi.UnknownOperation, kmsapi.UnknownOperationText)

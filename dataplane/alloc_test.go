@@ -20,6 +20,7 @@ import (
 	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/policy"
+	"github.com/keyplane/keyplane/ratelimit"
 )
 
 // Per request there is no allocation; what the whole process may allocate meanwhile is the runtime's: threads when a call into a module takes
@@ -42,8 +43,13 @@ const (
 func TestAlloc(t *testing.T) {
 	for _, kind := range tokenKinds {
 		t.Run(kind.name, func(t *testing.T) {
-			w := newWorld(t, worldConfig{tokens: []hsm.Token{kind.open(t)}, plain: true, tcp: true})
-			for _, c := range allocCases(w) {
+			quota := newQuota(ratelimit.RateMax)
+			w := newWorld(t, worldConfig{tokens: []hsm.Token{kind.open(t)}, plain: true, tcp: true, quota: quota.charge})
+			cases := allocCases(w)
+			throttled := cases[len(cases)-1]
+			throttled.name, throttled.raw = "refused/throttled", w.sign(signature{key: otherKey}, kmsapi.TargetPrefix+"GenerateRandom", []byte(`{"NumberOfBytes":32}`))
+			quota.table.Set(others, new(ratelimit.Rates))
+			for _, c := range append(cases, throttled) {
 				t.Run(c.name, func(t *testing.T) { testAlloc(t, w, c) })
 			}
 		})

@@ -2,12 +2,15 @@ package dataplane
 
 import (
 	"crypto/tls"
+	"time"
 
 	"github.com/keyplane/keyplane/internal/bytesconv"
 	"github.com/keyplane/keyplane/internal/cloudtrail"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/policy"
+	"github.com/keyplane/keyplane/internal/sigv4"
 	"github.com/keyplane/keyplane/internal/snapshot"
+	"github.com/keyplane/keyplane/ratelimit"
 )
 
 // recorded says who keeps the audit record of a request.
@@ -27,6 +30,13 @@ func (s *Server) audit(c *conn, r *request, code kmsapi.Code) kmsapi.Code {
 		return code
 	}
 	v := &r.record
+	var skipped uint64
+	if r.recorded == recordNoise {
+		var fits bool
+		if fits, skipped = s.strangers.Take(r.now.UnixNano()); !fits {
+			return code
+		}
+	}
 	v.Time, v.AccessKeyID, v.Source, v.Region = r.now, r.who.AccessKeyID(), cloudtrail.KMS, s.cfg.Region
 	v.SourceIP, v.UserAgent = r.ip, r.header.userAgent
 	v.RequestID, v.ReadOnly = r.id[:], true
@@ -37,15 +47,15 @@ func (s *Server) audit(c *conn, r *request, code kmsapi.Code) kmsapi.Code {
 	if v.Name = r.event; v.Name == "" {
 		v.Name = bytesconv.String(r.header.target)
 	}
-	if s.cfg.TLS && c != nil {
-		if c.tls == nil {
-			c.tls = c.tlsDetails()
-		}
-		v.TLS = c.tls
-		v.TLS.Host = r.header.value("host")
-	}
+	v.TLS = s.tlsOf(c, r)
 	if w := r.who.Principal(); w != nil {
 		v.Caller, v.Recipient = w.Caller, w.Account
+	} else if id, service := sigv4.Claimed(&r.signed); id != nil {
+		v.AccessKeyID, v.Source = bytesconv.String(id), sourceOf(service)
+	}
+	if skipped > 0 {
+		r.extra = append(cloudtrail.AppendMemberInt(append(r.extra[:0], '{'), "notRecorded", int64(skipped)), '}')
+		v.AdditionalEventData = r.extra
 	}
 	if r.scanned {
 		r.params = r.appendParameters(append(r.params[:0], '{'))
@@ -56,12 +66,28 @@ func (s *Server) audit(c *conn, r *request, code kmsapi.Code) kmsapi.Code {
 	}
 	s.recordKeys(r, code)
 	r.line = v.Append(r.line[:0])
-	if err := s.parts.Audit(r.line[:len(r.line)-1]); err != nil {
+	if err := s.parts.Audit(r.line); err != nil {
+		s.strangers.Return(skipped)
 		s.warn("a call could not be recorded and is refused", err, "request", string(r.id[:]))
 		r.out, r.msg = emptied(r.out), emptied(r.msg)
 		return r.refuse(kmsapi.KMSInternal)
 	}
 	return code
+}
+
+// strangers bounds the records of requests that nobody is known to have sent, so that they cannot fill the disk: 100 a second. The next record
+// says in additionalEventData.notRecorded how many were left out.
+var strangers = ratelimit.Limit{Interval: 10 * time.Millisecond, Burst: 100}
+
+// sourceOf is the eventSource of a service as requests are signed for it.
+func sourceOf(service []byte) string {
+	switch string(service) {
+	case "iam":
+		return cloudtrail.IAM
+	case "sts":
+		return cloudtrail.STS
+	}
+	return cloudtrail.KMS
 }
 
 // recordKeys says which keys the call is about, and of a success which key material. A caller that may not use another account's key does not learn from
@@ -159,8 +185,19 @@ func (s *Server) auditAbandoned(r *request) {
 	if w := r.who.Principal(); w != nil {
 		v.Caller, v.Recipient = w.Caller, w.Account
 	}
-	line := v.Append(nil)
-	_ = s.parts.Audit(line[:len(line)-1]) // the client hears of an internal error anyhow
+	_ = s.parts.Audit(v.Append(nil)) // the client hears of an internal error anyhow
+}
+
+// tlsOf is what records say of the connection a request came over; nil where it is not encrypted.
+func (s *Server) tlsOf(c *conn, r *request) *cloudtrail.TLSDetails {
+	if !s.cfg.TLS || c == nil {
+		return nil
+	}
+	if c.tls == nil {
+		c.tls = c.tlsDetails()
+	}
+	c.tls.Host = r.header.value("host")
+	return c.tls
 }
 
 // tlsDetails is what records say of a connection. The handshake is done: a request has come over it.

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/keyplane/keyplane/internal/authz"
+	"github.com/keyplane/keyplane/internal/cloudtrail"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/policy"
@@ -228,7 +229,7 @@ func TestServices(t *testing.T) {
 func TestOtherServicesAreForwarded(t *testing.T) {
 	seen := 0
 	var body []byte
-	w := newWorld(t, worldConfig{plain: true, control: func(r *signedRequest, _, _ string) (int, []byte) {
+	w := newWorld(t, worldConfig{plain: true, control: func(r *signedRequest, _, _ string, _ *cloudtrail.TLSDetails) (int, []byte) {
 		seen++
 		body = []byte("<GetCallerIdentityResponse/>")
 		return 200, body

@@ -10,11 +10,12 @@ import (
 
 	"github.com/keyplane/keyplane/internal/awsquery"
 	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/quota"
 	"github.com/keyplane/keyplane/internal/sigv4"
 	"github.com/keyplane/keyplane/internal/uuid"
 )
 
-// handle serves one request: pre-check, authenticate, route, run the operation, answer. It is the main path of the service, and with
+// handle serves one request: pre-check, authenticate, route, charge, run the operation, answer. It is the main path of the service, and with
 // serveHealth and refuseHTTP the only code that sees *fasthttp.RequestCtx.
 func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	if s.serveHealth(ctx) {
@@ -50,14 +51,14 @@ func (s *Server) serve(ctx *fasthttp.RequestCtx, c *conn, r *request) (code kmsa
 	}
 	r.recorded = recordCall
 	if r.who.Service() != kmsapi.SigningName {
-		return s.forward(ctx, r) // IAM and STS
+		return s.forward(ctx, c, r) // IAM, STS, Service Quotas
 	}
 	op := kmsapi.Route(r.header.target)
 	switch {
 	case op == nil:
 		return r.refuseText(kmsapi.UnknownOperation, kmsapi.UnknownOperationText)
 	case op.Plane == kmsapi.ControlPlane:
-		return s.forward(ctx, r)
+		return s.forward(ctx, c, r)
 	}
 	r.event = op.Name
 	return s.run(r, op)
@@ -74,6 +75,9 @@ func (s *Server) run(r *request, op *kmsapi.Operation) kmsapi.Code {
 	}
 	r.scanned = true
 	if code := r.in.check(r); code != kmsapi.OK {
+		return code
+	}
+	if code := s.charge(r, r.op.pool); code != kmsapi.OK {
 		return code
 	}
 	return r.op.run(s, r)
@@ -110,17 +114,17 @@ func indexQuery(uri []byte) int {
 }
 
 // forward hands the original signed request to the control plane and copies its answer.
-func (s *Server) forward(ctx *fasthttp.RequestCtx, r *request) kmsapi.Code {
+func (s *Server) forward(ctx *fasthttp.RequestCtx, c *conn, r *request) kmsapi.Code {
 	ip := ""
 	if a, ok := ctx.RemoteAddr().(*net.TCPAddr); ok {
 		ip = a.IP.String()
 	}
 	r.recorded = recordElsewhere
-	status, body := s.parts.Control(&r.signed, string(r.id[:]), ip)
+	status, body := s.parts.Control(&r.signed, string(r.id[:]), ip, s.tlsOf(c, r))
 	ctx.SetStatusCode(status)
 	r.out = append(r.out[:0], body...)
 	clear(body) // it may hold a secret access key
-	r.xml = r.who.Service() != kmsapi.SigningName
+	r.xml = r.who.Service() != kmsapi.SigningName && r.who.Service() != quota.SigningName
 	return kmsapi.OK
 }
 

@@ -3,6 +3,7 @@ package dataplane
 import (
 	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/ratelimit"
 )
 
 // operation is one row of this plane's table. The names are kmsapi's, where every operation of the service model has a row.
@@ -11,6 +12,7 @@ type operation struct {
 	members  member // what it reads of the request; other members are ignored, as AWS does
 	required member
 	action   *authz.Action // on the operation's key; of ReEncrypt on the source
+	pool     ratelimit.Pool
 	run      func(s *Server, r *request) kmsapi.Code
 }
 
@@ -29,7 +31,7 @@ func row(name string, members, required member, run func(*Server, *request) kmsa
 	if name == "ReEncrypt" {
 		action = authz.Actions["ReEncryptFrom"]
 	}
-	return operation{Operation: op, members: members, required: required, action: action, run: run}
+	return operation{Operation: op, members: members, required: required, action: action, pool: symmetricPool(op), run: run}
 }
 
 // reEncryptTo is what ReEncrypt asks on its destination.

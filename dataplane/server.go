@@ -14,6 +14,7 @@ import (
 	"github.com/keyplane/keyplane/cache"
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/internal/authz"
+	"github.com/keyplane/keyplane/internal/cloudtrail"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/sigv4"
@@ -49,7 +50,7 @@ type Config struct {
 	ReadTimeout   time.Duration // for one request, header and body; 0 is 5 s
 }
 
-// Parts is what a Server serves with. All fields but Audit are required.
+// Parts is what a Server serves with. All fields but Audit and Quota are required.
 type Parts struct {
 	Verifier *sigv4.Verifier
 	Records  Records
@@ -59,9 +60,11 @@ type Parts struct {
 	Load func(j *hsm.Job, now time.Time) error
 	// Control serves the operations that are not ours. It verifies the signature of the original request again and keeps nothing of it. The body
 	// it returns is cleared when it is copied.
-	Control func(r *sigv4.Request, requestID, sourceIP string) (status int, body []byte)
-	// Audit makes a record durable: one line of JSON without its end. It keeps nothing of it. A call whose record fails is refused. nil: no records.
+	Control func(r *sigv4.Request, requestID, sourceIP string, tls *cloudtrail.TLSDetails) (status int, body []byte)
+	// Audit makes a record durable: one line of JSON. It keeps nothing of it. A call whose record fails is refused. nil: no records.
 	Audit func(record []byte) error
+	// Quota takes one request out of a pool of the account that calls and reports whether it fits. nil: every request fits.
+	Quota func(keyid.Account, ratelimit.Pool, time.Time) bool
 }
 
 func (c *Config) defaults() {
@@ -100,6 +103,7 @@ type Server struct {
 	ids       *uuid.Generator // of requests
 	panics    atomic.Uint64
 	warnings  ratelimit.GCRA
+	strangers ratelimit.Sampler
 	unlogged  atomic.Uint64 // warnings left out since the last one
 	draining  atomic.Bool
 
@@ -112,7 +116,7 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Region == "" || cfg.Ready == nil || cfg.Logger == nil {
 		return nil, errors.New("dataplane: a required field of Config is missing")
 	}
-	s := &Server{cfg: cfg, partition: keyid.Partition(cfg.Region), ids: uuid.New(), connAgeMax: time.Hour}
+	s := &Server{cfg: cfg, partition: keyid.Partition(cfg.Region), ids: uuid.New(), connAgeMax: time.Hour, strangers: ratelimit.Sampler{Limit: strangers}}
 	var err error
 	if s.keys, err = cache.New(cfg.KeyCacheBytes, absentBytes(cfg.KeyCacheBytes), (*snapshot.Key).Wipe); err != nil {
 		return nil, err

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/keyplane/keyplane/hsm"
+	"github.com/keyplane/keyplane/internal/cloudtrail"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/sigv4"
 )
@@ -35,7 +36,7 @@ func TestNewAndStartWantTheirParts(t *testing.T) {
 	defer s.Close()
 	run := func(*hsm.Job, time.Time) error { return nil }
 	whole := Parts{Verifier: &sigv4.Verifier{}, Records: &records{}, Run: run, Load: run,
-		Control: func(*sigv4.Request, string, string) (int, []byte) { return 0, nil }}
+		Control: func(*sigv4.Request, string, string, *cloudtrail.TLSDetails) (int, []byte) { return 0, nil }}
 	for name, drop := range map[string]func(*Parts){
 		"Verifier": func(p *Parts) { p.Verifier = nil }, "Records": func(p *Parts) { p.Records = nil },
 		"Run": func(p *Parts) { p.Run = nil }, "Load": func(p *Parts) { p.Load = nil }, "Control": func(p *Parts) { p.Control = nil },
@@ -117,7 +118,7 @@ func TestServesBeforeStart(t *testing.T) {
 // Shutdown answers what is in flight, and a connection that is open learns from /readyz that it should go elsewhere.
 func TestShutdownDrains(t *testing.T) {
 	inFlight, goOn := make(chan struct{}), make(chan struct{})
-	w := newWorld(t, worldConfig{plain: true, tcp: true, control: func(*sigv4.Request, string, string) (int, []byte) {
+	w := newWorld(t, worldConfig{plain: true, tcp: true, control: func(*sigv4.Request, string, string, *cloudtrail.TLSDetails) (int, []byte) {
 		close(inFlight)
 		<-goOn
 		return 200, []byte(`{"late":true}`)
@@ -200,7 +201,7 @@ func TestPanicIsAnswered(t *testing.T) {
 func TestForward(t *testing.T) {
 	var got sigv4.Request
 	var ip, id string
-	w := newWorld(t, worldConfig{plain: true, tcp: true, control: func(r *sigv4.Request, requestID, sourceIP string) (int, []byte) {
+	w := newWorld(t, worldConfig{plain: true, tcp: true, control: func(r *sigv4.Request, requestID, sourceIP string, tls *cloudtrail.TLSDetails) (int, []byte) {
 		got = sigv4.Request{Method: bytes.Clone(r.Method), Path: bytes.Clone(r.Path), Body: bytes.Clone(r.Body)}
 		for _, h := range r.Headers {
 			got.Headers = append(got.Headers, sigv4.Header{Name: bytes.Clone(h.Name), Value: bytes.Clone(h.Value)})

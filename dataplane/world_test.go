@@ -27,10 +27,12 @@ import (
 	"github.com/keyplane/keyplane/hsm/hsmtest"
 	"github.com/keyplane/keyplane/hsm/softtoken"
 	"github.com/keyplane/keyplane/internal/authz"
+	"github.com/keyplane/keyplane/internal/cloudtrail"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/sigv4"
 	"github.com/keyplane/keyplane/internal/snapshot"
+	"github.com/keyplane/keyplane/ratelimit"
 )
 
 const (
@@ -104,7 +106,8 @@ type worldConfig struct {
 	roundTimeout time.Duration
 	queueTimeMax time.Duration // 0: 5 s
 	server       Config
-	control      func(r *sigv4.Request, requestID, sourceIP string) (int, []byte)
+	control      func(r *sigv4.Request, requestID, sourceIP string, tls *cloudtrail.TLSDetails) (int, []byte)
+	quota        func(keyid.Account, ratelimit.Pool, time.Time) bool // nil: none
 }
 
 var quiet = slog.New(slog.DiscardHandler)
@@ -147,7 +150,7 @@ func newWorld(t testing.TB, cfg worldConfig) *world {
 	w.must(err)
 	verifier, err := sigv4.New(sigv4.Config{
 		Regions: []string{testRegion}, Keys: keySource(w.signer),
-		Others: []sigv4.Service{{Name: "sts", Regions: []string{testRegion}}, {Name: "iam", Regions: []string{testRegion}}},
+		Others: []sigv4.Service{{Name: "sts", Regions: []string{testRegion}}, {Name: "iam", Regions: []string{testRegion}}, {Name: "servicequotas", Regions: []string{testRegion}}},
 	})
 	w.must(err)
 
@@ -162,7 +165,9 @@ func newWorld(t testing.TB, cfg worldConfig) *world {
 	w.Server, err = New(c)
 	w.must(err)
 	if cfg.control == nil {
-		cfg.control = func(*sigv4.Request, string, string) (int, []byte) { return 200, []byte(`{"Control":true}`) }
+		cfg.control = func(*sigv4.Request, string, string, *cloudtrail.TLSDetails) (int, []byte) {
+			return 200, []byte(`{"Control":true}`)
+		}
 	}
 	run := func(j *hsm.Job, now time.Time) error {
 		if w.instead != nil {
@@ -170,7 +175,7 @@ func newWorld(t testing.TB, cfg worldConfig) *world {
 		}
 		return dispatch.Run(j, now)
 	}
-	w.must(w.Start(Parts{Verifier: verifier, Records: w.records, Control: cfg.control, Run: run, Load: run, Audit: w.audit.add}))
+	w.must(w.Start(Parts{Verifier: verifier, Records: w.records, Control: cfg.control, Run: run, Load: run, Audit: w.audit.add, Quota: cfg.quota}))
 	if cfg.tcp {
 		w.ln, err = net.Listen("tcp", "127.0.0.1:0")
 		w.must(err)

@@ -1,7 +1,8 @@
 // Package ratelimit decides whether something may happen now, by the generic cell rate algorithm (GCRA, virtual scheduling form, ITU-T
-// I.371 Annex A). It knows no HTTP, no accounts and no clock: the caller passes the instant. It starts no goroutine and allocates nothing.
+// I.371 Annex A). It knows no HTTP, no operations and no clock: the caller passes the instant. It starts no goroutine.
 //
-// So far it keeps the log readable when every request fails; the request quotas of accounts come on top of it.
+//	gcra.go    GCRA: one limit; keeps the log readable when every request fails
+//	table.go   Table: the buckets of all accounts, one for each pool of requests
 package ratelimit
 
 import (
@@ -22,18 +23,21 @@ type GCRA struct {
 
 // Take charges one event at now, in nanoseconds of any clock that does not go back. It reports whether the event fits and, if not, how long
 // until it would; an event that does not fit is not charged. l out of range is a programming error and panics.
-func (g *GCRA) Take(l Limit, now int64) (ok bool, wait time.Duration) {
-	if l.Interval <= 0 || l.Burst < 1 {
+func (g *GCRA) Take(l Limit, now int64) (ok bool, wait time.Duration) { return g.TakeN(l, 1, now) }
+
+// TakeN is Take for n ≥ 1 events at once, all or none. More than a burst fit only a rested limit, which is then that much longer in debt.
+func (g *GCRA) TakeN(l Limit, n int, now int64) (ok bool, wait time.Duration) {
+	if l.Interval <= 0 || l.Burst < 1 || n < 1 {
 		panic("ratelimit: limit out of range")
 	}
-	// An event fits while the theoretical arrival time is at most tolerance ahead.
-	tolerance := int64(l.Interval) * int64(l.Burst-1)
+	// n events fit while the theoretical arrival time of the first is at most tolerance ahead.
+	tolerance := int64(l.Interval) * int64(max(l.Burst-n, 0))
 	for {
 		tat := g.tat.Load()
 		if early := tat - now - tolerance; early > 0 {
 			return false, time.Duration(early)
 		}
-		if g.tat.CompareAndSwap(tat, max(tat, now)+int64(l.Interval)) {
+		if g.tat.CompareAndSwap(tat, max(tat, now)+int64(l.Interval)*int64(n)) {
 			return true, 0
 		}
 	}

@@ -97,6 +97,7 @@ func serveConfig(args []string, stdout, stderr io.Writer) (cfg node.Config, done
 	fs.StringVar(&flags.Audit.Dir, "audit-dir", "", "`DIR` of the audit log (default DATA-DIR/audit)")
 	fs.StringVar(&flags.Audit.Durability, "audit-durability", "", "what records survive: fsync (a power cut), write (the end of the process), off (no records) (default fsync)")
 	fs.BoolVar(&flags.Audit.AcceptRollback, "audit-accept-rollback", false, "start with an audit log that is older than the store knows it")
+	fs.StringVar(&flags.Quotas, "quotas", "", "`PROFILE` of quotas: default, aws (the table of AWS exactly) or off (no rate is limited)")
 	fs.StringVar(&flags.StatsSocket, "stats-socket", "", "`PATH` of a Unix socket that answers GET /stats with counters as JSON (default none)")
 	fs.StringVar(&flags.LogLevel, "log-level", "", "debug, info, warn or error (default info)")
 	showVersion := fs.Bool("version", false, "print the version and exit")
@@ -141,6 +142,8 @@ func serveConfig(args []string, stdout, stderr io.Writer) (cfg node.Config, done
 			cfg.Audit.Durability = flags.Audit.Durability
 		case "audit-accept-rollback":
 			cfg.Audit.AcceptRollback = flags.Audit.AcceptRollback
+		case "quotas":
+			cfg.Quotas = flags.Quotas
 		case "stats-socket":
 			cfg.StatsSocket = flags.StatsSocket
 		case "log-level":

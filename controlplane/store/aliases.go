@@ -27,9 +27,9 @@ func (s *Store) Alias(ctx context.Context, region string, a keyid.Account, name 
 	return decodeAlias(name, value, revision)
 }
 
-// CreateAlias makes name an alias of the key n at the time now, if allow agrees to the key as it is. ErrNotFound: no such key.
-// ErrExists: the name is taken. ErrAliasLimit.
-func (s *Store) CreateAlias(ctx context.Context, n KeyName, name string, now time.Time, allow func(*Key) error) error {
+// CreateAlias makes name an alias of the key n at the time now, if allow agrees to the key as it is. limit is the most aliases that the key may
+// have (ErrAliasLimit). ErrNotFound: no such key. ErrExists: the name is taken.
+func (s *Store) CreateAlias(ctx context.Context, n KeyName, name string, limit int, now time.Time, allow func(*Key) error) error {
 	at := aliasKey(n.Region, n.Account, name)
 	unlockAlias, err := s.aliases.lock(ctx, at)
 	if err != nil {
@@ -60,7 +60,7 @@ func (s *Store) CreateAlias(ctx context.Context, n KeyName, name string, now tim
 			}
 			return false, err
 		}
-		if err := old.aliasRoom(); err != nil {
+		if err := old.aliasRoom(limit); err != nil {
 			return false, err
 		}
 		k := old.clone()
@@ -76,8 +76,9 @@ func (s *Store) CreateAlias(ctx context.Context, n KeyName, name string, now tim
 }
 
 // UpdateAlias points the alias name at the key n instead of the one it points at, if allow agrees to both as they are. old is nil if that
-// key's record is gone, which only damage can bring about. ErrNotFound: no such alias; ErrNoTarget: no such key; ErrAliasLimit.
-func (s *Store) UpdateAlias(ctx context.Context, n KeyName, name string, now time.Time, allow func(old, target *Key) error) error {
+// key's record is gone, which only damage can bring about. limit is CreateAlias's, of n. ErrNotFound: no such alias; ErrNoTarget: no such key;
+// ErrAliasLimit.
+func (s *Store) UpdateAlias(ctx context.Context, n KeyName, name string, limit int, now time.Time, allow func(old, target *Key) error) error {
 	at := aliasKey(n.Region, n.Account, name)
 	unlockAlias, err := s.aliases.lock(ctx, at)
 	if err != nil {
@@ -118,7 +119,7 @@ func (s *Store) UpdateAlias(ctx context.Context, n KeyName, name string, now tim
 		when := []clientv3.Cmp{unchanged(at, alias.Revision)}
 		var then []clientv3.Op
 		if from != n {
-			if err := target.aliasRoom(); err != nil {
+			if err := target.aliasRoom(limit); err != nil {
 				return false, err
 			}
 			w, t, err := s.moveAlias(name, old, target)
@@ -224,7 +225,7 @@ func (s *Store) Aliases(ctx context.Context, region string, a keyid.Account, aft
 	return list, resp.More, nil
 }
 
-// AliasesNamed reads the aliases with these names, at most kmsapi.AliasesPerKeyMax, in one transaction. Names that are no aliases are
+// AliasesNamed reads the aliases with these names, at most kmsapi.AliasesPerKeyMost, in one transaction. Names that are no aliases are
 // left out.
 func (s *Store) AliasesNamed(ctx context.Context, region string, a keyid.Account, names []string) ([]*Alias, error) {
 	if len(names) == 0 {

@@ -58,6 +58,11 @@ func (s *Store) DeleteKey(ctx context.Context, d Due, now time.Time, first func(
 		return nil, 0, false, err
 	}
 	defer unlock()
+	unlockCount, err := s.counts.lock(ctx, d.countKey())
+	if err != nil {
+		return nil, 0, false, err
+	}
+	defer unlockCount()
 	index, told := d.deletionKey(d.Date), false
 	err = retry(ctx, func() (bool, error) {
 		k, err := s.bareKey(ctx, d.KeyName)
@@ -85,8 +90,12 @@ func (s *Store) DeleteKey(ctx context.Context, d Due, now time.Time, first func(
 		if err != nil {
 			return false, err
 		}
+		uncounted, count, err := s.without(ctx, d.KeyName)
+		if err != nil {
+			return false, err
+		}
 		then := []clientv3.Op{
-			clientv3.OpDelete(d.key()), clientv3.OpDelete(d.policyKey()), clientv3.OpDelete(index),
+			count, clientv3.OpDelete(d.key()), clientv3.OpDelete(d.policyKey()), clientv3.OpDelete(index),
 			clientv3.OpPut(d.tombstoneKey(), string(tombstone)),
 		}
 		then = append(then, d.deleteGrants()...)
@@ -94,7 +103,7 @@ func (s *Store) DeleteKey(ctx context.Context, d Due, now time.Time, first func(
 			then = append(then, clientv3.OpDelete(aliasKey(d.Region, d.Account, name)))
 		}
 		// The record's list of aliases changes with every alias, so its revision guards them all.
-		ok, rev, err := s.commit(ctx, []clientv3.Cmp{unchanged(d.key(), k.Revision)}, then)
+		ok, rev, err := s.commit(ctx, []clientv3.Cmp{unchanged(d.key(), k.Revision), uncounted}, then)
 		if ok {
 			aliases, revision, done = k.Aliases, rev, true
 		}

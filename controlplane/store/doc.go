@@ -14,6 +14,8 @@
 //	/keyplane/1/grantname/<region>/<account>/<key ID>/<hash of name and all the rest>   index of named grants, for idempotency
 //	/keyplane/1/grantcount/<region>/<account>/<key ID>                                  how many grants the key has
 //	/keyplane/1/retiring/<region>/<hash of principal>/<account>/<key ID>/<grant ID>     index by retiring principal
+//	/keyplane/1/keycount/<region>/<account>/<digit>          how many keys there are whose ID ends with the digit (keycount.go)
+//	/keyplane/1/quota/<region>/<account>                     record: what the account has instead of the usual quotas
 //	/keyplane/1/alias/<region>/<account>/<name>              record: target, dates; <name> without "alias/"
 //	/keyplane/1/deletion/<region>/<date>/<account>/<key ID>  index of keys pending deletion, in order of their date
 //	/keyplane/1/tombstone/<region>/<account>/<key ID>        a deleted key's ID, which can never come back

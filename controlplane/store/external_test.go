@@ -60,7 +60,7 @@ func TestOpenExternal(t *testing.T) {
 	if got, err := b.Key(t.Context(), k.KeyName); err != nil || got.ID != k.ID {
 		t.Errorf("%v %v", got, err)
 	}
-	if err := b.CreateKey(t.Context(), k); !errors.Is(err, ErrExists) {
+	if err := b.CreateKey(t.Context(), k, 1000); !errors.Is(err, ErrExists) {
 		t.Errorf("got %v", err)
 	}
 	if err := errors.Join(a.Close(), b.Close()); err != nil {

@@ -402,7 +402,7 @@ func TestGrantPages(t *testing.T) {
 	accounts[1].Versions = nil
 	addVersion(accounts[1], 1)
 	for _, k := range accounts {
-		if err := shared.CreateKey(ctx, k); err != nil {
+		if err := shared.CreateKey(ctx, k, 1000); err != nil {
 			t.Fatal(err)
 		}
 		for range 5 {

@@ -91,7 +91,7 @@ func addVersion(k *Key, number uint32) {
 func mustCreate(t testing.TB, s *Store, region string) *Key {
 	t.Helper()
 	k := newKey(region)
-	if err := s.CreateKey(t.Context(), k); err != nil {
+	if err := s.CreateKey(t.Context(), k, 1_000_000); err != nil {
 		t.Fatal(err)
 	}
 	return k

@@ -13,8 +13,9 @@ import (
 	"github.com/keyplane/keyplane/internal/kmsapi"
 )
 
-// CreateKey writes a new key with its policy. ErrExists if the key ID is taken or was once: the caller draws another.
-func (s *Store) CreateKey(ctx context.Context, k *Key) error {
+// CreateKey writes a new key with its policy. limit is the most keys that its account may have in the Region (ErrKeyLimit). ErrExists if the
+// key ID is taken or was once: the caller draws another.
+func (s *Store) CreateKey(ctx context.Context, k *Key, limit int) error {
 	value, err := encodeKey(k)
 	if err != nil {
 		return err
@@ -24,20 +25,45 @@ func (s *Store) CreateKey(ctx context.Context, k *Key) error {
 	if err != nil {
 		return err
 	}
-	when := []clientv3.Cmp{absent(k.key()), absent(k.tombstoneKey())}
-	then := []clientv3.Op{
-		clientv3.OpPut(k.key(), string(value)),
-		clientv3.OpPut(k.policyKey(), policy),
-	}
-	ok, revision, err := s.commit(ctx, when, then)
+	unlock, err := s.counts.lock(ctx, k.countKey())
 	if err != nil {
 		return err
 	}
-	if !ok {
-		return ErrExists
+	defer unlock()
+	return retry(ctx, func() (bool, error) {
+		counts, err := s.keyCounts(ctx, k.Region, k.Account)
+		if err != nil {
+			return false, err
+		}
+		when, then, err := counts.with(k.KeyName, limit)
+		if err != nil {
+			return false, err
+		}
+		when = append(when, absent(k.key()), absent(k.tombstoneKey()))
+		then = append(then, clientv3.OpPut(k.key(), string(value)), clientv3.OpPut(k.policyKey(), policy))
+		ok, revision, err := s.commit(ctx, when, then)
+		if err != nil {
+			return false, err
+		}
+		if !ok { // the ID, or a count
+			taken, err := s.taken(ctx, k.KeyName)
+			if err == nil && taken {
+				err = ErrExists
+			}
+			return false, err
+		}
+		k.Revision, k.Policy.Revision = revision, revision
+		return true, nil
+	})
+}
+
+// taken reports whether a key of that name is there or was once.
+func (s *Store) taken(ctx context.Context, n KeyName) (bool, error) {
+	resp, err := s.client.Txn(ctx).Then(clientv3.OpGet(n.key(), clientv3.WithCountOnly()), clientv3.OpGet(n.tombstoneKey(), clientv3.WithCountOnly())).Commit()
+	if err != nil {
+		return false, fmt.Errorf("store: %w", err)
 	}
-	k.Revision, k.Policy.Revision = revision, revision
-	return nil
+	return resp.Responses[0].GetResponseRange().Count+resp.Responses[1].GetResponseRange().Count > 0, nil
 }
 
 // Key reads a key's record and its policy, both as they are at one revision of the store. The caller wipes it.
@@ -195,8 +221,8 @@ func (s *Store) Keys(ctx context.Context, region string, a keyid.Account, after 
 var ErrAliasLimit = errors.New("store: the key has the maximum of aliases")
 
 // aliasRoom holds the limit of aliases of one key, in the transaction that adds one.
-func (k *Key) aliasRoom() error {
-	if len(k.Aliases) >= kmsapi.AliasesPerKeyMax {
+func (k *Key) aliasRoom(limit int) error {
+	if len(k.Aliases) >= min(limit, kmsapi.AliasesPerKeyMost) {
 		return ErrAliasLimit
 	}
 	return nil

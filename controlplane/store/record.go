@@ -104,7 +104,7 @@ func (k *Key) check() error {
 	if pending == k.DeletionDate.IsZero() || k.Spec == "" || k.Usage == "" || k.Origin == "" || k.Created.IsZero() {
 		return ErrDamaged
 	}
-	if len(k.Tags) > kmsapi.TagsPerKeyMax || len(k.Aliases) > kmsapi.AliasesPerKeyMax {
+	if len(k.Tags) > kmsapi.TagsPerKeyMax || len(k.Aliases) > kmsapi.AliasesPerKeyMost {
 		return ErrDamaged
 	}
 	for i := 1; i < len(k.Tags); i++ {

@@ -53,13 +53,13 @@ type Store struct {
 	sealer Sealer
 	// Whoever writes an alias, and then whoever writes a key record, waits here for this process's others that do: aliases before keys,
 	// so that nobody waits in a circle. It only saves conflicts; correctness is the transactions' revision compares.
-	// Accounts are those who write principals; they take no other.
-	aliases, keys, accounts stripes
-	closers                 []func() error // run in order by Close
+	// Counts are those who make or delete a key, last of all. Accounts are those who write principals; they take no other.
+	aliases, keys, counts, accounts stripes
+	closers                         []func() error // run in order by Close
 }
 
 func newStore(client *clientv3.Client, sealer Sealer) *Store {
-	s := &Store{client: client, sealer: sealer, aliases: newStripes(), keys: newStripes(), accounts: newStripes()}
+	s := &Store{client: client, sealer: sealer, aliases: newStripes(), keys: newStripes(), counts: newStripes(), accounts: newStripes()}
 	s.closers = []func() error{client.Close}
 	return s
 }

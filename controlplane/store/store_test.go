@@ -41,10 +41,10 @@ func TestReopenKeepsEverything(t *testing.T) {
 	k.SetTag(Tag{"b", "2"})
 	k.SetTag(Tag{"a", "1"})
 	k.Policy = Policy{Document: []byte(`{"p":1}`), Bound: map[string]string{"arn:a": "AIDA1"}}
-	if err := s.CreateKey(t.Context(), k); err != nil {
+	if err := s.CreateKey(t.Context(), k, 1_000_000); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.CreateAlias(t.Context(), k.KeyName, "alias/x", t0, allow); err != nil {
+	if err := s.CreateAlias(t.Context(), k.KeyName, "alias/x", 50, t0, allow); err != nil {
 		t.Fatal(err)
 	}
 	want, err := s.UpdateKey(t.Context(), k.KeyName, func(k *Key) error {
@@ -416,7 +416,7 @@ func TestKeyRecordFacts(t *testing.T) {
 	if _, err := shared.UpdateKey(ctx, k.KeyName, func(k *Key) error { k.SetTag(Tag{"a", "1"}); return nil }); err != nil {
 		t.Fatal(err)
 	}
-	if err := shared.CreateAlias(ctx, k.KeyName, "alias/f", t0, allow); err != nil {
+	if err := shared.CreateAlias(ctx, k.KeyName, "alias/f", 50, t0, allow); err != nil {
 		t.Fatal(err)
 	}
 	r, err := shared.KeyRecord(ctx, k.Region, k.Account, k.ID)
@@ -455,11 +455,11 @@ func TestInvalidRecordsAreNotWritten(t *testing.T) {
 		"tag twice":        func(k *Key) { k.Tags = []Tag{{"a", ""}, {"a", ""}} },
 		"tags":             func(k *Key) { k.Tags = tagged(kmsapi.TagsPerKeyMax + 1) },
 		"alias twice":      func(k *Key) { k.Aliases = []string{"alias/a", "alias/a"} },
-		"aliases":          func(k *Key) { k.Aliases = named(kmsapi.AliasesPerKeyMax + 1) },
+		"aliases":          func(k *Key) { k.Aliases = named(kmsapi.AliasesPerKeyMost + 1) },
 	} {
 		k := newKey("invalid")
 		spoil(k)
-		if err := shared.CreateKey(t.Context(), k); !errors.Is(err, ErrDamaged) {
+		if err := shared.CreateKey(t.Context(), k, 1000); !errors.Is(err, ErrDamaged) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if _, err := shared.Key(t.Context(), k.KeyName); !errors.Is(err, ErrNotFound) {
@@ -467,8 +467,8 @@ func TestInvalidRecordsAreNotWritten(t *testing.T) {
 		}
 	}
 	k := newKey("invalid")
-	k.Tags, k.Aliases = tagged(kmsapi.TagsPerKeyMax), named(kmsapi.AliasesPerKeyMax)
-	if err := shared.CreateKey(t.Context(), k); err != nil {
+	k.Tags, k.Aliases = tagged(kmsapi.TagsPerKeyMax), named(kmsapi.AliasesPerKeyMost)
+	if err := shared.CreateKey(t.Context(), k, 1000); err != nil {
 		t.Errorf("at the limits: %v", err)
 	}
 }
@@ -593,27 +593,27 @@ func TestAliasErrors(t *testing.T) {
 	a, b := mustCreate(t, shared, "alias"), mustCreate(t, shared, "alias")
 	missing := newKey("alias").KeyName
 	ctx := t.Context()
-	if err := shared.CreateAlias(ctx, missing, "alias/x", t0, allow); !errors.Is(err, ErrNotFound) {
+	if err := shared.CreateAlias(ctx, missing, "alias/x", 50, t0, allow); !errors.Is(err, ErrNotFound) {
 		t.Errorf("create: %v", err)
 	}
-	if err := shared.CreateAlias(ctx, a.KeyName, "alias/x", t0, allow); err != nil {
+	if err := shared.CreateAlias(ctx, a.KeyName, "alias/x", 50, t0, allow); err != nil {
 		t.Fatal(err)
 	}
-	if err := shared.CreateAlias(ctx, b.KeyName, "alias/x", t0, allow); !errors.Is(err, ErrExists) {
+	if err := shared.CreateAlias(ctx, b.KeyName, "alias/x", 50, t0, allow); !errors.Is(err, ErrExists) {
 		t.Errorf("create: %v", err)
 	}
-	if err := shared.UpdateAlias(ctx, missing, "alias/x", t0, func(_, _ *Key) error { return nil }); !errors.Is(err, ErrNoTarget) {
+	if err := shared.UpdateAlias(ctx, missing, "alias/x", 50, t0, func(_, _ *Key) error { return nil }); !errors.Is(err, ErrNoTarget) {
 		t.Errorf("update: %v", err)
 	}
-	if err := shared.UpdateAlias(ctx, a.KeyName, "alias/y", t0, func(_, _ *Key) error { return nil }); !errors.Is(err, ErrNotFound) {
+	if err := shared.UpdateAlias(ctx, a.KeyName, "alias/y", 50, t0, func(_, _ *Key) error { return nil }); !errors.Is(err, ErrNotFound) {
 		t.Errorf("update: %v", err)
 	}
 	refusal := errors.New("no")
 	refuse := func(*Key) error { return refusal }
-	if err := shared.CreateAlias(ctx, a.KeyName, "alias/y", t0, refuse); err != refusal {
+	if err := shared.CreateAlias(ctx, a.KeyName, "alias/y", 50, t0, refuse); err != refusal {
 		t.Errorf("create: %v", err)
 	}
-	if err := shared.UpdateAlias(ctx, b.KeyName, "alias/x", t0, func(old, target *Key) error {
+	if err := shared.UpdateAlias(ctx, b.KeyName, "alias/x", 50, t0, func(old, target *Key) error {
 		if old.ID != a.ID || target.ID != b.ID {
 			t.Error("allow got other keys")
 		}
@@ -646,7 +646,7 @@ func TestAliasErrors(t *testing.T) {
 	// An alias whose key is gone, which no transaction of ours leaves behind, can be deleted and moved all the same.
 	for _, end := range []func() error{
 		func() error {
-			return shared.UpdateAlias(ctx, b.KeyName, "alias/x", t0, func(old, _ *Key) error {
+			return shared.UpdateAlias(ctx, b.KeyName, "alias/x", 50, t0, func(old, _ *Key) error {
 				if old != nil {
 					t.Error("a key that is gone")
 				}
@@ -709,7 +709,7 @@ func TestDeleteKey(t *testing.T) {
 	if due, err = shared.DueDeletions(ctx, "delete", moved, 10); err != nil || len(due) != 1 || !due[0].Date.Equal(moved) {
 		t.Fatalf("due %v %v", due, err)
 	}
-	if err := shared.CreateAlias(ctx, k.KeyName, "alias/d", t0, allow); err != nil {
+	if err := shared.CreateAlias(ctx, k.KeyName, "alias/d", 50, t0, allow); err != nil {
 		t.Fatal(err)
 	}
 	aliases, revision, done, err := shared.DeleteKey(ctx, due[0], moved, func() error { return nil })
@@ -726,7 +726,7 @@ func TestDeleteKey(t *testing.T) {
 			t.Errorf("left over: %s", kv.Key)
 		}
 	}
-	if err := shared.CreateKey(ctx, k); !errors.Is(err, ErrExists) {
+	if err := shared.CreateKey(ctx, k, 1000); !errors.Is(err, ErrExists) {
 		t.Errorf("the key came back: %v", err)
 	}
 	if _, err := shared.Alias(ctx, "delete", k.Account, "alias/d"); !errors.Is(err, ErrNotFound) {
@@ -783,7 +783,7 @@ func TestPages(t *testing.T) {
 	other.Account++
 	other.Versions, other.Current = nil, 0
 	addVersion(other, 1)
-	if err := shared.CreateKey(ctx, other); err != nil {
+	if err := shared.CreateKey(ctx, other, 1000); err != nil {
 		t.Fatal(err)
 	}
 	for limit := 1; limit <= 8; limit++ {
@@ -807,7 +807,7 @@ func TestPages(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"alias/a", "alias/a/b", "alias/b"} {
-		if err := shared.CreateAlias(ctx, target.KeyName, name, t0, allow); err != nil {
+		if err := shared.CreateAlias(ctx, target.KeyName, name, 50, t0, allow); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -34,7 +35,7 @@ type Refused struct{ Code, Message string }
 
 func (e *Refused) Error() string { return e.Code + ": " + e.Message }
 
-// Client calls the query APIs of one server.
+// Client calls one server: the query APIs, and with CallJSON others.
 type Client struct {
 	endpoint    *url.URL
 	region      string
@@ -69,6 +70,47 @@ func NewClient(ctx context.Context, endpoint, region string) (*Client, error) {
 	}, nil
 }
 
+// CallJSON sends one request of a JSON protocol, X-Amz-Target and its input, and decodes the answer into out. A refusal is a *Refused.
+func (c *Client) CallJSON(ctx context.Context, service, target string, in, out any) error {
+	body, err := json.Marshal(in)
+	if err != nil {
+		return err
+	}
+	status, reply, err := c.send(ctx, service, body, map[string]string{"content-type": "application/x-amz-json-1.1", "x-amz-target": target})
+	if err != nil {
+		return err
+	}
+	if status != http.StatusOK {
+		var e struct {
+			Type    string `json:"__type"`
+			Message string // also "message": encoding/json looks at no case
+		}
+		if json.Unmarshal(reply, &e) != nil || e.Type == "" {
+			return fmt.Errorf("the answer of %s has status %d", c.endpoint.Host, status)
+		}
+		return &Refused{Code: e.Type, Message: e.Message}
+	}
+	if err := json.Unmarshal(reply, out); err != nil {
+		return fmt.Errorf("the answer of %s is not one of %s", c.endpoint.Host, service)
+	}
+	return nil
+}
+
+// send signs and sends one request.
+func (c *Client) send(ctx context.Context, service string, body []byte, headers map[string]string) (status int, reply []byte, err error) {
+	r, err := c.sign(ctx, service, body, headers)
+	if err != nil {
+		return 0, nil, err
+	}
+	resp, err := c.http.Do(r)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer resp.Body.Close()
+	reply, err = io.ReadAll(io.LimitReader(resp.Body, replyMax))
+	return resp.StatusCode, reply, err
+}
+
 // Call sends one request and returns the members of its result. A refusal is a *Refused.
 func (c *Client) Call(ctx context.Context, service, action string, parameters url.Values) (map[string]any, error) {
 	form := url.Values{"Action": {action}, "Version": {versions[service]}}
@@ -76,27 +118,18 @@ func (c *Client) Call(ctx context.Context, service, action string, parameters ur
 		form[name] = values
 	}
 	body := []byte(form.Encode())
-	r, err := c.sign(ctx, service, body)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := c.http.Do(r)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	reply, err := io.ReadAll(io.LimitReader(resp.Body, replyMax))
+	status, reply, err := c.send(ctx, service, body, map[string]string{"content-type": "application/x-www-form-urlencoded; charset=utf-8"})
 	if err != nil {
 		return nil, err
 	}
 	root, err := parse(reply)
 	if err != nil {
-		return nil, fmt.Errorf("the answer of %s, status %d, is not one of IAM or STS", c.endpoint.Host, resp.StatusCode)
+		return nil, fmt.Errorf("the answer of %s, status %d, is not one of IAM or STS", c.endpoint.Host, status)
 	}
-	if resp.StatusCode != http.StatusOK {
+	if status != http.StatusOK {
 		e := root.child("Error")
 		if root.name != "ErrorResponse" || e == nil {
-			return nil, fmt.Errorf("the answer of %s has status %d", c.endpoint.Host, resp.StatusCode)
+			return nil, fmt.Errorf("the answer of %s has status %d", c.endpoint.Host, status)
 		}
 		return nil, &Refused{Code: e.child("Code").content(), Message: e.child("Message").content()}
 	}
@@ -107,7 +140,7 @@ func (c *Client) Call(ctx context.Context, service, action string, parameters ur
 	return result.members(), nil
 }
 
-func (c *Client) sign(ctx context.Context, service string, body []byte) (*http.Request, error) {
+func (c *Client) sign(ctx context.Context, service string, body []byte, headers map[string]string) (*http.Request, error) {
 	credentials, err := c.credentials.Retrieve(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("AWS credentials: %w", err)
@@ -116,10 +149,7 @@ func (c *Client) sign(ctx context.Context, service string, body []byte) (*http.R
 	if err != nil {
 		return nil, err
 	}
-	headers := map[string]string{
-		"content-type": "application/x-www-form-urlencoded; charset=utf-8",
-		"x-amz-date":   string(sigv4.AppendDate(nil, time.Now())),
-	}
+	headers["x-amz-date"] = string(sigv4.AppendDate(nil, time.Now()))
 	if credentials.SessionToken != "" {
 		headers["x-amz-security-token"] = credentials.SessionToken
 	}

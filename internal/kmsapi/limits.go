@@ -28,6 +28,7 @@ const (
 	TagValueMax         = 256
 	TagsPerKeyMax       = 50
 	AliasesPerKeyMax    = 50
+	AliasesPerKeyMost   = 100 // that the quota can be raised to: a key is deleted in one transaction, aliases and all
 	PendingWindowMin    = 7
 	PendingWindowMax    = 30
 	PendingWindowDays   = 30 // default

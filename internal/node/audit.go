@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -69,7 +70,7 @@ func (n *Node) openAudit(ctx context.Context) (func([]byte) error, error) {
 		return nil, fmt.Errorf("node: the audit log in %s: %w", cfg.Dir, err)
 	}
 	n.onClose(func() { n.logIf("closing the audit log", n.records.Close()) })
-	return n.records.Append, nil
+	return func(record []byte) error { return n.records.Append(bytes.TrimSuffix(record, []byte{'\n'})) }, nil
 }
 
 func (c *AuditConfig) defaults(dataDir string) {

@@ -12,6 +12,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/keyplane/keyplane/internal/keyid"
+	"github.com/keyplane/keyplane/internal/quota"
 )
 
 // Config is the configuration of `keyplane serve`: the file given with --config, over which flags win. Every field has a default.
@@ -54,6 +55,9 @@ type Config struct {
 	ConnsPerIPMax int `yaml:"conns_per_ip_max"`
 	// ReadTimeout is how long a client may take to send one request, header and body; slower ones are cut off. Default 5s.
 	ReadTimeout time.Duration `yaml:"read_timeout"`
+	// Quotas says which quotas accounts have that nobody set: default is AWS's highest rates for cryptographic operations and at least 1000 requests
+	// a second for each management operation, aws is AWS's table for the Region exactly, off limits no rate. Default default.
+	Quotas string `yaml:"quotas"`
 	// PortableCrypto takes the constant-time software path for AES-GCM even where the CPU has AES instructions. Default false.
 	PortableCrypto bool `yaml:"portable_crypto"`
 	// Audit is the audit log: what every call leaves behind before its reply.
@@ -79,6 +83,7 @@ func (c *Config) Defaults() {
 	dflt(&c.ConnsMax, 20_000)
 	dflt(&c.ConnsPerIPMax, 1_000)
 	dflt(&c.ReadTimeout, 5*time.Second)
+	dflt(&c.Quotas, string(quota.Default))
 	dflt(&c.LogLevel, "info")
 	c.Audit.defaults(c.DataDir)
 }
@@ -131,6 +136,9 @@ func (c *Config) Validate() error {
 		bad("read_timeout: %v is not 10ms to 1m", c.ReadTimeout)
 	}
 	c.Audit.validate(bad)
+	if !quota.Profile(c.Quotas).Valid() {
+		bad("quotas: %q is not default, aws or off", c.Quotas)
+	}
 	if _, err := logLevel(c.LogLevel); err != nil {
 		bad("log_level: %q is not debug, info, warn or error", c.LogLevel)
 	}

@@ -16,7 +16,7 @@ func TestDefaults(t *testing.T) {
 	want := Config{
 		Listen: "127.0.0.1:4599", DataDir: "./keyplane-data", Region: "us-east-1", Account: "111122223333",
 		RoundMax: 256, QueueMax: 1024, QueueTimeMax: 50 * time.Millisecond, RoundTimeout: 2 * time.Second,
-		KeyCacheBytes: 256 << 20, ConnsMax: 20_000, ConnsPerIPMax: 1_000, ReadTimeout: 5 * time.Second, LogLevel: "info",
+		KeyCacheBytes: 256 << 20, ConnsMax: 20_000, ConnsPerIPMax: 1_000, ReadTimeout: 5 * time.Second, LogLevel: "info", Quotas: "default",
 		Audit: AuditConfig{Dir: "keyplane-data/audit", Durability: "fsync", SegmentBytes: 256 << 20, SegmentAge: 24 * time.Hour},
 	}
 	if !reflect.DeepEqual(c, want) {
@@ -36,7 +36,7 @@ func TestDefaults(t *testing.T) {
 	// Nothing that is set is changed.
 	full := Config{Listen: "[::1]:1", DataDir: "d", Region: "r", Account: "000000000001", HSM: []string{"u"}, SoftTokenPINFile: "p", SessionsPerToken: 3,
 		RoundMax: 5, QueueMax: 7, QueueTimeMax: time.Second, RoundTimeout: 3 * time.Second, KeyCacheBytes: 1 << 20, ConnsMax: 9, ConnsPerIPMax: 8,
-		ReadTimeout: time.Second, PortableCrypto: true, TLSCert: "c", TLSKey: "k", StatsSocket: "s", LogLevel: "debug",
+		ReadTimeout: time.Second, PortableCrypto: true, TLSCert: "c", TLSKey: "k", StatsSocket: "s", LogLevel: "debug", Quotas: "aws",
 		Audit: AuditConfig{Dir: "a", Durability: "off", SegmentBytes: 2 << 20, SegmentAge: time.Hour, RetainBytes: 1, RetainAge: 1, AcceptRollback: true}}
 	c = full
 	c.Defaults()

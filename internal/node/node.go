@@ -16,13 +16,16 @@ import (
 	"github.com/keyplane/keyplane/batch"
 	"github.com/keyplane/keyplane/controlplane"
 	"github.com/keyplane/keyplane/controlplane/iam"
+	"github.com/keyplane/keyplane/controlplane/quotas"
 	"github.com/keyplane/keyplane/controlplane/store"
 	"github.com/keyplane/keyplane/dataplane"
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/internal/aesgcm"
 	"github.com/keyplane/keyplane/internal/audit"
+	"github.com/keyplane/keyplane/internal/cloudtrail"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/quota"
 	"github.com/keyplane/keyplane/internal/sigv4"
 )
 
@@ -242,13 +245,26 @@ func (n *Node) start(ctx context.Context) error {
 		return err
 	}
 	n.background("principals", principals.Run)
+	n.phase("starting: quotas are not loaded")
+	limits, err := quotas.New(quotas.Config{
+		Store: n.store, Region: cfg.Region, Profile: quota.Profile(cfg.Quotas), First: account, TLS: cfg.TLSCert != "", Logger: n.log,
+	})
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(n.store.CountKeys(ctx, cfg.Region), limits.Load(ctx)); err != nil {
+		return err
+	}
+	n.background("quotas", limits.Run)
 	// IAM and the global endpoint of STS are signed for us-east-1, wherever they are.
 	global := []string{cfg.Region}
 	if cfg.Region != "us-east-1" {
 		global = append(global, "us-east-1")
 	}
 	verifier, err := sigv4.New(sigv4.Config{
-		Regions: []string{cfg.Region}, Keys: principals, Others: []sigv4.Service{{Name: "sts", Regions: global}, {Name: "iam", Regions: global}},
+		Regions: []string{cfg.Region}, Keys: principals, Others: []sigv4.Service{
+			{Name: "sts", Regions: global}, {Name: "iam", Regions: global}, {Name: quota.SigningName, Regions: []string{cfg.Region}},
+		},
 	})
 	if err != nil {
 		return err
@@ -261,7 +277,7 @@ func (n *Node) start(ctx context.Context) error {
 		return err
 	}
 	control, err = controlplane.New(controlplane.Config{
-		Region: cfg.Region, Store: n.store, Verifier: verifier, Publisher: publisher{n.data}, Principals: principals, IAM: query, Logger: n.log,
+		Region: cfg.Region, Store: n.store, Verifier: verifier, Publisher: publisher{n.data}, Principals: principals, IAM: query, Quotas: limits, Audit: appendRecord, Logger: n.log,
 		Random: random(dispatch.Run), Root: func() [8]byte { return n.shards.Primary() },
 	})
 	if err != nil {
@@ -269,10 +285,10 @@ func (n *Node) start(ctx context.Context) error {
 	}
 	n.background("deletion worker", control.Run)
 	if err := n.data.Start(dataplane.Parts{
-		Verifier: verifier, Records: n.store, Run: dispatch.Run, Load: insist.Run, Audit: appendRecord,
-		Control: func(r *sigv4.Request, requestID, sourceIP string) (int, []byte) {
+		Verifier: verifier, Records: n.store, Run: dispatch.Run, Load: insist.Run, Audit: appendRecord, Quota: limits.Charge,
+		Control: func(r *sigv4.Request, requestID, sourceIP string, tls *cloudtrail.TLSDetails) (int, []byte) {
 			resp := control.Serve(context.Background(), &controlplane.Request{
-				Signed: r, RequestID: requestID, SourceIP: sourceIP, SecureTransport: cfg.TLSCert != "",
+				Signed: r, RequestID: requestID, SourceIP: sourceIP, SecureTransport: cfg.TLSCert != "", TLS: tls,
 			})
 			return resp.Status, resp.Body
 		},

@@ -17,7 +17,7 @@ const (
 	accessKeyIDMax = 128 // bytes, as in the IAM service model
 	secretMax      = 128 // bytes; AWS makes 40
 
-	servicesMax = 3                            // services one Verifier serves
+	servicesMax = 4                            // services one Verifier serves
 	regionsMax  = 4                            // regions of each
 	slotCount   = 2 * servicesMax * regionsMax // two days for each: the window reaches over midnight
 )

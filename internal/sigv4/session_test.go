@@ -113,10 +113,10 @@ func TestServices(t *testing.T) {
 		}
 	}
 	for name, others := range map[string][]Service{
-		"three others": {{"a", []string{"r"}}, {"b", []string{"r"}}, {"c", []string{"r"}}},
-		"kms again":    {{"kms", []string{"r"}}},
-		"no region":    {{"sts", nil}},
-		"bad name":     {{"S", []string{"r"}}},
+		"four others": {{"a", []string{"r"}}, {"b", []string{"r"}}, {"c", []string{"r"}}, {"d", []string{"r"}}},
+		"kms again":   {{"kms", []string{"r"}}},
+		"no region":   {{"sts", nil}},
+		"bad name":    {{"S", []string{"r"}}},
 	} {
 		if _, err := New(Config{Regions: []string{"r"}, Keys: keyTable{}, Others: others}); err == nil {
 			t.Errorf("%s: accepted", name)

@@ -14,7 +14,7 @@ import (
 type Config struct {
 	Regions []string      // regions of the credential scope, 1 to 4
 	Service string        // service of the credential scope, kms where empty
-	Others  []Service     // other services with Regions of their own, at most 2
+	Others  []Service     // other services with Regions of their own, at most 3
 	Skew    time.Duration // how far X-Amz-Date may be from now, whole minutes, 1 to 5; 0 is 5
 	Keys    KeySource
 }
@@ -80,7 +80,7 @@ func New(cfg Config) (*Verifier, error) {
 	}
 	services := append([]Service{{cfg.Service, cfg.Regions}}, cfg.Others...)
 	if len(services) > servicesMax {
-		return nil, errors.New("sigv4: more than 3 services")
+		return nil, errors.New("sigv4: more than 4 services")
 	}
 	for i := range services {
 		for _, earlier := range services[:i] {

@@ -1,0 +1,170 @@
+package quotas
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"sync"
+	"time"
+
+	"github.com/keyplane/keyplane/controlplane/store"
+	"github.com/keyplane/keyplane/internal/keyid"
+	"github.com/keyplane/keyplane/internal/quota"
+	"github.com/keyplane/keyplane/ratelimit"
+)
+
+// Config is what Quotas is made of. Store, Region and Profile are required.
+type Config struct {
+	Store   *store.Store
+	Region  string
+	Profile quota.Profile
+	First   keyid.Account    // whose principals may change quotas, of every account
+	TLS     bool             // requests come over TLS: aws:SecureTransport
+	Logger  *slog.Logger     // nil: slog.Default
+	Now     func() time.Time // nil: time.Now
+}
+
+// Quotas is safe for concurrent use. Load it before it is asked.
+type Quotas struct {
+	cfg   Config
+	table *ratelimit.Table
+
+	change sync.Mutex // held from a read or write of the store to its effect, so that effects follow the store's order
+	mu     sync.RWMutex
+	own    map[keyid.Account]map[string]float64 // what was set, by the names of quotas; the inner maps are not changed
+}
+
+// reloadEvery is how old a change may be that another process made, or whose outcome was not known.
+const reloadEvery = 10 * time.Second
+
+// New makes Quotas with the profile's values.
+func New(cfg Config) (*Quotas, error) {
+	if cfg.Store == nil || cfg.Region == "" || !cfg.Profile.Valid() {
+		return nil, errors.New("quotas: a part of the configuration is missing")
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	q := &Quotas{cfg: cfg, own: map[keyid.Account]map[string]float64{}}
+	q.table = ratelimit.NewTable(q.rates(nil), cfg.Now())
+	return q, nil
+}
+
+// rates are the rates of all pools with what an account has of its own.
+func (q *Quotas) rates(own map[string]float64) *ratelimit.Rates {
+	var r ratelimit.Rates
+	for i := range quota.Quotas {
+		if e := &quota.Quotas[i]; e.Rate {
+			r[e.Pool] = ratelimit.Rate(q.valueOf(e, own))
+		}
+	}
+	return &r
+}
+
+func (q *Quotas) valueOf(e *quota.Quota, own map[string]float64) float64 {
+	if v, set := own[e.Name]; set {
+		return v
+	}
+	return e.Value(q.cfg.Profile, q.cfg.Region)
+}
+
+// Charge takes one request out of an account's pool and reports whether it fits.
+func (q *Quotas) Charge(a keyid.Account, p ratelimit.Pool, now time.Time) bool {
+	return q.table.Charge(a, p, 1, now)
+}
+
+// Max is the value of a resource quota of an account.
+func (q *Quotas) Max(a keyid.Account, name string) int {
+	return int(q.valueOf(quota.Find(name), q.ownOf(a)))
+}
+
+// ownOf is what an account has instead of the usual values. It is read only.
+func (q *Quotas) ownOf(a keyid.Account) map[string]float64 {
+	q.mu.RLock()
+	defer q.mu.RUnlock()
+	return q.own[a]
+}
+
+// Load reads what was set from the store and puts it into effect. A quota that this version does not know, or a value that it does not accept,
+// is left out and told in the log.
+func (q *Quotas) Load(ctx context.Context) error {
+	q.change.Lock()
+	defer q.change.Unlock()
+	next := map[keyid.Account]map[string]float64{}
+	if err := q.cfg.Store.Quotas(ctx, q.cfg.Region, func(a keyid.Account, values map[string]float64) error {
+		next[a] = values
+		return nil
+	}); err != nil {
+		return err
+	}
+	q.mu.RLock()
+	before := maps.Clone(q.own)
+	q.mu.RUnlock()
+	for a := range before {
+		if next[a] == nil {
+			q.apply(a, nil)
+		}
+	}
+	for a, values := range next {
+		q.apply(a, values)
+	}
+	return nil
+}
+
+// apply puts the values of an account into effect, unless they are already.
+func (q *Quotas) apply(a keyid.Account, stored map[string]float64) {
+	values := map[string]float64{}
+	for name, v := range stored {
+		if e := quota.Find(name); e == nil || e.Name != name || !e.Accepts(v) {
+			q.cfg.Logger.Error("a quota that is set has no effect: this version does not know it, or not that value", "account", a.String(), "quota", name, "value", v)
+			continue
+		}
+		values[name] = v
+	}
+	q.mu.Lock()
+	same := maps.Equal(q.own[a], values)
+	q.own[a] = values
+	if len(values) == 0 {
+		delete(q.own, a)
+	}
+	q.mu.Unlock()
+	switch {
+	case same:
+	case len(values) == 0:
+		q.table.Set(a, nil)
+	default:
+		q.table.Set(a, q.rates(values))
+	}
+}
+
+// set changes one quota of an account, nil to the usual value. It is in effect when set returns.
+func (q *Quotas) set(ctx context.Context, a keyid.Account, e *quota.Quota, value *float64) error {
+	q.change.Lock()
+	defer q.change.Unlock()
+	values, err := q.cfg.Store.SetQuota(ctx, q.cfg.Region, a, e.Name, value)
+	if err != nil {
+		return err
+	}
+	q.apply(a, values)
+	return nil
+}
+
+// Run reads the store again now and then, until ctx ends; it returns ctx's error.
+func (q *Quotas) Run(ctx context.Context) error {
+	ticker := time.NewTicker(reloadEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if err := q.Load(ctx); err != nil && ctx.Err() == nil {
+			q.cfg.Logger.Error("quotas could not be read; those known stay in effect", "error", err.Error())
+		}
+	}
+}
