@@ -33,7 +33,7 @@ func (s *Server) createGrant(ctx context.Context, c *call, in *createGrantIn) (c
 	terms.ID = newGrantID()
 	c.context.Extra, c.context.EncryptionContext = append(in.conditions(), c.forResource()...), constrained(&terms)
 	made, err := s.store.CreateGrant(ctx, store.NewGrant{
-		Key: n, Limit: s.grantsMax, Dry: isTrue(in.DryRun), Done: s.publishGrant,
+		Key: n, Limit: s.grantsMax, Dry: isTrue(in.DryRun), Done: s.publishMade,
 		Decide: func(k *store.Key) (*store.Grant, string, error) {
 			d, err := s.permit(ctx, c, c.action, k, func(g *authz.Grant) bool { return covers(g, &terms) })
 			if err != nil {
@@ -98,10 +98,28 @@ func checkTokens(tokens []*string) error {
 	return nil
 }
 
-// publishGrant tells the data plane that the grants to somebody may have changed.
-func (s *Server) publishGrant(g *store.Grant, err error) {
+// publishMade tells the data plane of a grant that was made, or was there already.
+func (s *Server) publishMade(g *store.Grant, err error) {
+	if err != nil {
+		s.publishGrants(g, err)
+		return
+	}
+	s.publisher.GrantMade(g.Key.Account, g.Key.ID, g.Grantee.ID, &g.Grant)
+}
+
+// publishRemoved tells the data plane of a grant that was removed.
+func (s *Server) publishRemoved(g *store.Grant, err error) {
+	if err != nil {
+		s.publishGrants(g, err)
+		return
+	}
+	s.publisher.GrantRemoved(g.Key.Account, g.Key.ID, g.Grantee.ID, g.ID)
+}
+
+// publishGrants tells the data plane that the grants to somebody may have changed.
+func (s *Server) publishGrants(g *store.Grant, err error) {
 	n, grantee := g.Key, g.Grantee.ID
-	s.publish("grant/"+n.Account.String()+"/"+n.ID.String()+"/"+grantee, err, func() { s.publisher.GrantChanged(n.Account, n.ID, grantee) })
+	s.publish("grant/"+n.Account.String()+"/"+n.ID.String()+"/"+grantee, err, func() { s.publisher.GrantsChanged(n.Account, n.ID, grantee) })
 }
 
 // party resolves whom a grant names: a principal by its ARN, who has to exist, or a service by its name; nobody if neither is given.
@@ -433,10 +451,10 @@ func (s *Server) permitRetiring(c *call, k *store.Key, g *store.Grant) error {
 // retirers are those who may retire a grant, as if each had a grant to do it.
 type retirers struct{ g *store.Grant }
 
-func (r retirers) Grants(name string) ([]authz.Grant, error) {
+func (r retirers) Grants(name string) (*authz.GrantSet, error) {
 	g := r.g
 	if name == g.Retiring.ID || name == g.Issuer.String() || name == g.Grantee.ID && g.Operations&authz.OpRetireGrant != 0 {
-		return []authz.Grant{{ID: g.ID, Operations: authz.OpRetireGrant}}, nil
+		return authz.NewGrantSet([]authz.Grant{{ID: g.ID, Operations: authz.OpRetireGrant}}), nil
 	}
 	return nil, nil
 }
@@ -470,7 +488,7 @@ func (s *Server) revokeGrant(ctx context.Context, c *call, in *revokeGrantIn) (n
 
 // removeGrant is what RetireGrant and RevokeGrant have in common: all but who may.
 func (s *Server) removeGrant(ctx context.Context, c *call, n store.KeyName, id string, dry *bool, may func(*store.Key, *store.Grant) error) error {
-	_, err := s.store.RemoveGrant(ctx, store.OldGrant{Key: n, ID: id, Dry: isTrue(dry), Done: s.publishGrant,
+	_, err := s.store.RemoveGrant(ctx, store.OldGrant{Key: n, ID: id, Dry: isTrue(dry), Done: s.publishRemoved,
 		Allow: func(k *store.Key, g *store.Grant) error {
 			if err := may(k, g); err != nil {
 				return err

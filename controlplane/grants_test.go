@@ -79,7 +79,7 @@ func TestGrantLife(t *testing.T) {
 	e.published.take()
 	g := e.grant(m.KeyId, user.who.ARN, []string{"Decrypt", "Encrypt", "Decrypt"}, "Name", "n:/_-1", "RetiringPrincipal", retiring.who.ARN,
 		"Constraints", raw(`{"EncryptionContextSubset":{"b":"ü","a":""}}`))
-	if got := e.published.take(); got != "grant "+m.KeyId+" "+user.who.ID+"\n" {
+	if got := e.published.take(); got != "grant "+m.KeyId+" "+user.who.ID+" has "+g.GrantId+"\n" {
 		t.Errorf("published %q", got)
 	}
 	list := e.grants("KeyId", m.KeyId)
@@ -106,14 +106,14 @@ func TestGrantLife(t *testing.T) {
 	}
 	e.published.take()
 	e.ok("RevokeGrant", obj("KeyId", m.KeyId, "GrantId", plain.GrantId), nil)
-	if got := e.published.take(); got != "grant "+m.KeyId+" "+user.who.ID+"\n" {
+	if got := e.published.take(); got != "grant "+m.KeyId+" "+user.who.ID+" has no more "+plain.GrantId+"\n" {
 		t.Errorf("published %q", got)
 	}
 	if user.sees(m.KeyId) {
 		t.Error("a revoked grant holds")
 	}
 	retiring.ok("RetireGrant", obj("GrantToken", g.GrantToken), nil)
-	if got := e.published.take(); got != "grant "+m.KeyId+" "+user.who.ID+"\n" {
+	if got := e.published.take(); got != "grant "+m.KeyId+" "+user.who.ID+" has no more "+g.GrantId+"\n" {
 		t.Errorf("published %q", got)
 	}
 	gone := "Grant ID " + g.GrantId + " is not found."
@@ -858,8 +858,8 @@ func TestUncertainGrantsArePublished(t *testing.T) {
 	e := newEnv(t)
 	g := &store.Grant{Key: e.name(e.create("{}").KeyId), Grantee: store.Party{ID: "AIDA1"}}
 	e.published.take()
-	e.publishGrant(g, fmt.Errorf("%w: timeout", store.ErrUncertain))
-	e.publishGrant(g, store.ErrConflict)
+	e.publishMade(g, fmt.Errorf("%w: timeout", store.ErrUncertain))
+	e.publishRemoved(g, store.ErrConflict)
 	want := "grant " + g.Key.ID.String() + " AIDA1\n"
 	if got := e.published.take(); got != want {
 		t.Errorf("published %q", got)

@@ -28,8 +28,12 @@ import (
 // called concurrently and more often than something changed.
 type Publisher interface {
 	KeyChanged(keyid.Account, keyid.ID)
-	AliasChanged(a keyid.Account, alias string)                // "alias/…"
-	GrantChanged(a keyid.Account, id keyid.ID, grantee string) // the grants on a key to one of authz.Caller.Grantees
+	AliasChanged(a keyid.Account, alias string) // "alias/…"
+	// The grants on a key to one of authz.Caller.Grantees: all may have changed, or one was made or removed and nothing else. Changes of one
+	// key's grants are told in the order in which they were committed, one after the other.
+	GrantsChanged(a keyid.Account, id keyid.ID, grantee string)
+	GrantMade(a keyid.Account, id keyid.ID, grantee string, g *authz.Grant)
+	GrantRemoved(a keyid.Account, id keyid.ID, grantee, grant string)
 	AccessKeyChanged(id string)
 }
 

@@ -53,7 +53,7 @@ func (w access) grant(name, grantee string, grants ...authz.Grant) {
 	k := w.records.keys[keyID(name)]
 	w.records.grants[string(appendKeyName(nil, k.Account, k.ID))+grantee] = grants
 	w.records.mu.Unlock()
-	w.GrantChanged(k.Account, k.ID, grantee)
+	w.GrantsChanged(k.Account, k.ID, grantee)
 }
 
 const notAbroad = " on this resource because the resource does not exist in this Region, no resource-based policies allow access, or a resource-based policy explicitly denies access"
@@ -193,7 +193,7 @@ func TestGrants(t *testing.T) {
 	// A store that does not answer allows nothing and is no refusal.
 	w.put("k1", delegating(ours))
 	w.want(asWorker, "GenerateDataKey", data(""), denied)
-	w.GrantChanged(ours, keyID("k1"), "AROAworker")
+	w.GrantsChanged(ours, keyID("k1"), "AROAworker")
 	w.records.err = errors.New("no store")
 	w.want(asWorker, "GenerateDataKey", data(""), "KMSInternalException "+kmsapi.KMSInternal.Text())
 	w.records.err = nil
