@@ -76,7 +76,11 @@ func TestPolicyMadeAgain(t *testing.T) {
 	a.admin.ok("iam:CreateUser", "UserName", "u")
 	a.admin.ok("iam:CreatePolicy", "PolicyName", "m", "PolicyDocument", allowAll)
 	arn := a.arn("policy/m")
-	if err := a.table.store.DeletePolicy(ctx, arn); err != nil {
+	old, err := a.table.store.ManagedPolicy(ctx, arn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.table.store.DeletePolicy(ctx, arn, old.ID); err != nil {
 		t.Fatal(err)
 	}
 	m := &store.ManagedPolicy{Account: a.account, Name: "m", Path: "/", ID: newID("ANPA"), Created: a.clock.now(),
@@ -112,8 +116,8 @@ func TestGoneIsGone(t *testing.T) {
 				pairs = append(pairs, "Status", "Inactive")
 			}
 		default:
-			_, err := a.table.store.UpdatePrincipal(t.Context(), n, func(p *store.Principal) error { p.Inline = nil; return nil })
-			remove = append(remove, err, a.table.store.DeletePrincipal(t.Context(), n))
+			p, err := a.table.store.UpdatePrincipal(t.Context(), n, func(p *store.Principal) error { p.Inline = nil; return nil })
+			remove = append(remove, err, a.table.store.DeletePrincipal(t.Context(), n, p.ID))
 			if c.action == "iam:PutUserPolicy" {
 				pairs = append(pairs, "PolicyName", "p", "PolicyDocument", allowAll)
 			}

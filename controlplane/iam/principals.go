@@ -382,7 +382,7 @@ func deletePrincipal(ctx context.Context, c *call, k store.PrincipalKind) error 
 	if err != nil {
 		return err
 	}
-	err = c.store.DeletePrincipal(ctx, n)
+	err = c.store.DeletePrincipal(ctx, n, p.ID)
 	if errors.Is(err, store.ErrInUse) {
 		what := "delete policies"
 		if len(p.AccessKeys) > 0 {
