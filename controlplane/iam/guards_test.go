@@ -1,9 +1,11 @@
 package iam
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/keyplane/keyplane/controlplane/store"
 )
@@ -144,6 +146,44 @@ func TestSessionsOfDeletedRole(t *testing.T) {
 	if n != 0 {
 		t.Errorf("%d sessions of a deleted role count against SessionsMax until they expire", n)
 	}
+}
+
+// The records of a deleted role's sessions are deleted too, and of no others.
+func TestRecordsOfEndedSessions(t *testing.T) {
+	a := newAPI(t)
+	r, other := a.role("r", trustAccount(a.account)), a.role("other", trustAccount(a.account))
+	const many = 105 // more than one transaction
+	for range many {
+		a.begin(r, "sess")
+	}
+	stays := a.begin(other, "sess")
+	records := func() (ids []string) {
+		if err := a.table.store.Sessions(t.Context(), func(v *store.Session) error {
+			v.Secret.Wipe()
+			if v.Principal.Account == a.account {
+				ids = append(ids, v.ID)
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return ids
+	}
+	if n := len(records()); n != many+1 {
+		t.Fatalf("%d records", n)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- a.table.Run(ctx) }()
+	a.admin.ok("iam:DeleteRole", "RoleName", "r")
+	for deadline := time.Now().Add(time.Minute); len(records()) > 1 && time.Now().Before(deadline); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if ids := records(); len(ids) != 1 || ids[0] != stays.id {
+		t.Errorf("%d records are left", len(ids))
+	}
+	stop()
+	<-done
 }
 
 // A Deny on the tags of a managed policy, of a role that is assumed and of a simulated principal holds, and one on the user agent.

@@ -282,7 +282,7 @@ func (t *Table) reloadPrincipal(ctx context.Context, n store.PrincipalName) erro
 	}
 	t.names.Unlock()
 	if old != nil && (next == nil || next.holder != old.holder) { // nobody can use them any more, and they count
-		t.sessions.drop(func(c *authz.Caller) bool { return c.Holder == old.holder })
+		t.end(func(c *authz.Caller) bool { return c.Holder == old.holder })
 	}
 	return nil
 }
@@ -335,7 +335,7 @@ func (t *Table) reloadService(ctx context.Context, name string) error {
 	}
 	t.names.Unlock()
 	another := p == nil || old == nil || old.unique != p.unique
-	t.sessions.drop(func(c *authz.Caller) bool { return c.Via == name && (another || !p.service.ActsFor(c.Account)) })
+	t.end(func(c *authz.Caller) bool { return c.Via == name && (another || !p.service.ActsFor(c.Account)) })
 	return nil
 }
 

@@ -118,12 +118,12 @@ func (s *sessions) sweep(before time.Time) {
 	s.remove(func(k *sigv4.AccessKey) bool { return k.Expires().Before(before) })
 }
 
-// drop removes the sessions of some callers.
-func (s *sessions) drop(of func(*authz.Caller) bool) {
-	s.remove(func(k *sigv4.AccessKey) bool { return of(k.Principal().Caller) })
+// drop removes the sessions of some callers and says which those were.
+func (s *sessions) drop(of func(*authz.Caller) bool) []store.SessionName {
+	return s.remove(func(k *sigv4.AccessKey) bool { return of(k.Principal().Caller) })
 }
 
-func (s *sessions) remove(which func(*sigv4.AccessKey) bool) {
+func (s *sessions) remove(which func(*sigv4.AccessKey) bool) (gone []store.SessionName) {
 	for i := range s.shards {
 		shard := &s.shards[i]
 		shard.mu.Lock()
@@ -132,11 +132,50 @@ func (s *sessions) remove(which func(*sigv4.AccessKey) bool) {
 				delete(shard.m, id)
 				k.Wipe()
 				s.release(k.Principal().Account)
+				gone = append(gone, store.SessionName{Account: k.Principal().Account, ID: id})
 			}
 		}
 		shard.mu.Unlock()
 	}
+	return gone
 }
+
+// end drops the sessions of some callers, who are gone, and has Run delete their records: nobody waits for that, because sessions of who is
+// gone are dead whether they have a record or not, and records end with their leases.
+func (t *Table) end(of func(*authz.Caller) bool) {
+	gone := t.sessions.drop(of)
+	if len(gone) == 0 {
+		return
+	}
+	t.ended.mu.Lock()
+	t.ended.names = append(t.ended.names, gone...)
+	t.ended.mu.Unlock()
+	select {
+	case t.ended.arrived <- struct{}{}:
+	default:
+	}
+}
+
+// ended are sessions whose records are to be deleted: as many as there were at most.
+type ended struct {
+	mu      sync.Mutex
+	names   []store.SessionName
+	arrived chan struct{} // capacity 1
+}
+
+// deleteEnded deletes the records of sessions that were ended. What cannot be deleted ends with its lease.
+func (t *Table) deleteEnded(ctx context.Context) {
+	t.ended.mu.Lock()
+	names := t.ended.names
+	t.ended.names = nil
+	t.ended.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
+	defer cancel()
+	_ = t.store.DeleteSessions(ctx, names)
+}
+
+// deleteTimeout bounds the deletion of ended sessions' records: ten thousand are a hundred transactions.
+const deleteTimeout = time.Minute
 
 // take replaces all sessions by those of o, nil for none, which nobody else uses.
 func (s *sessions) take(o *sessions) {
@@ -210,7 +249,7 @@ func (t *Table) begin(ctx context.Context, p *principal, n store.PrincipalName, 
 	}
 	t.sessions.add(k)
 	if v.Via != "" && !t.actsFor(v.Via, v.ViaID, n.Account) { // deregistered meanwhile, maybe before add
-		t.sessions.drop(func(w *authz.Caller) bool { return w == k.Principal().Caller })
+		t.end(func(w *authz.Caller) bool { return w == k.Principal().Caller })
 		return nil, errServiceGone
 	}
 	return c, nil

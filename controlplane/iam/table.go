@@ -36,6 +36,7 @@ type Table struct {
 	policies   map[string]managed // managed policies by ARN, so that all who have one share it
 
 	unsettled unsettled
+	ended     ended
 }
 
 // principal is one user, role, root user or service.
@@ -72,6 +73,7 @@ func NewTable(cfg TableConfig) (*Table, error) {
 	}
 	t.empty()
 	t.unsettled.again, t.unsettled.arrived = map[string]func(context.Context) error{}, make(chan struct{}, 1)
+	t.ended.arrived = make(chan struct{}, 1)
 	return t, nil
 }
 
