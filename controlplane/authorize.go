@@ -102,7 +102,7 @@ func (g *keyGrants) Grants(grantee string) (*authz.GrantSet, error) {
 
 // keyPolicy compiles a key's policy, with its principals as they were when it was put. One that this version does not read allows nothing.
 func (s *Server) keyPolicy(k *store.Key) *policy.Policy {
-	p, err := snapshot.CompilePolicy(k.Policy.Document, k.Policy.Bound, k.Account)
+	p, err := snapshot.CompilePolicy(k.Policy.Document, k.Policy.Bound)
 	if err != nil {
 		s.log.Error("a key policy cannot be read; it allows nothing", "key", s.keyARN(k.KeyName), "error", err.Error())
 		return new(policy.Policy)

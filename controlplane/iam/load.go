@@ -10,6 +10,7 @@ import (
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/policy"
 	"github.com/keyplane/keyplane/internal/sigv4"
+	"github.com/keyplane/keyplane/internal/snapshot"
 )
 
 // awsPolicies are the AWS managed policies that exist here, by what follows arn:<partition>:iam::aws:policy/
@@ -118,7 +119,7 @@ func (t *Table) principal(ctx context.Context, r *store.Principal) (*principal, 
 			bound[b.ARN] = b.ID
 		}
 		var err error
-		p.trust, err = policy.Parse([]byte(r.Trust), policy.TrustPolicy, func(arn string) (string, bool) { id, ok := bound[arn]; return id, ok })
+		p.trust, err = policy.Parse([]byte(r.Trust), policy.TrustPolicy, snapshot.Bound(bound))
 		if err != nil {
 			return nil, fmt.Errorf("%s: trust policy: %w", p.RoleARN, err)
 		}
