@@ -122,11 +122,15 @@ func (s *Server) publishGrants(g *store.Grant, err error) {
 	s.publish("grant/"+n.Account.String()+"/"+n.ID.String()+"/"+grantee, err, func() { s.publisher.GrantsChanged(n.Account, n.ID, grantee) })
 }
 
-// party resolves whom a grant names: a principal by its ARN, who has to exist, or a service by its name; nobody if neither is given.
+// party resolves whom a grant names: a principal by its ARN, who has to exist, or a service by its name, which has to be registered; nobody if neither is given.
 func (s *Server) party(arn, service *string) (store.Party, error) {
 	switch {
 	case service != nil:
-		return store.Party{ID: strings.ToLower(*service), Shown: *service, Service: true}, nil
+		id := strings.ToLower(*service)
+		if !s.principals.IsService(id) {
+			return store.Party{}, noPrincipal(*service)
+		}
+		return store.Party{ID: id, Shown: *service, Service: true}, nil
 	case arn == nil:
 		return store.Party{}, nil
 	}
@@ -344,16 +348,22 @@ func (s *Server) listRetirableGrants(ctx context.Context, c *call, in *listRetir
 	if position != "" && !store.ValidRetirable(position) {
 		return listGrantsOut{}, kmsapi.E(kmsapi.InvalidMarker)
 	}
-	list, next, more, err := s.store.RetirableGrants(ctx, s.region, retiring.ID, position, pageSize(in.Limit, kmsapi.LimitGrantsDefault))
-	if err != nil {
-		return listGrantsOut{}, err
+	out := listGrantsOut{Grants: []grantListEntry{}}
+	limit, more := pageSize(in.Limit, kmsapi.LimitGrantsDefault), true
+	for scanned := 0; more && len(out.Grants) < limit && scanned < grantsScan; { // entries of keys that were deleted make a part short
+		var list []*store.Grant
+		var looked int
+		list, position, looked, more, err = s.store.RetirableGrants(ctx, s.region, retiring.ID, position, limit-len(out.Grants))
+		if err != nil {
+			return listGrantsOut{}, err
+		}
+		scanned += looked
+		for _, g := range list {
+			out.Grants = append(out.Grants, s.grantEntry(g))
+		}
 	}
-	out := listGrantsOut{Grants: []grantListEntry{}, Truncated: more}
-	for _, g := range list {
-		out.Grants = append(out.Grants, s.grantEntry(g))
-	}
-	if more {
-		out.NextMarker = p.marker(next)
+	if out.Truncated = more; more {
+		out.NextMarker = p.marker(position)
 	}
 	return out, nil
 }

@@ -135,6 +135,12 @@ func TestServiceGrant(t *testing.T) {
 	source := "arn:aws:s3:us-east-1:111122223333:bucket"
 	constraints := raw(`{"SourceArn":"` + source + `"}`)
 	var g createGrantOut
+	for _, unregistered := range []string{"s3.us-east-1.amazonaws.com", "s3.amazonaws.com"} {
+		refused := "ARN does not refer to a valid principal: " + unregistered
+		e.fails("CreateGrant", obj("KeyId", m.KeyId, "GranteeServicePrincipal", unregistered, "Operations", describing, "Constraints", constraints, "RetiringPrincipal", admin), kmsapi.InvalidArn, refused)
+		e.fails("CreateGrant", obj("KeyId", m.KeyId, "GranteePrincipal", admin, "Operations", describing, "RetiringServicePrincipal", unregistered), kmsapi.InvalidArn, refused)
+	}
+	e.registered("s3.us-east-1.amazonaws.com", "s3.amazonaws.com")
 	e.ok("CreateGrant", body("Constraints", constraints, "RetiringServicePrincipal", "s3.amazonaws.com"), &g)
 	entry := e.grants("KeyId", m.KeyId).Grants[0]
 	if entry.GranteeServicePrincipal != "S3.us-east-1.amazonaws.com" || entry.RetiringServicePrincipal != "s3.amazonaws.com" || entry.GranteePrincipal != "" ||
@@ -775,8 +781,8 @@ func TestListRetirableGrants(t *testing.T) {
 		for marker := raw("null"); ; {
 			var out grantReply
 			e.ok("ListRetirableGrants", obj("RetiringPrincipal", retiring.who.RoleARN, "Limit", limit, "Marker", marker), &out)
-			if len(out.Grants) > limit {
-				t.Errorf("%d grants in a page of %d", len(out.Grants), limit)
+			if len(out.Grants) > limit || out.Truncated && len(out.Grants) < limit {
+				t.Errorf("%d grants in a page of %d, and more %v", len(out.Grants), limit, out.Truncated)
 			}
 			for _, g := range out.Grants {
 				if g.RetiringPrincipal != retiring.who.RoleARN {

@@ -193,7 +193,7 @@ func newEnvIn(t testing.TB, st *store.Store, region string) *env {
 	if err := e.creds.EnsureAdmin(t.Context(), account, e.keyID, []byte(e.secret)); err != nil {
 		t.Fatal(err)
 	}
-	e.cast = &cast{table: e.creds, keys: map[string]*sigv4.AccessKey{}, ids: map[string]string{}}
+	e.cast = &cast{table: e.creds, keys: map[string]*sigv4.AccessKey{}, ids: map[string]string{}, services: map[string]bool{}}
 	verifier, err := sigv4.New(sigv4.Config{Regions: []string{region}, Keys: e.cast})
 	if err != nil {
 		t.Fatal(err)

@@ -37,9 +37,10 @@ type Publisher interface {
 	AccessKeyChanged(id string)
 }
 
-// Principals knows who exists: a policy.Binder over all accounts. Safe for concurrent use.
+// Principals knows who exists. Safe for concurrent use.
 type Principals interface {
-	Bind(arn string) (id string, ok bool)
+	Bind(arn string) (id string, ok bool) // a policy.Binder over all accounts
+	IsService(name string) bool           // whether a service is registered under a name in lower case, with its Region or without
 }
 
 // Config is what a Server is made of. Every field is required that has no word on what nil or 0 is.

@@ -112,6 +112,21 @@ func (t *Table) Bind(arn string) (id string, ok bool) {
 	return p.ID, true
 }
 
+// IsService reports whether a service is registered under a name in lower case: with its Region, or without, as grants and policies may name it.
+func (t *Table) IsService(name string) bool {
+	t.names.RLock()
+	defer t.names.RUnlock()
+	if t.services[name] != nil {
+		return true
+	}
+	for full := range t.services { // few, and asked when a grant is made
+		if withoutRegion(full) == name {
+			return true
+		}
+	}
+	return false
+}
+
 // Subject is the principal that an ARN names now, of a role session its role, of a registered service's name the service; nil if there is none.
 func (t *Table) Subject(arn string) *authz.Subject {
 	p, _ := t.find(arn)

@@ -364,6 +364,11 @@ func TestCallers(t *testing.T) {
 	if id, ok := e.table.Bind(e.arn("role/role")); !ok || id != role.ID || e.table.Caller(e.arn("role/role")) != nil {
 		t.Errorf("role: %q %v", id, ok)
 	}
+	for name, want := range map[string]bool{svc.Name: true, "s3.amazonaws.com": true, "s3.us-west-1.amazonaws.com": false, "S3.amazonaws.com": false, "s4.amazonaws.com": false, "": false} {
+		if got := e.table.IsService(name); got != want {
+			t.Errorf("%q is a service: %v", name, got)
+		}
+	}
 	for _, arn := range []string{
 		"", "alice", e.arn("user/Alice"), e.arn("user/team/alice"), e.arn("user/team/Alice/"), e.arn("role/Alice"), e.arn("user/"), e.arn("user"), e.arn("group/Alice"),
 		e.arn("root/"), "arn:aws:iam::999999999999:root", "arn:aws-cn:iam::" + account + ":root", "arn:aws:iam:us-east-1:" + account + ":root", "arn:aws:sts::" + account + ":root",
