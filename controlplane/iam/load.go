@@ -84,14 +84,10 @@ func (t *Table) fill(ctx context.Context) error {
 		}
 		k, err := t.temporaryKey(p, v)
 		if err == nil {
-			t.sessions.put(k)
+			t.sessions.put(k, v.Policies)
 		}
 		return err
 	})
-}
-
-func compile(document string) (*policy.Policy, error) {
-	return policy.Parse([]byte(document), policy.IdentityPolicy, nil)
 }
 
 func (t *Table) rootUser(a keyid.Account) *principal {
