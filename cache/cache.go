@@ -1,7 +1,7 @@
 // Package cache keeps values by name, bounded by bytes, and lends them out; a value may own something that has to be destroyed. It knows
 // nothing of what it stores.
 //
-//	cache.go    the cache: Get, Load, Invalidate
+//	cache.go    the cache: Get, Load, Invalidate, Change
 //	lease.go    entries and who holds them; when a value is destroyed
 //	table.go    where Get looks, without a lock
 //	keep.go     what stays: ristretto's admission and eviction, the bound
@@ -142,6 +142,54 @@ func (c *Cache[V]) Invalidate(name []byte) {
 	if kept {
 		c.forget(e)
 		e.release()
+	}
+}
+
+// Change is Invalidate by somebody who can tell what name has from what it had: change makes the one of the other, nil for none, and returns what
+// load functions do. It is called where something is known of name or is being loaded; whoever loads name meanwhile waits for it. What is
+// being loaded may have the change already, so making it twice must be making it once. Changes of one name are made one after the other,
+// in the order in which they happened.
+func (c *Cache[V]) Change(name []byte, change func(old *V) (*V, int64, error)) {
+	hash := c.hash(name)
+	c.mu.Lock()
+	epoch := c.epoch(hash).Add(1)
+	e, before := c.table.find(hash, name), c.flights[string(name)]
+	known := false
+	if e != nil && e.epoch == epoch-1 {
+		_, known = e.acquire()
+	}
+	loading := !known && before != nil && before.epoch == epoch-1
+	if loading {
+		before.sharers++
+	}
+	var f *flight[V]
+	if known || loading {
+		f = &flight[V]{name: string(name), hash: hash, epoch: epoch, landed: make(chan struct{})}
+		c.flights[f.name] = f
+	}
+	kept := c.unkeep(e)
+	c.mu.Unlock()
+	if kept {
+		c.forget(e)
+		e.release()
+	}
+	if f == nil {
+		return
+	}
+	c.fly(f, func() (*V, int64, error) {
+		old := Lease[V]{e}
+		if loading {
+			<-before.landed
+			if before.err != nil {
+				return nil, 0, before.err
+			}
+			old = Lease[V]{before.entry}
+		}
+		defer old.Release()
+		return change(old.Value())
+	})
+	if f.entry != nil {
+		f.entry.release()
 	}
 }
 

@@ -89,17 +89,20 @@ type keyGrants struct {
 	fits  func(*authz.Grant) bool
 }
 
-func (g *keyGrants) Grants(grantee string) ([]authz.Grant, error) {
+func (g *keyGrants) Grants(grantee string) (*authz.GrantSet, error) {
 	list, err := g.store.Grants(g.ctx, g.key.Region, g.key.Account, g.key.ID, grantee)
-	if err != nil || g.fits == nil {
-		return list, err
+	if err != nil {
+		return nil, err
 	}
-	return slices.DeleteFunc(list, func(grant authz.Grant) bool { return !g.fits(&grant) }), nil
+	if g.fits != nil {
+		list = slices.DeleteFunc(list, func(grant authz.Grant) bool { return !g.fits(&grant) })
+	}
+	return authz.NewGrantSet(list), nil
 }
 
 // keyPolicy compiles a key's policy, with its principals as they were when it was put. One that this version does not read allows nothing.
 func (s *Server) keyPolicy(k *store.Key) *policy.Policy {
-	p, err := snapshot.CompilePolicy(k.Policy.Document, k.Policy.Bound, k.Account)
+	p, err := snapshot.CompilePolicy(k.Policy.Document, k.Policy.Bound)
 	if err != nil {
 		s.log.Error("a key policy cannot be read; it allows nothing", "key", s.keyARN(k.KeyName), "error", err.Error())
 		return new(policy.Policy)

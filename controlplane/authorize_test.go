@@ -187,6 +187,7 @@ func TestCreateKeyPermissions(t *testing.T) {
 // What conditions see of each operation: an identity policy that allows under the condition alone, a request that meets it, and one that does not.
 func TestConditions(t *testing.T) {
 	e := newEnv(t)
+	e.registered("s3.us-east-1.amazonaws.com", "s3.amazonaws.com")
 	m := e.create(obj("Tags", tags("team", "red")))
 	e.ok("CreateAlias", aliasBody("alias/c", m.KeyId), nil)
 	admin := "arn:aws:iam::" + e.account.String() + ":user/administrator"

@@ -19,6 +19,14 @@ type cast struct {
 	mu   sync.Mutex
 	keys map[string]*sigv4.AccessKey
 	ids  map[string]string // unique IDs by ARN
+
+	services map[string]bool // by name
+}
+
+func (c *cast) IsService(name string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.services[name] || c.table.IsService(name)
 }
 
 func (c *cast) AccessKey(id []byte) *sigv4.AccessKey {
@@ -128,9 +136,18 @@ func (e *env) session(role, name string, documents ...string) *env {
 	})
 }
 
+func (e *env) registered(names ...string) {
+	e.cast.mu.Lock()
+	defer e.cast.mu.Unlock()
+	for _, name := range names {
+		e.cast.services[name] = true
+	}
+}
+
 // service is a service that e's account registered.
 func (e *env) service(name string) *env {
 	e.Helper()
+	e.registered(name)
 	p := policy.Principal{Kind: policy.Service, Account: e.account, ARN: name}
 	return e.as(&authz.Caller{Principal: p, Holder: authz.NewHolder(&authz.Subject{Principal: p}), Grantees: [3]string{name}, UserID: name})
 }

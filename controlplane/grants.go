@@ -34,7 +34,7 @@ func (s *Server) createGrant(ctx context.Context, c *call, in *createGrantIn) (c
 	terms.ID = newGrantID()
 	c.context.Extra, c.context.EncryptionContext = append(in.conditions(), c.forResource()...), constrained(&terms)
 	made, err := s.store.CreateGrant(ctx, store.NewGrant{
-		Key: n, Limit: s.quotaOf(n.Account, quota.GrantsPerKey), Dry: isTrue(in.DryRun), Done: s.publishGrant,
+		Key: n, Limit: s.quotaOf(n.Account, quota.GrantsPerKey), Dry: isTrue(in.DryRun), Done: s.publishMade,
 		Decide: func(k *store.Key) (*store.Grant, string, error) {
 			d, err := s.permit(ctx, c, c.action, k, func(g *authz.Grant) bool { return covers(g, &terms) })
 			if err != nil {
@@ -99,17 +99,39 @@ func checkTokens(tokens []*string) error {
 	return nil
 }
 
-// publishGrant tells the data plane that the grants to somebody may have changed.
-func (s *Server) publishGrant(g *store.Grant, err error) {
-	n, grantee := g.Key, g.Grantee.ID
-	s.publish("grant/"+n.Account.String()+"/"+n.ID.String()+"/"+grantee, err, func() { s.publisher.GrantChanged(n.Account, n.ID, grantee) })
+// publishMade tells the data plane of a grant that was made, or was there already.
+func (s *Server) publishMade(g *store.Grant, err error) {
+	if err != nil {
+		s.publishGrants(g, err)
+		return
+	}
+	s.publisher.GrantMade(g.Key.Account, g.Key.ID, g.Grantee.ID, &g.Grant)
 }
 
-// party resolves whom a grant names: a principal by its ARN, who has to exist, or a service by its name; nobody if neither is given.
+// publishRemoved tells the data plane of a grant that was removed.
+func (s *Server) publishRemoved(g *store.Grant, err error) {
+	if err != nil {
+		s.publishGrants(g, err)
+		return
+	}
+	s.publisher.GrantRemoved(g.Key.Account, g.Key.ID, g.Grantee.ID, g.ID)
+}
+
+// publishGrants tells the data plane that the grants to somebody may have changed.
+func (s *Server) publishGrants(g *store.Grant, err error) {
+	n, grantee := g.Key, g.Grantee.ID
+	s.publish("grant/"+n.Account.String()+"/"+n.ID.String()+"/"+grantee, err, func() { s.publisher.GrantsChanged(n.Account, n.ID, grantee) })
+}
+
+// party resolves whom a grant names: a principal by its ARN, who has to exist, or a service by its name, which has to be registered; nobody if neither is given.
 func (s *Server) party(arn, service *string) (store.Party, error) {
 	switch {
 	case service != nil:
-		return store.Party{ID: strings.ToLower(*service), Shown: *service, Service: true}, nil
+		id := strings.ToLower(*service)
+		if !s.principals.IsService(id) {
+			return store.Party{}, noPrincipal(*service)
+		}
+		return store.Party{ID: id, Shown: *service, Service: true}, nil
 	case arn == nil:
 		return store.Party{}, nil
 	}
@@ -327,16 +349,22 @@ func (s *Server) listRetirableGrants(ctx context.Context, c *call, in *listRetir
 	if position != "" && !store.ValidRetirable(position) {
 		return listGrantsOut{}, kmsapi.E(kmsapi.InvalidMarker)
 	}
-	list, next, more, err := s.store.RetirableGrants(ctx, s.region, retiring.ID, position, pageSize(in.Limit, kmsapi.LimitGrantsDefault))
-	if err != nil {
-		return listGrantsOut{}, err
+	out := listGrantsOut{Grants: []grantListEntry{}}
+	limit, more := pageSize(in.Limit, kmsapi.LimitGrantsDefault), true
+	for scanned := 0; more && len(out.Grants) < limit && scanned < grantsScan; { // entries of keys that were deleted make a part short
+		var list []*store.Grant
+		var looked int
+		list, position, looked, more, err = s.store.RetirableGrants(ctx, s.region, retiring.ID, position, limit-len(out.Grants))
+		if err != nil {
+			return listGrantsOut{}, err
+		}
+		scanned += looked
+		for _, g := range list {
+			out.Grants = append(out.Grants, s.grantEntry(g))
+		}
 	}
-	out := listGrantsOut{Grants: []grantListEntry{}, Truncated: more}
-	for _, g := range list {
-		out.Grants = append(out.Grants, s.grantEntry(g))
-	}
-	if more {
-		out.NextMarker = p.marker(next)
+	if out.Truncated = more; more {
+		out.NextMarker = p.marker(position)
 	}
 	return out, nil
 }
@@ -434,10 +462,10 @@ func (s *Server) permitRetiring(c *call, k *store.Key, g *store.Grant) error {
 // retirers are those who may retire a grant, as if each had a grant to do it.
 type retirers struct{ g *store.Grant }
 
-func (r retirers) Grants(name string) ([]authz.Grant, error) {
+func (r retirers) Grants(name string) (*authz.GrantSet, error) {
 	g := r.g
 	if name == g.Retiring.ID || name == g.Issuer.String() || name == g.Grantee.ID && g.Operations&authz.OpRetireGrant != 0 {
-		return []authz.Grant{{ID: g.ID, Operations: authz.OpRetireGrant}}, nil
+		return authz.NewGrantSet([]authz.Grant{{ID: g.ID, Operations: authz.OpRetireGrant}}), nil
 	}
 	return nil, nil
 }
@@ -471,7 +499,7 @@ func (s *Server) revokeGrant(ctx context.Context, c *call, in *revokeGrantIn) (n
 
 // removeGrant is what RetireGrant and RevokeGrant have in common: all but who may.
 func (s *Server) removeGrant(ctx context.Context, c *call, n store.KeyName, id string, dry *bool, may func(*store.Key, *store.Grant) error) error {
-	_, err := s.store.RemoveGrant(ctx, store.OldGrant{Key: n, ID: id, Dry: isTrue(dry), Done: s.publishGrant,
+	_, err := s.store.RemoveGrant(ctx, store.OldGrant{Key: n, ID: id, Dry: isTrue(dry), Done: s.publishRemoved,
 		Allow: func(k *store.Key, g *store.Grant) error {
 			if err := may(k, g); err != nil {
 				return err

@@ -80,7 +80,7 @@ func TestGrantLife(t *testing.T) {
 	e.published.take()
 	g := e.grant(m.KeyId, user.who.ARN, []string{"Decrypt", "Encrypt", "Decrypt"}, "Name", "n:/_-1", "RetiringPrincipal", retiring.who.ARN,
 		"Constraints", raw(`{"EncryptionContextSubset":{"b":"ü","a":""}}`))
-	if got := e.published.take(); got != "grant "+m.KeyId+" "+user.who.ID+"\n" {
+	if got := e.published.take(); got != "grant "+m.KeyId+" "+user.who.ID+" has "+g.GrantId+"\n" {
 		t.Errorf("published %q", got)
 	}
 	list := e.grants("KeyId", m.KeyId)
@@ -107,14 +107,14 @@ func TestGrantLife(t *testing.T) {
 	}
 	e.published.take()
 	e.ok("RevokeGrant", obj("KeyId", m.KeyId, "GrantId", plain.GrantId), nil)
-	if got := e.published.take(); got != "grant "+m.KeyId+" "+user.who.ID+"\n" {
+	if got := e.published.take(); got != "grant "+m.KeyId+" "+user.who.ID+" has no more "+plain.GrantId+"\n" {
 		t.Errorf("published %q", got)
 	}
 	if user.sees(m.KeyId) {
 		t.Error("a revoked grant holds")
 	}
 	retiring.ok("RetireGrant", obj("GrantToken", g.GrantToken), nil)
-	if got := e.published.take(); got != "grant "+m.KeyId+" "+user.who.ID+"\n" {
+	if got := e.published.take(); got != "grant "+m.KeyId+" "+user.who.ID+" has no more "+g.GrantId+"\n" {
 		t.Errorf("published %q", got)
 	}
 	gone := "Grant ID " + g.GrantId + " is not found."
@@ -136,6 +136,12 @@ func TestServiceGrant(t *testing.T) {
 	source := "arn:aws:s3:us-east-1:111122223333:bucket"
 	constraints := raw(`{"SourceArn":"` + source + `"}`)
 	var g createGrantOut
+	for _, unregistered := range []string{"s3.us-east-1.amazonaws.com", "s3.amazonaws.com"} {
+		refused := "ARN does not refer to a valid principal: " + unregistered
+		e.fails("CreateGrant", obj("KeyId", m.KeyId, "GranteeServicePrincipal", unregistered, "Operations", describing, "Constraints", constraints, "RetiringPrincipal", admin), kmsapi.InvalidArn, refused)
+		e.fails("CreateGrant", obj("KeyId", m.KeyId, "GranteePrincipal", admin, "Operations", describing, "RetiringServicePrincipal", unregistered), kmsapi.InvalidArn, refused)
+	}
+	e.registered("s3.us-east-1.amazonaws.com", "s3.amazonaws.com")
 	e.ok("CreateGrant", body("Constraints", constraints, "RetiringServicePrincipal", "s3.amazonaws.com"), &g)
 	entry := e.grants("KeyId", m.KeyId).Grants[0]
 	if entry.GranteeServicePrincipal != "S3.us-east-1.amazonaws.com" || entry.RetiringServicePrincipal != "s3.amazonaws.com" || entry.GranteePrincipal != "" ||
@@ -776,8 +782,8 @@ func TestListRetirableGrants(t *testing.T) {
 		for marker := raw("null"); ; {
 			var out grantReply
 			e.ok("ListRetirableGrants", obj("RetiringPrincipal", retiring.who.RoleARN, "Limit", limit, "Marker", marker), &out)
-			if len(out.Grants) > limit {
-				t.Errorf("%d grants in a page of %d", len(out.Grants), limit)
+			if len(out.Grants) > limit || out.Truncated && len(out.Grants) < limit {
+				t.Errorf("%d grants in a page of %d, and more %v", len(out.Grants), limit, out.Truncated)
 			}
 			for _, g := range out.Grants {
 				if g.RetiringPrincipal != retiring.who.RoleARN {
@@ -859,8 +865,8 @@ func TestUncertainGrantsArePublished(t *testing.T) {
 	e := newEnv(t)
 	g := &store.Grant{Key: e.name(e.create("{}").KeyId), Grantee: store.Party{ID: "AIDA1"}}
 	e.published.take()
-	e.publishGrant(g, fmt.Errorf("%w: timeout", store.ErrUncertain))
-	e.publishGrant(g, store.ErrConflict)
+	e.publishMade(g, fmt.Errorf("%w: timeout", store.ErrUncertain))
+	e.publishRemoved(g, store.ErrConflict)
 	want := "grant " + g.Key.ID.String() + " AIDA1\n"
 	if got := e.published.take(); got != want {
 		t.Errorf("published %q", got)

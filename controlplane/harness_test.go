@@ -40,10 +40,20 @@ type recorder struct {
 	grants  []string
 }
 
-func (r *recorder) GrantChanged(_ keyid.Account, id keyid.ID, grantee string) {
+func (r *recorder) grant(id keyid.ID, rest string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.grants = append(r.grants, id.String()+" "+grantee)
+	r.grants = append(r.grants, id.String()+" "+rest)
+}
+
+func (r *recorder) GrantsChanged(_ keyid.Account, id keyid.ID, grantee string) { r.grant(id, grantee) }
+
+func (r *recorder) GrantMade(_ keyid.Account, id keyid.ID, grantee string, g *authz.Grant) {
+	r.grant(id, grantee+" has "+g.ID)
+}
+
+func (r *recorder) GrantRemoved(_ keyid.Account, id keyid.ID, grantee, grant string) {
+	r.grant(id, grantee+" has no more "+grant)
 }
 
 func (r *recorder) KeyChanged(_ keyid.Account, id keyid.ID) {
@@ -183,7 +193,7 @@ func newEnvIn(t testing.TB, st *store.Store, region string) *env {
 	if err := e.creds.EnsureAdmin(t.Context(), account, e.keyID, []byte(e.secret)); err != nil {
 		t.Fatal(err)
 	}
-	e.cast = &cast{table: e.creds, keys: map[string]*sigv4.AccessKey{}, ids: map[string]string{}}
+	e.cast = &cast{table: e.creds, keys: map[string]*sigv4.AccessKey{}, ids: map[string]string{}, services: map[string]bool{}}
 	verifier, err := sigv4.New(sigv4.Config{Regions: []string{region}, Keys: e.cast})
 	if err != nil {
 		t.Fatal(err)

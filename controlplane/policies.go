@@ -28,12 +28,15 @@ func (s *Server) newPolicy(c *call, k *store.Key, arn string, document []byte, b
 	}
 	put := store.Policy{Document: document, Bound: map[string]string{}}
 	p, err := policy.Parse(document, policy.KeyPolicy, func(arn string) (string, bool) {
-		id, ok := s.principals.Bind(arn)
+		id, ok := s.principals.Bind(policy.PrincipalARN(arn, s.partition))
 		if ok {
 			put.Bound[arn] = id
 		}
 		return id, ok
 	})
+	if err == nil {
+		err = p.Within(s.partition)
+	}
 	if err != nil {
 		if e, ok := errors.AsType[*policy.Error](err); ok {
 			return store.Policy{}, malformedPolicy(e.Message)

@@ -101,7 +101,8 @@ func TestMalformedPolicies(t *testing.T) {
 		}
 	}
 	const invalid = "Policy contains a statement with one or more invalid principals."
-	for _, principal := range []string{"arn:aws:iam::" + e.account.String() + ":user/nobody", "arn:aws:iam::999999999999:root", "arn:aws:iam::" + e.account.String() + ":role/none", "x"} {
+	for _, principal := range []string{"arn:aws:iam::" + e.account.String() + ":user/nobody", "arn:aws:iam::999999999999:root", "arn:aws:iam::" + e.account.String() + ":role/none", "x",
+		"arn:aws-cn:iam::" + e.account.String() + ":root", "arn:aws-us-gov:iam::" + e.account.String() + ":user/administrator", "arn:aws-cn:sts::" + e.account.String() + ":federated-user/bob"} {
 		p := keyPolicyOf(e, `{"Effect":"Allow","Principal":{"AWS":"`+principal+`"},"Action":"kms:*","Resource":"*"}`)
 		e.fails("PutKeyPolicy", obj("KeyId", m.KeyId, "Policy", p), kmsapi.MalformedPolicyDocument, invalid)
 		e.fails("CreateKey", obj("Policy", p), kmsapi.MalformedPolicyDocument, invalid)
@@ -201,7 +202,7 @@ func TestPolicyBindsPrincipals(t *testing.T) {
 	m := e.create(obj("Policy", keyPolicyOf(e, `{"Effect":"Allow","Principal":{"AWS":"`+first.who.ARN+`"},"Action":"kms:DescribeKey","Resource":"*"}`)))
 	first.describe(m.KeyId)
 	r, err := shared.KeyRecord(t.Context(), e.region, e.account, e.name(m.KeyId).ID)
-	want := map[string]string{first.who.ARN: first.who.ID, "arn:aws:iam::" + e.account.String() + ":root": e.account.String()}
+	want := map[string]string{first.who.ARN: first.who.ID, e.account.String(): e.account.String()}
 	if err != nil || fmt.Sprint(r.Bound) != fmt.Sprint(want) {
 		t.Errorf("bound %v %v, want %v", r.Bound, err, want)
 	}
@@ -220,7 +221,7 @@ func TestPolicyBindsPrincipals(t *testing.T) {
 		t.Fatal(err)
 	}
 	first.describe(m.KeyId)
-	// What this version cannot read leaves the key to its account, if it was put when policies were not evaluated.
+	// What this version cannot read allows nothing, to nobody, whenever it was put.
 	unreadable := store.Policy{Document: []byte("{}")}
 	put := func() {
 		t.Helper()
@@ -228,13 +229,11 @@ func TestPolicyBindsPrincipals(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	put()
-	e.describe(m.KeyId)
-	first.fails("DescribeKey", obj("KeyId", m.KeyId), kmsapi.AccessDenied, "*") // she has no identity policy
-	// Else it allows nothing, to nobody.
-	unreadable.Bound = map[string]string{}
-	put()
-	for _, who := range []*env{e, first, e.root(e.account)} {
-		who.fails("DescribeKey", obj("KeyId", m.KeyId), kmsapi.AccessDenied, "*")
+	for _, bound := range []map[string]string{nil, {}} {
+		unreadable.Bound = bound
+		put()
+		for _, who := range []*env{e, first, e.root(e.account)} {
+			who.fails("DescribeKey", obj("KeyId", m.KeyId), kmsapi.AccessDenied, "*")
+		}
 	}
 }

@@ -29,14 +29,19 @@ import (
 // called concurrently and more often than something changed.
 type Publisher interface {
 	KeyChanged(keyid.Account, keyid.ID)
-	AliasChanged(a keyid.Account, alias string)                // "alias/…"
-	GrantChanged(a keyid.Account, id keyid.ID, grantee string) // the grants on a key to one of authz.Caller.Grantees
+	AliasChanged(a keyid.Account, alias string) // "alias/…"
+	// The grants on a key to one of authz.Caller.Grantees: all may have changed, or one was made or removed and nothing else. Changes of one
+	// key's grants are told in the order in which they were committed, one after the other.
+	GrantsChanged(a keyid.Account, id keyid.ID, grantee string)
+	GrantMade(a keyid.Account, id keyid.ID, grantee string, g *authz.Grant)
+	GrantRemoved(a keyid.Account, id keyid.ID, grantee, grant string)
 	AccessKeyChanged(id string)
 }
 
-// Principals knows who exists: a policy.Binder over all accounts. Safe for concurrent use.
+// Principals knows who exists. Safe for concurrent use.
 type Principals interface {
-	Bind(arn string) (id string, ok bool)
+	Bind(arn string) (id string, ok bool) // a policy.Binder over all accounts
+	IsService(name string) bool           // whether a service is registered under a name in lower case, with its Region or without
 }
 
 // Config is what a Server is made of. Every field is required that has no word on what nil or 0 is.

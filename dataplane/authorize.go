@@ -2,7 +2,6 @@ package dataplane
 
 import (
 	"context"
-	"slices"
 
 	"github.com/keyplane/keyplane/cache"
 	"github.com/keyplane/keyplane/internal/authz"
@@ -12,9 +11,6 @@ import (
 	"github.com/keyplane/keyplane/internal/snapshot"
 )
 
-// grantList is what is cached of one grantee's grants of one key; there are as many names as key and grantee can make, and most have none.
-type grantList struct{ grants []authz.Grant }
-
 // question is what one request asks authz.Decide, and the authz.Grants that it reads. It is a part of a pooled request.
 type question struct {
 	authz.Question
@@ -23,7 +19,7 @@ type question struct {
 
 	s      *Server
 	key    *snapshot.Key
-	leases [len(authz.Caller{}.Grantees)]cache.Lease[grantList]
+	leases [len(authz.Caller{}.Grantees)]cache.Lease[authz.GrantSet]
 	held   int
 	name   []byte // buffer: cache names
 }
@@ -48,7 +44,7 @@ func (q *question) release() {
 }
 
 // Grants implements authz.Grants: from the cache, else from the store.
-func (q *question) Grants(grantee string) ([]authz.Grant, error) {
+func (q *question) Grants(grantee string) (*authz.GrantSet, error) {
 	s, k := q.s, q.key
 	q.name = append(appendKeyName(emptied(q.name), k.Account, k.ID), grantee...)
 	lease, ok := s.grants.Get(q.name)
@@ -58,54 +54,49 @@ func (q *question) Grants(grantee string) ([]authz.Grant, error) {
 			return nil, err
 		}
 	}
-	list := lease.Value()
-	if list == nil {
+	set := lease.Value()
+	if set == nil {
 		lease.Release()
 		return nil, nil
 	}
 	q.leases[q.held] = lease
 	q.held++
-	return list.grants, nil
+	return set, nil
 }
 
-func (s *Server) loadGrants(name []byte, k *snapshot.Key, grantee string) (cache.Lease[grantList], error) {
-	return s.grants.Load(name, func() (*grantList, int64, error) {
+func (s *Server) loadGrants(name []byte, k *snapshot.Key, grantee string) (cache.Lease[authz.GrantSet], error) {
+	return s.grants.Load(name, func() (*authz.GrantSet, int64, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), loadTimeout)
 		defer cancel()
 		grants, err := s.parts.Records.Grants(ctx, s.cfg.Region, k.Account, k.ID, grantee)
-		if err != nil || len(grants) == 0 {
+		if err != nil {
 			return nil, 0, err
 		}
-		// Those without constraints first: most often the first one that is looked at allows.
-		slices.SortStableFunc(grants, func(a, b authz.Grant) int { return constraints(&a) - constraints(&b) })
-		size := int64(64)
-		for i := range grants {
-			size += grantSize(&grants[i])
-		}
-		return &grantList{grants}, size, nil
+		set := authz.NewGrantSet(grants)
+		return set, set.Size(), nil
 	})
 }
 
-func constraints(g *authz.Grant) int {
-	if g.HasEquals || g.HasSubset || g.SourceARN != "" {
-		return 1
-	}
-	return 0
-}
-
-func grantSize(g *authz.Grant) int64 {
-	n := 160 + len(g.ID) + len(g.SourceARN)
-	for _, pairs := range [...][]authz.Pair{g.Equals, g.Subset} {
-		for i := range pairs {
-			n += 64 + len(pairs[i].Key) + len(pairs[i].Value)
-		}
-	}
-	return int64(n)
-}
-
-// GrantChanged is KeyChanged for the grants of a key to one grantee, a name of authz.Caller.Grantees.
-func (s *Server) GrantChanged(a keyid.Account, id keyid.ID, grantee string) {
+// GrantsChanged is KeyChanged for the grants of a key to one grantee, a name of authz.Caller.Grantees.
+func (s *Server) GrantsChanged(a keyid.Account, id keyid.ID, grantee string) {
 	s.grants.Invalidate(append(appendKeyName(nil, a, id), grantee...))
+}
+
+// GrantMade is GrantsChanged where a grant was made and nothing else changed.
+func (s *Server) GrantMade(a keyid.Account, id keyid.ID, grantee string, g *authz.Grant) {
+	s.changeGrants(a, id, grantee, func(old *authz.GrantSet) *authz.GrantSet { return old.With(*g) })
+}
+
+// GrantRemoved is GrantsChanged where a grant was removed and nothing else changed.
+func (s *Server) GrantRemoved(a keyid.Account, id keyid.ID, grantee, grant string) {
+	s.changeGrants(a, id, grantee, func(old *authz.GrantSet) *authz.GrantSet { return old.Without(grant) })
+}
+
+func (s *Server) changeGrants(a keyid.Account, id keyid.ID, grantee string, change func(*authz.GrantSet) *authz.GrantSet) {
+	s.grants.Change(append(appendKeyName(nil, a, id), grantee...), func(old *authz.GrantSet) (*authz.GrantSet, int64, error) {
+		set := change(old)
+		return set, set.Size(), nil
+	})
 }
 
 // question is what the request asks, with what every decision about it goes by filled in.

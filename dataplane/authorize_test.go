@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"errors"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -54,7 +55,7 @@ func (w access) grant(name, grantee string, grants ...authz.Grant) {
 	k := w.records.keys[keyID(name)]
 	w.records.grants[string(appendKeyName(nil, k.Account, k.ID))+grantee] = grants
 	w.records.mu.Unlock()
-	w.GrantChanged(k.Account, k.ID, grantee)
+	w.GrantsChanged(k.Account, k.ID, grantee)
 }
 
 const notAbroad = " on this resource because the resource does not exist in this Region, no resource-based policies allow access, or a resource-based policy explicitly denies access"
@@ -194,10 +195,51 @@ func TestGrants(t *testing.T) {
 	// A store that does not answer allows nothing and is no refusal.
 	w.put("k1", delegating(ours))
 	w.want(asWorker, "GenerateDataKey", data(""), denied)
-	w.GrantChanged(ours, keyID("k1"), "AROAworker")
+	w.GrantsChanged(ours, keyID("k1"), "AROAworker")
 	w.records.err = errors.New("no store")
 	w.want(asWorker, "GenerateDataKey", data(""), "KMSInternalException "+kmsapi.KMSInternal.Text())
 	w.records.err = nil
+}
+
+// One grant that is made or removed changes what is known of a grantee's grants, and holds for the next request, without reading them again.
+func TestGrantChanges(t *testing.T) {
+	w := access{newWorld(t, worldConfig{plain: true})}
+	w.addKey("k1", kmsapi.StateEnabled, 1)
+	worker := session(t, ours, "worker", "s1")
+	asWorker := w.as("AKIAWORKER", worker)
+	data := func(tenant string) string {
+		return `{"KeyId":"` + keyARN("k1") + `","KeySpec":"AES_256","EncryptionContext":{"tenant":"` + tenant + `"}}`
+	}
+	denied := refused(worker, "GenerateDataKey", "k1", "because no identity-based policy allows the kms:GenerateDataKey action")
+	grant := func(tenant string) authz.Grant {
+		return authz.Grant{ID: "grant of " + tenant, Operations: authz.OpGenerateDataKey, HasEquals: true, Equals: []authz.Pair{{Key: []byte("tenant"), Value: []byte(tenant)}}}
+	}
+	var many []authz.Grant
+	for i := range 1000 {
+		many = append(many, grant(strconv.Itoa(i)))
+	}
+	w.grant("k1", "AROAworker", many...)
+	w.want(asWorker, "GenerateDataKey", data("999"), "ok")
+	w.want(asWorker, "GenerateDataKey", data("one"), denied)
+	before := w.records.reads
+	one := grant("one")
+	for range 3 {
+		w.GrantMade(ours, keyID("k1"), "AROAworker", &one)
+		w.want(asWorker, "GenerateDataKey", data("one"), "ok")
+		w.want(asWorker, "GenerateDataKey", data("999"), "ok")
+		w.GrantRemoved(ours, keyID("k1"), "AROAworker", one.ID)
+		w.want(asWorker, "GenerateDataKey", data("one"), denied)
+		w.GrantRemoved(ours, keyID("k1"), "AROAworker", "grant of 998")
+		w.want(asWorker, "GenerateDataKey", data("998"), denied)
+	}
+	// The first grant to somebody who has none, which is known too, and the last.
+	w.GrantMade(ours, keyID("k1"), "AROAworker:s1", &one)
+	w.want(asWorker, "GenerateDataKey", data("one"), "ok")
+	w.GrantRemoved(ours, keyID("k1"), "AROAworker:s1", one.ID)
+	w.want(asWorker, "GenerateDataKey", data("one"), denied)
+	if n := w.records.reads - before; n != 0 {
+		t.Errorf("%d reads", n)
+	}
 }
 
 // What a registered service says of its caller counts; what anybody else says does not.

@@ -28,7 +28,7 @@ const (
 const compiledFactor = 30
 
 // compile gives the compiled policy of a record, and its size where it is not one that other keys count already. A document that does not parse
-// allows nobody anything: the control plane stores none, so it is damaged.
+// allows nobody anything: the control plane stores none, so it is damaged, or an earlier version stored it.
 func (t *policyTable) compile(rec *snapshot.Record, warn func(string, error, ...any)) (p *policy.Policy, size int64) {
 	name := policyName(rec)
 	t.mu.Lock()
@@ -37,7 +37,7 @@ func (t *policyTable) compile(rec *snapshot.Record, warn func(string, error, ...
 	if p != nil {
 		return p, 0
 	}
-	p, err := snapshot.CompilePolicy(rec.Policy, rec.Bound, rec.Account)
+	p, err := snapshot.CompilePolicy(rec.Policy, rec.Bound)
 	if err != nil {
 		warn("a key policy does not parse; nobody may use the key", err, "key", rec.ID.String())
 		return &policy.Policy{}, 0
@@ -64,8 +64,8 @@ func policyName(rec *snapshot.Record) [sha256.Size]byte {
 		h.Write(n[:])
 		h.Write([]byte(s))
 	}
-	if rec.Bound == nil { // stored before policies were evaluated: what it means depends on the account
-		part(rec.Account.String())
+	if rec.Bound == nil { // stored before policies were evaluated: bound by ARN alone
+		part("")
 	}
 	part(string(rec.Policy))
 	for _, arn := range slices.Sorted(maps.Keys(rec.Bound)) {

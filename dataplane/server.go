@@ -96,7 +96,7 @@ type Server struct {
 	http      *fasthttp.Server
 	keys      *cache.Cache[snapshot.Key]
 	aliases   *cache.Cache[keyid.ID]
-	grants    *cache.Cache[grantList]
+	grants    *cache.Cache[authz.GrantSet]
 	policies  policyTable
 	offsets   hsm.Offsets
 	requests  requestPool
@@ -125,7 +125,7 @@ func New(cfg Config) (*Server, error) {
 		s.keys.Close()
 		return nil, err
 	}
-	if s.grants, err = cache.New[grantList](grantCacheBytes, grantCacheBytes, nil); err != nil {
+	if s.grants, err = cache.New[authz.GrantSet](grantCacheBytes, grantCacheBytes, nil); err != nil {
 		s.keys.Close()
 		s.aliases.Close()
 		return nil, err

@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -255,7 +256,7 @@ func (r *records) Grants(_ context.Context, region string, a keyid.Account, id k
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.reads++
-	return r.grants[string(appendKeyName(nil, a, id))+grantee], r.err
+	return slices.Clone(r.grants[string(appendKeyName(nil, a, id))+grantee]), r.err
 }
 
 func (r *records) KeyRecord(_ context.Context, region string, a keyid.Account, id keyid.ID) (*snapshot.Record, error) {

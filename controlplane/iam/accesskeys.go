@@ -43,12 +43,14 @@ func (c *call) owner(ctx context.Context) (store.Owner, *principal, error) {
 		o.User = c.caller.UserName
 	}
 	n := store.PrincipalName{Kind: store.User, Account: c.account(), Name: o.User}
-	if _, err := c.principal(ctx, n); err != nil {
+	asked, err := c.principal(ctx, n)
+	if err != nil {
 		return o, nil, err
 	}
+	o.ID = asked.ID
 	c.table.names.RLock()
 	defer c.table.names.RUnlock()
-	if p := c.table.principals[n]; p != nil {
+	if p := c.table.principals[n]; p != nil && p.unique == o.ID {
 		return o, p, nil
 	}
 	return o, nil, noSuch("user", n.Name)
@@ -64,7 +66,7 @@ func (c *call) ownerService(o store.Owner) (store.Owner, *principal, error) {
 	if p == nil {
 		return o, nil, noSuch("service", o.Service)
 	}
-	o.Account = p.Account
+	o.Account, o.ID = p.Account, p.unique
 	return o, p, nil
 }
 

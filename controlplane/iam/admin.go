@@ -30,7 +30,7 @@ func newID(prefix string) string {
 }
 
 // EnsureAdministrator sees to it that the account exists and has a user administrator, who may do everything when the user is made. Access
-// keys of administrators that older versions made without a user's record become the user's.
+// keys of administrators that older versions made without a user's record become the user's, the newest store.OwnedKeysMax of them; others end.
 func (t *Table) EnsureAdministrator(ctx context.Context, a keyid.Account) error {
 	if a > keyid.AccountMax {
 		return errors.New("iam: an account ID has 12 digits")
@@ -47,14 +47,25 @@ func (t *Table) EnsureAdministrator(ctx context.Context, a keyid.Account) error 
 	if _, err := t.store.Principal(ctx, n); errors.Is(err, store.ErrNotFound) {
 		user := &store.Principal{PrincipalName: n, ID: newID("AIDA"), Path: "/", Created: now}
 		user.PutInline(store.Document{Name: administratorPolicy, Text: administratorAccess})
+		var old []*store.AccessKey
 		if err := t.store.AccessKeys(ctx, func(k *store.AccessKey) error {
 			k.Secret.Wipe()
 			if k.Account == a && k.PrincipalARN == user.ARN(t.partition) && k.PrincipalID == "" {
-				user.AccessKeys = append(user.AccessKeys, k.ID)
+				old = append(old, k)
 			}
 			return nil
 		}); err != nil {
 			return err
+		}
+		slices.SortStableFunc(old, func(a, b *store.AccessKey) int { return a.Created.Compare(b.Created) })
+		for beyond := len(old) - store.OwnedKeysMax; beyond > 0; beyond-- {
+			if err := t.publishAccessKey(ctx, old[0].ID, t.store.DeleteUnownedKey(ctx, old[0])); err != nil {
+				return err
+			}
+			old = old[1:]
+		}
+		for _, k := range old {
+			user.AccessKeys = append(user.AccessKeys, k.ID)
 		}
 		if err := t.store.CreatePrincipal(ctx, user); err != nil && !errors.Is(err, store.ErrExists) {
 			return err
@@ -101,7 +112,7 @@ func (t *Table) ensureAdmin(ctx context.Context, a keyid.Account, id string, sec
 		Created: t.now().UTC().Truncate(time.Millisecond), Secret: secret.New(slices.Clone(secretKey)),
 	}
 	defer want.Secret.Wipe()
-	owner := store.Owner{Account: a, User: user.Name}
+	owner := store.Owner{Account: a, User: user.Name, ID: user.ID}
 	have, err := t.store.AccessKey(ctx, id)
 	switch {
 	case errors.Is(err, store.ErrNotFound):

@@ -1,9 +1,11 @@
 package iam
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/keyplane/keyplane/controlplane/store"
 )
@@ -76,7 +78,11 @@ func TestPolicyMadeAgain(t *testing.T) {
 	a.admin.ok("iam:CreateUser", "UserName", "u")
 	a.admin.ok("iam:CreatePolicy", "PolicyName", "m", "PolicyDocument", allowAll)
 	arn := a.arn("policy/m")
-	if err := a.table.store.DeletePolicy(ctx, arn); err != nil {
+	old, err := a.table.store.ManagedPolicy(ctx, arn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.table.store.DeletePolicy(ctx, arn, old.ID); err != nil {
 		t.Fatal(err)
 	}
 	m := &store.ManagedPolicy{Account: a.account, Name: "m", Path: "/", ID: newID("ANPA"), Created: a.clock.now(),
@@ -112,8 +118,8 @@ func TestGoneIsGone(t *testing.T) {
 				pairs = append(pairs, "Status", "Inactive")
 			}
 		default:
-			_, err := a.table.store.UpdatePrincipal(t.Context(), n, func(p *store.Principal) error { p.Inline = nil; return nil })
-			remove = append(remove, err, a.table.store.DeletePrincipal(t.Context(), n))
+			p, err := a.table.store.UpdatePrincipal(t.Context(), n, func(p *store.Principal) error { p.Inline = nil; return nil })
+			remove = append(remove, err, a.table.store.DeletePrincipal(t.Context(), n, p.ID))
 			if c.action == "iam:PutUserPolicy" {
 				pairs = append(pairs, "PolicyName", "p", "PolicyDocument", allowAll)
 			}
@@ -140,6 +146,44 @@ func TestSessionsOfDeletedRole(t *testing.T) {
 	if n != 0 {
 		t.Errorf("%d sessions of a deleted role count against SessionsMax until they expire", n)
 	}
+}
+
+// The records of a deleted role's sessions are deleted too, and of no others.
+func TestRecordsOfEndedSessions(t *testing.T) {
+	a := newAPI(t)
+	r, other := a.role("r", trustAccount(a.account)), a.role("other", trustAccount(a.account))
+	const many = 105 // more than one transaction
+	for range many {
+		a.begin(r, "sess")
+	}
+	stays := a.begin(other, "sess")
+	records := func() (ids []string) {
+		if err := a.table.store.Sessions(t.Context(), func(v *store.Session) error {
+			v.Secret.Wipe()
+			if v.Principal.Account == a.account {
+				ids = append(ids, v.ID)
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return ids
+	}
+	if n := len(records()); n != many+1 {
+		t.Fatalf("%d records", n)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- a.table.Run(ctx) }()
+	a.admin.ok("iam:DeleteRole", "RoleName", "r")
+	for deadline := time.Now().Add(time.Minute); len(records()) > 1 && time.Now().Before(deadline); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if ids := records(); len(ids) != 1 || ids[0] != stays.id {
+		t.Errorf("%d records are left", len(ids))
+	}
+	stop()
+	<-done
 }
 
 // A Deny on the tags of a managed policy, of a role that is assumed and of a simulated principal holds, and one on the user agent.

@@ -10,6 +10,7 @@ import (
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/policy"
 	"github.com/keyplane/keyplane/internal/sigv4"
+	"github.com/keyplane/keyplane/internal/snapshot"
 )
 
 // awsPolicies are the AWS managed policies that exist here, by what follows arn:<partition>:iam::aws:policy/
@@ -83,14 +84,10 @@ func (t *Table) fill(ctx context.Context) error {
 		}
 		k, err := t.temporaryKey(p, v)
 		if err == nil {
-			t.sessions.put(k)
+			t.sessions.put(k, v.Policies)
 		}
 		return err
 	})
-}
-
-func compile(document string) (*policy.Policy, error) {
-	return policy.Parse([]byte(document), policy.IdentityPolicy, nil)
 }
 
 func (t *Table) rootUser(a keyid.Account) *principal {
@@ -118,7 +115,7 @@ func (t *Table) principal(ctx context.Context, r *store.Principal) (*principal, 
 			bound[b.ARN] = b.ID
 		}
 		var err error
-		p.trust, err = policy.Parse([]byte(r.Trust), policy.TrustPolicy, func(arn string) (string, bool) { id, ok := bound[arn]; return id, ok })
+		p.trust, err = policy.Parse([]byte(r.Trust), policy.TrustPolicy, snapshot.Bound(bound))
 		if err != nil {
 			return nil, fmt.Errorf("%s: trust policy: %w", p.RoleARN, err)
 		}
@@ -282,7 +279,7 @@ func (t *Table) reloadPrincipal(ctx context.Context, n store.PrincipalName) erro
 	}
 	t.names.Unlock()
 	if old != nil && (next == nil || next.holder != old.holder) { // nobody can use them any more, and they count
-		t.sessions.drop(func(c *authz.Caller) bool { return c.Holder == old.holder })
+		t.end(func(c *authz.Caller) bool { return c.Holder == old.holder })
 	}
 	return nil
 }
@@ -335,7 +332,7 @@ func (t *Table) reloadService(ctx context.Context, name string) error {
 	}
 	t.names.Unlock()
 	another := p == nil || old == nil || old.unique != p.unique
-	t.sessions.drop(func(c *authz.Caller) bool { return c.Via == name && (another || !p.service.ActsFor(c.Account)) })
+	t.end(func(c *authz.Caller) bool { return c.Via == name && (another || !p.service.ActsFor(c.Account)) })
 	return nil
 }
 

@@ -367,7 +367,7 @@ func deletePolicy(ctx context.Context, c *call) error {
 	if m.Account != c.account() {
 		return denied(c.caller, c.action, arn)
 	}
-	err = c.store.DeletePolicy(ctx, arn)
+	err = c.store.DeletePolicy(ctx, arn, m.ID)
 	switch {
 	case errors.Is(err, store.ErrInUse):
 		return awsquery.NewError("DeleteConflict", "Cannot delete a policy attached to entities.")

@@ -232,13 +232,16 @@ func createRole(ctx context.Context, c *call) error {
 func (t *Table) bindTrust(document string) ([]store.Bound, error) {
 	var bound []store.Bound
 	seen := map[string]bool{}
-	_, err := policy.Parse([]byte(document), policy.TrustPolicy, func(arn string) (string, bool) {
-		id, ok := t.Bind(arn)
+	p, err := policy.Parse([]byte(document), policy.TrustPolicy, func(arn string) (string, bool) {
+		id, ok := t.Bind(policy.PrincipalARN(arn, t.partition))
 		if ok && !seen[arn] {
 			seen[arn], bound = true, append(bound, store.Bound{ARN: arn, ID: id})
 		}
 		return id, ok
 	})
+	if err == nil {
+		err = p.Within(t.partition)
+	}
 	return bound, err
 }
 
@@ -382,7 +385,7 @@ func deletePrincipal(ctx context.Context, c *call, k store.PrincipalKind) error 
 	if err != nil {
 		return err
 	}
-	err = c.store.DeletePrincipal(ctx, n)
+	err = c.store.DeletePrincipal(ctx, n, p.ID)
 	if errors.Is(err, store.ErrInUse) {
 		what := "delete policies"
 		if len(p.AccessKeys) > 0 {

@@ -83,7 +83,7 @@ func (t *Table) publishAccessKey(ctx context.Context, id string, err error) erro
 	return t.publish(ctx, "accesskey/"+id, err, func(ctx context.Context) error { return t.reload(ctx, id) })
 }
 
-// Run removes sessions that expired and settles what publish could not. It ends with ctx.
+// Run removes sessions that expired, deletes the records of those that were ended and settles what publish could not. It ends with ctx.
 func (t *Table) Run(ctx context.Context) error {
 	sweep := time.NewTicker(sweepInterval)
 	defer sweep.Stop()
@@ -93,6 +93,8 @@ func (t *Table) Run(ctx context.Context) error {
 			return ctx.Err()
 		case <-sweep.C:
 			t.sessions.sweep(t.now().Add(-store.SessionGrace))
+		case <-t.ended.arrived:
+			t.deleteEnded(ctx)
 		case <-t.unsettled.arrived:
 			t.settle(ctx)
 		}

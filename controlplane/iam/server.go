@@ -184,6 +184,8 @@ func refusal(err error) *awsquery.Error {
 		return awsquery.NewError("LimitExceeded", "Cannot exceed quota for "+quota.Name+": "+strconv.Itoa(quota.Max))
 	case errors.Is(err, ErrSessions):
 		return awsquery.NewError("LimitExceeded", "Cannot exceed quota for SessionsPerAccount: "+strconv.Itoa(SessionsMax))
+	case errors.Is(err, ErrSessionDocuments):
+		return awsquery.NewError("LimitExceeded", "Cannot exceed quota for SessionPolicyBytesPerAccount: "+strconv.Itoa(SessionDocumentsMax))
 	case errors.Is(err, store.ErrConflict):
 		return awsquery.NewError("ConcurrentModification", "The request was rejected because multiple requests to change this object were submitted simultaneously.")
 	case store.Unavailable(err), errors.Is(err, store.ErrUncertain):

@@ -13,6 +13,7 @@ import (
 	"github.com/keyplane/keyplane/controlplane/store"
 	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/keyid"
+	"github.com/keyplane/keyplane/internal/policy"
 	"github.com/keyplane/keyplane/internal/secret"
 	"github.com/keyplane/keyplane/internal/sigv4"
 )
@@ -22,6 +23,9 @@ const SessionsMax = 10_000
 
 // ErrSessions says that an account has as many temporary credentials as it can have.
 var ErrSessions = errors.New("iam: the account has the maximum of temporary credentials")
+
+// ErrSessionDocuments says that the temporary credentials of an account have as many different session policies as they can have.
+var ErrSessionDocuments = errors.New("iam: the account has the maximum of session policies")
 
 var errServiceGone = errors.New("iam: the service is not registered any more")
 
@@ -36,10 +40,12 @@ type sessions struct {
 	mu     sync.Mutex
 	counts map[keyid.Account]int // with those that are being made
 	swept  time.Time             // of the last sweep for room
+
+	documents map[keyid.Account]*held // session policies, with those of sessions that are being made
 }
 
 func (s *sessions) init() {
-	s.counts = map[keyid.Account]int{}
+	s.counts, s.documents = map[keyid.Account]int{}, map[keyid.Account]*held{}
 	for i := range s.shards {
 		s.shards[i].m = map[string]*sigv4.AccessKey{}
 	}
@@ -89,9 +95,13 @@ func (s *sessions) reserve(a keyid.Account, now time.Time) bool {
 	return false
 }
 
-func (s *sessions) release(a keyid.Account) {
+// release uncounts a session with its policies, nil for none that were counted.
+func (s *sessions) release(a keyid.Account, policies []*policy.Policy) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if len(policies) > 0 {
+		s.unhold(a, policies)
+	}
 	if s.counts[a]--; s.counts[a] <= 0 {
 		delete(s.counts, a)
 	}
@@ -105,8 +115,9 @@ func (s *sessions) add(k *sigv4.AccessKey) {
 	shard.m[k.ID()] = k
 }
 
-// put adds a key whatever the maximum.
-func (s *sessions) put(k *sigv4.AccessKey) {
+// put adds a key whatever the maximum. texts are its session policies.
+func (s *sessions) put(k *sigv4.AccessKey, texts []string) {
+	s.hold(k.Principal().Caller, texts, true)
 	s.mu.Lock()
 	s.counts[k.Principal().Account]++
 	s.mu.Unlock()
@@ -118,12 +129,12 @@ func (s *sessions) sweep(before time.Time) {
 	s.remove(func(k *sigv4.AccessKey) bool { return k.Expires().Before(before) })
 }
 
-// drop removes the sessions of some callers.
-func (s *sessions) drop(of func(*authz.Caller) bool) {
-	s.remove(func(k *sigv4.AccessKey) bool { return of(k.Principal().Caller) })
+// drop removes the sessions of some callers and says which those were.
+func (s *sessions) drop(of func(*authz.Caller) bool) []store.SessionName {
+	return s.remove(func(k *sigv4.AccessKey) bool { return of(k.Principal().Caller) })
 }
 
-func (s *sessions) remove(which func(*sigv4.AccessKey) bool) {
+func (s *sessions) remove(which func(*sigv4.AccessKey) bool) (gone []store.SessionName) {
 	for i := range s.shards {
 		shard := &s.shards[i]
 		shard.mu.Lock()
@@ -131,12 +142,51 @@ func (s *sessions) remove(which func(*sigv4.AccessKey) bool) {
 			if which(k) {
 				delete(shard.m, id)
 				k.Wipe()
-				s.release(k.Principal().Account)
+				s.release(k.Principal().Account, k.Principal().Caller.Session)
+				gone = append(gone, store.SessionName{Account: k.Principal().Account, ID: id})
 			}
 		}
 		shard.mu.Unlock()
 	}
+	return gone
 }
+
+// end drops the sessions of some callers, who are gone, and has Run delete their records: nobody waits for that, because sessions of who is
+// gone are dead whether they have a record or not, and records end with their leases.
+func (t *Table) end(of func(*authz.Caller) bool) {
+	gone := t.sessions.drop(of)
+	if len(gone) == 0 {
+		return
+	}
+	t.ended.mu.Lock()
+	t.ended.names = append(t.ended.names, gone...)
+	t.ended.mu.Unlock()
+	select {
+	case t.ended.arrived <- struct{}{}:
+	default:
+	}
+}
+
+// ended are sessions whose records are to be deleted: as many as there were at most.
+type ended struct {
+	mu      sync.Mutex
+	names   []store.SessionName
+	arrived chan struct{} // capacity 1
+}
+
+// deleteEnded deletes the records of sessions that were ended. What cannot be deleted ends with its lease.
+func (t *Table) deleteEnded(ctx context.Context) {
+	t.ended.mu.Lock()
+	names := t.ended.names
+	t.ended.names = nil
+	t.ended.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
+	defer cancel()
+	_ = t.store.DeleteSessions(ctx, names)
+}
+
+// deleteTimeout bounds the deletion of ended sessions' records: ten thousand are a hundred transactions.
+const deleteTimeout = time.Minute
 
 // take replaces all sessions by those of o, nil for none, which nobody else uses.
 func (s *sessions) take(o *sessions) {
@@ -154,8 +204,9 @@ func (s *sessions) take(o *sessions) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.counts = map[keyid.Account]int{}; o != nil {
-		s.counts = o.counts
+	s.counts, s.documents = map[keyid.Account]int{}, map[keyid.Account]*held{}
+	if o != nil {
+		s.counts, s.documents = o.counts, o.documents
 	}
 }
 
@@ -199,18 +250,25 @@ func (t *Table) begin(ctx context.Context, p *principal, n store.PrincipalName, 
 		return nil, ErrSessions
 	}
 	k, err := t.temporaryKey(p, v)
-	if err == nil {
-		if err = t.store.PutSession(ctx, v, now); err != nil {
-			k.Wipe()
-		}
+	if err != nil {
+		t.sessions.release(p.Account, nil)
+		return nil, err
+	}
+	w := k.Principal().Caller
+	counted := w.Session
+	if !t.sessions.hold(w, v.Policies, false) {
+		counted, err = nil, ErrSessionDocuments
+	} else {
+		err = t.store.PutSession(ctx, v, now)
 	}
 	if err != nil {
-		t.sessions.release(p.Account)
+		k.Wipe()
+		t.sessions.release(p.Account, counted)
 		return nil, err
 	}
 	t.sessions.add(k)
 	if v.Via != "" && !t.actsFor(v.Via, v.ViaID, n.Account) { // deregistered meanwhile, maybe before add
-		t.sessions.drop(func(w *authz.Caller) bool { return w == k.Principal().Caller })
+		t.end(func(w *authz.Caller) bool { return w == k.Principal().Caller })
 		return nil, errServiceGone
 	}
 	return c, nil

@@ -156,7 +156,9 @@ func (c *call) simulated(ctx context.Context, v *simulation) error {
 		name(compiled, "PermissionsBoundaryPolicyInputList.1", "none", "the permissions boundary that was given")
 	}
 	if v.resourcePolicy != "" {
-		compiled, err := policy.Parse([]byte(v.resourcePolicy), policy.KeyPolicy, c.table.Bind)
+		compiled, err := policy.Parse([]byte(v.resourcePolicy), policy.KeyPolicy, func(arn string) (string, bool) {
+			return c.table.Bind(policy.PrincipalARN(arn, c.table.partition))
+		})
 		if err != nil {
 			return err
 		}

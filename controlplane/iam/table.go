@@ -36,6 +36,7 @@ type Table struct {
 	policies   map[string]managed // managed policies by ARN, so that all who have one share it
 
 	unsettled unsettled
+	ended     ended
 }
 
 // principal is one user, role, root user or service.
@@ -72,6 +73,7 @@ func NewTable(cfg TableConfig) (*Table, error) {
 	}
 	t.empty()
 	t.unsettled.again, t.unsettled.arrived = map[string]func(context.Context) error{}, make(chan struct{}, 1)
+	t.ended.arrived = make(chan struct{}, 1)
 	return t, nil
 }
 
@@ -108,6 +110,21 @@ func (t *Table) Bind(arn string) (id string, ok bool) {
 		return "", false
 	}
 	return p.ID, true
+}
+
+// IsService reports whether a service is registered under a name in lower case: with its Region, or without, as grants and policies may name it.
+func (t *Table) IsService(name string) bool {
+	t.names.RLock()
+	defer t.names.RUnlock()
+	if t.services[name] != nil {
+		return true
+	}
+	for full := range t.services { // few, and asked when a grant is made
+		if withoutRegion(full) == name {
+			return true
+		}
+	}
+	return false
 }
 
 // Subject is the principal that an ARN names now, of a role session its role, of a registered service's name the service; nil if there is none.

@@ -231,11 +231,12 @@ func TestTableLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 	session := e.begin(role, "session")
-	orphan := e.begin(e.role("other", trustAccount(e.account)), "session")
-	if err := st.DeletePrincipal(t.Context(), e.name(store.Role, "other")); err != nil {
+	other := e.role("other", trustAccount(e.account))
+	orphan := e.begin(other, "session")
+	if err := st.DeletePrincipal(t.Context(), other.PrincipalName, other.ID); err != nil {
 		t.Fatal(err)
 	}
-	if err := st.DeletePrincipal(t.Context(), gone.PrincipalName); err != nil {
+	if err := st.DeletePrincipal(t.Context(), gone.PrincipalName, gone.ID); err != nil {
 		t.Fatal(err)
 	}
 	if err := st.RegisterService(t.Context(), &store.Service{Name: "s3.us-east-1.amazonaws.com", ID: newID("ASVC"), Account: e.account, Created: e.clock.now(), Every: true},
@@ -363,6 +364,11 @@ func TestCallers(t *testing.T) {
 	if id, ok := e.table.Bind(e.arn("role/role")); !ok || id != role.ID || e.table.Caller(e.arn("role/role")) != nil {
 		t.Errorf("role: %q %v", id, ok)
 	}
+	for name, want := range map[string]bool{svc.Name: true, "s3.amazonaws.com": true, "s3.us-west-1.amazonaws.com": false, "S3.amazonaws.com": false, "s4.amazonaws.com": false, "": false} {
+		if got := e.table.IsService(name); got != want {
+			t.Errorf("%q is a service: %v", name, got)
+		}
+	}
 	for _, arn := range []string{
 		"", "alice", e.arn("user/Alice"), e.arn("user/team/alice"), e.arn("user/team/Alice/"), e.arn("role/Alice"), e.arn("user/"), e.arn("user"), e.arn("group/Alice"),
 		e.arn("root/"), "arn:aws:iam::999999999999:root", "arn:aws-cn:iam::" + account + ":root", "arn:aws:iam:us-east-1:" + account + ":root", "arn:aws:sts::" + account + ":root",
@@ -403,7 +409,7 @@ func TestHolders(t *testing.T) {
 	if s := w.Holder.Subject(); len(s.Identity) != 0 || s.Boundary != nil {
 		t.Errorf("%+v", s)
 	}
-	if err := e.table.publishPrincipal(ctx, role.PrincipalName, e.table.store.DeletePrincipal(ctx, role.PrincipalName)); err != nil {
+	if err := e.table.publishPrincipal(ctx, role.PrincipalName, e.table.store.DeletePrincipal(ctx, role.PrincipalName, role.ID)); err != nil {
 		t.Fatal(err)
 	}
 	if w.Holder.Subject() != nil {
@@ -492,6 +498,47 @@ func TestSessions(t *testing.T) {
 	// What is not written is not counted.
 	if _, err := e.table.begin(t.Context(), p, role.PrincipalName, &store.Session{Name: "x", Issued: now, Expires: now.Add(time.Hour)}, now); err == nil {
 		t.Error("a session name of one letter")
+	}
+}
+
+// However many access keys older versions left, a start works, and all that are kept are listed.
+func TestManyOldAccessKeys(t *testing.T) {
+	e := newEnv(t)
+	for _, n := range []int{3, 65, store.OwnedKeysMax + 2} {
+		account := newAccount()
+		id := func(i int) string { return fmt.Sprintf("AKIA%sOLD%04d", account, i) }
+		for i := range n {
+			k := &store.AccessKey{
+				ID: id(i), Account: account, PrincipalARN: "arn:aws:iam::" + account.String() + ":user/administrator", UserName: administrator,
+				Active: true, Created: time.UnixMilli(int64(1 + i)), Secret: secret.New([]byte("a secret of an older version")),
+			}
+			if err := e.table.store.PutAccessKey(t.Context(), k); err != nil {
+				t.Fatal(err)
+			}
+			k.Secret.Wipe()
+		}
+		if err := e.table.EnsureAdministrator(t.Context(), account); err != nil {
+			t.Fatalf("%d old access keys: %v", n, err)
+		}
+		ids, err := e.table.store.AccessKeyIDs(t.Context(), store.Owner{Account: account, User: administrator})
+		kept := min(n, store.OwnedKeysMax)
+		if err != nil || len(ids) != kept || ids[0] != id(n-kept) || ids[kept-1] != id(n-1) {
+			t.Errorf("%d old access keys: %d are listed, %v", n, len(ids), err)
+		}
+		if _, err := e.table.store.AccessKey(t.Context(), id(0)); (err == nil) != (kept == n) {
+			t.Errorf("%d old access keys: the oldest: %v", n, err)
+		}
+		if err := e.table.Load(t.Context()); err != nil || e.table.AccessKey([]byte(id(n-1))) == nil {
+			t.Errorf("%d old access keys: %v", n, err)
+		}
+		// The environment names another one, which takes their place.
+		admin := "AKIA" + account.String() + "NEW"
+		if err := e.table.ReplaceAdmin(t.Context(), account, admin, []byte(e.secret)); err != nil {
+			t.Errorf("%d old access keys: %v", n, err)
+		}
+		if e.table.AccessKey([]byte(id(n-1))) != nil || e.table.AccessKey([]byte(admin)) == nil {
+			t.Errorf("%d old access keys: they are not replaced", n)
+		}
 	}
 }
 

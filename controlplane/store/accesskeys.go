@@ -103,12 +103,26 @@ func (s *Store) PutAccessKey(ctx context.Context, k *AccessKey) error {
 	return nil
 }
 
+// DeleteUnownedKey deletes an access key that is in no owner's list, if it is still what was read; ErrConflict otherwise.
+func (s *Store) DeleteUnownedKey(ctx context.Context, k *AccessKey) error {
+	at := accessKeyPrefix + k.ID
+	ok, _, err := s.commit(ctx, []clientv3.Cmp{unchanged(at, k.Revision)}, []clientv3.Op{clientv3.OpDelete(at)})
+	if err == nil && !ok {
+		err = ErrConflict
+	}
+	return err
+}
+
 // Owner is whom access keys belong to: a user, a registered service, or if neither is named the account's root user.
 type Owner struct {
 	Account keyid.Account
 	User    string
 	Service string
+	ID      string // unique ID of the user or service who is meant: one that was made later under the name is not found; "" for whoever has the name
 }
+
+// is reports whether a record with a unique ID is the owner's.
+func (o *Owner) is(id string) bool { return o.ID == "" || o.ID == id }
 
 // owned is an owner's record as a write of its access keys needs it.
 type owned struct {
@@ -122,13 +136,16 @@ func (s *Store) owned(ctx context.Context, o Owner) (*owned, error) {
 	switch {
 	case o.User != "":
 		p, err := s.Principal(ctx, PrincipalName{Kind: User, Account: o.Account, Name: o.User})
+		if err == nil && !o.is(p.ID) {
+			err = ErrNotFound
+		}
 		if err != nil {
 			return nil, err
 		}
 		return &owned{p.key(), p.Revision, &p.AccessKeys, func() ([]byte, error) { return encodePrincipal(p) }}, nil
 	case o.Service != "":
 		v, err := s.Service(ctx, o.Service)
-		if err == nil && v.Account != o.Account {
+		if err == nil && (v.Account != o.Account || !o.is(v.ID)) {
 			err = ErrNotFound
 		}
 		if err != nil {
@@ -241,8 +258,11 @@ func (s *Store) RemoveAccessKey(ctx context.Context, o Owner, id string) error {
 	})
 }
 
-// ReplaceAccessKeys makes k the only access key of its owner, in one transaction, and returns the IDs of those that are gone. k may be one of
-// them with another secret; one of another principal is never taken over (ErrExists).
+// removeMax is how many access keys one transaction removes: etcd allows 128 operations in one.
+const removeMax = 100
+
+// ReplaceAccessKeys makes k the only access key of its owner, and returns the IDs of those that are gone, with an error too. k may be one of
+// them with another secret; one of another principal is never taken over (ErrExists). What fits is one transaction; of more, the oldest go first.
 func (s *Store) ReplaceAccessKeys(ctx context.Context, o Owner, k *AccessKey) (gone []string, err error) {
 	value, err := s.sealAccessKey(k)
 	if err != nil {
@@ -266,20 +286,33 @@ func (s *Store) ReplaceAccessKeys(ctx context.Context, o Owner, k *AccessKey) (g
 				return false, err
 			}
 		}
-		gone = nil
+		var remove []string
 		for _, id := range *r.keys {
 			if id != k.ID {
-				gone, then = append(gone, id), append(then, clientv3.OpDelete(accessKeyPrefix+id))
+				remove = append(remove, id)
 			}
 		}
-		*r.keys = []string{k.ID}
+		last := len(remove) <= removeMax
+		if last {
+			*r.keys = []string{k.ID}
+		} else {
+			remove = remove[:removeMax]
+			*r.keys = slices.DeleteFunc(*r.keys, func(id string) bool { return slices.Contains(remove, id) })
+			when, then = when[:1], nil
+		}
+		for _, id := range remove {
+			then = append(then, clientv3.OpDelete(accessKeyPrefix+id))
+		}
 		list, err := r.encode()
 		if err != nil {
 			return false, err
 		}
 		ok, revision, err := s.commit(ctx, when, append(then, clientv3.OpPut(r.key, string(list))))
+		if ok || err != nil {
+			gone = append(gone, remove...)
+		}
 		k.Revision = revision
-		return ok, err
+		return ok && last, err
 	})
 	return gone, err
 }

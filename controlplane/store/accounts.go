@@ -37,7 +37,7 @@ type storedAccount struct {
 }
 
 func (a *Account) check() error {
-	if a.ID > keyid.AccountMax || a.Created.IsZero() || a.Users < 0 || a.Roles < 0 || a.Policies < 0 || len(a.AccessKeys) > ownedKeysMax {
+	if a.ID > keyid.AccountMax || a.Created.IsZero() || a.Users < 0 || a.Roles < 0 || a.Policies < 0 || len(a.AccessKeys) > OwnedKeysMax {
 		return ErrDamaged
 	}
 	for _, id := range a.AccessKeys {

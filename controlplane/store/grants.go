@@ -324,9 +324,9 @@ func (s *Store) Grants(ctx context.Context, region string, a keyid.Account, id k
 }
 
 // RetirableGrants lists the grants of a Region, on keys of every account, whose retiring principal has the ID, in a fixed order: those after
-// the position given ("": from the start), at most limit, which is at most retirableMax. next is the position of the last one looked at, and
-// more says that there may be others behind it; the list can be shorter than limit, or empty, all the same.
-func (s *Store) RetirableGrants(ctx context.Context, region, retiring, after string, limit int) (list []*Grant, next string, more bool, err error) {
+// the position given ("": from the start), at most limit or retirableMax. next is the position of the last of those looked at, and more says
+// that there may be others behind it; the list can be shorter than limit, or empty, all the same.
+func (s *Store) RetirableGrants(ctx context.Context, region, retiring, after string, limit int) (list []*Grant, next string, looked int, more bool, err error) {
 	prefix := retiringPrefix(region, retiring)
 	from := prefix
 	if after != "" {
@@ -338,7 +338,7 @@ func (s *Store) RetirableGrants(ctx context.Context, region, retiring, after str
 		if err != nil {
 			err = fmt.Errorf("store: %w", err)
 		}
-		return nil, "", false, err
+		return nil, "", 0, false, err
 	}
 	names := make([]KeyName, len(resp.Kvs))
 	ids := make([]string, len(resp.Kvs))
@@ -347,13 +347,13 @@ func (s *Store) RetirableGrants(ctx context.Context, region, retiring, after str
 		next = string(kv.Key[len(prefix):])
 		var ok bool
 		if names[i], ids[i], ok = parseRetiring(region, next); !ok {
-			return nil, "", false, ErrDamaged
+			return nil, "", 0, false, ErrDamaged
 		}
 		ops[i] = clientv3.OpGet(names[i].grantKey(ids[i]))
 	}
 	records, err := s.client.Txn(ctx).Then(ops...).Commit()
 	if err != nil {
-		return nil, "", false, fmt.Errorf("store: %w", err)
+		return nil, "", 0, false, fmt.Errorf("store: %w", err)
 	}
 	var gone []clientv3.Op
 	for i, r := range records.Responses {
@@ -368,16 +368,16 @@ func (s *Store) RetirableGrants(ctx context.Context, region, retiring, after str
 			err = ErrDamaged
 		}
 		if err != nil {
-			return nil, "", false, err
+			return nil, "", 0, false, err
 		}
 		list = append(list, g)
 	}
 	if len(gone) > 0 {
 		if _, _, err := s.commit(ctx, nil, gone); err != nil {
-			return nil, "", false, err
+			return nil, "", 0, false, err
 		}
 	}
-	return list, next, resp.More, nil
+	return list, next, len(resp.Kvs), resp.More, nil
 }
 
 // retirableMax is what one transaction can read and delete: etcd allows 128 operations in one.

@@ -156,7 +156,7 @@ func TestDamagedGrants(t *testing.T) {
 		}
 		_, err := shared.Grant(ctx, k.KeyName, g.ID)
 		_, _, listErr := shared.KeyGrants(ctx, k.KeyName, "", 10)
-		_, _, _, retirableErr := shared.RetirableGrants(ctx, k.Region, "AIDADAMAGE", "", 10)
+		_, _, _, _, retirableErr := shared.RetirableGrants(ctx, k.Region, "AIDADAMAGE", "", 10)
 		valid := strings.Contains(value, `"RetireGrant"`) && strings.HasSuffix(value, " ") || strings.Contains(value, "AIDADAMAGF")
 		if !valid && (!errors.Is(err, ErrDamaged) || !errors.Is(listErr, ErrDamaged) || !errors.Is(retirableErr, ErrDamaged)) {
 			t.Errorf("%q: %v, %v, %v", value, err, listErr, retirableErr)
@@ -429,7 +429,7 @@ func TestGrantPages(t *testing.T) {
 	pages := func() (found []string) {
 		t.Helper()
 		for after, more := "", true; more; {
-			list, next, m, err := shared.RetirableGrants(ctx, "grant-pages", "AROA1:s", after, 3)
+			list, next, _, m, err := shared.RetirableGrants(ctx, "grant-pages", "AROA1:s", after, 3)
 			if err != nil || len(list) > 3 || m && !ValidRetirable(next) {
 				t.Fatalf("%d of %s: %v", len(list), next, err)
 			}
@@ -446,7 +446,7 @@ func TestGrantPages(t *testing.T) {
 	if !slices.Equal(found, ids) {
 		t.Errorf("found %v, want %v", found, ids)
 	}
-	if list, _, _, err := shared.RetirableGrants(ctx, "elsewhere", "AROA1:s", "", 3); err != nil || len(list) != 0 {
+	if list, _, _, _, err := shared.RetirableGrants(ctx, "elsewhere", "AROA1:s", "", 3); err != nil || len(list) != 0 {
 		t.Errorf("in another Region: %v %v", list, err)
 	}
 	// A deleted key's grants vanish from the list, and their entries with the first look at them.

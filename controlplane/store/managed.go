@@ -160,14 +160,18 @@ func afterPartition(arn string) string {
 	return rest[i:]
 }
 
-// DeletePolicy removes a managed policy that nobody uses (ErrInUse).
-func (s *Store) DeletePolicy(ctx context.Context, arn string) error {
+// DeletePolicy removes the managed policy of the unique ID, which nobody uses (ErrInUse). ErrNotFound also for one that was made later under
+// the name.
+func (s *Store) DeletePolicy(ctx context.Context, arn, id string) error {
 	account, _, ok := policyName(arn)
 	if !ok {
 		return ErrNotFound
 	}
 	return s.inAccount(ctx, account, func(a *Account) (bool, error) {
 		m, err := s.ManagedPolicy(ctx, arn)
+		if err == nil && m.ID != id {
+			err = ErrNotFound
+		}
 		if err != nil {
 			return false, err
 		}

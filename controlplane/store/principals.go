@@ -30,7 +30,7 @@ const (
 	nameMax           = 64
 	policyNameMax     = 128
 	pathMax           = 512
-	ownedKeysMax      = 64 // access keys of one principal, with what older versions left
+	OwnedKeysMax      = 1000 // access keys of one principal, with what older versions left
 )
 
 var (
@@ -249,7 +249,7 @@ func (p *Principal) check() error {
 	switch {
 	case !user && p.Kind != Role, !validName(p.Name, nameMax), !validPath(p.Path), !validUniqueID(p.ID, p.Kind.idPrefix()), p.Created.IsZero(),
 		user && (p.Trust != "" || p.Description != "" || len(p.TrustBound) > 0 || p.MaxSession != 0), !user && (p.Trust == "" || p.MaxSession <= 0),
-		!user && len(p.AccessKeys) > 0, len(p.AccessKeys) > ownedKeysMax, p.documents() > documentsBytesMax:
+		!user && len(p.AccessKeys) > 0, len(p.AccessKeys) > OwnedKeysMax, p.documents() > documentsBytesMax:
 		return ErrDamaged
 	case !slices.IsSortedFunc(p.Inline, byDocumentName) || !slices.IsSorted(p.Attached) || !slices.IsSortedFunc(p.Tags, byFoldedKey):
 		return ErrDamaged
@@ -444,10 +444,14 @@ func (s *Store) UpdatePrincipal(ctx context.Context, n PrincipalName, change fun
 	return result, nil
 }
 
-// DeletePrincipal removes a user or role that has neither access keys nor policies (ErrInUse). A boundary goes with it.
-func (s *Store) DeletePrincipal(ctx context.Context, n PrincipalName) error {
+// DeletePrincipal removes the user or role of the unique ID, which has neither access keys nor policies (ErrInUse). A boundary goes with it.
+// ErrNotFound also for one that was made later under the name.
+func (s *Store) DeletePrincipal(ctx context.Context, n PrincipalName, id string) error {
 	return s.inAccount(ctx, n.Account, func(a *Account) (bool, error) {
 		p, err := s.Principal(ctx, n)
+		if err == nil && p.ID != id {
+			err = ErrNotFound
+		}
 		if err != nil {
 			return false, err
 		}

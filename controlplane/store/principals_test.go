@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -133,15 +134,15 @@ func TestPrincipals(t *testing.T) {
 	if err != nil || same.Revision != u.Revision {
 		t.Errorf("a change of nothing was written: %v", err)
 	}
-	if err := s.DeletePrincipal(ctx, u.PrincipalName); !errors.Is(err, ErrInUse) {
+	if err := s.DeletePrincipal(ctx, u.PrincipalName, u.ID); !errors.Is(err, ErrInUse) {
 		t.Errorf("deleted with policies: %v", err)
 	}
 	changed, err := s.UpdatePrincipal(ctx, u.PrincipalName, func(p *Principal) error { p.Inline = nil; return nil })
 	if err != nil || changed.Revision == u.Revision {
 		t.Errorf("%v", err)
 	}
-	must(t, s.DeletePrincipal(ctx, u.PrincipalName))
-	if err := s.DeletePrincipal(ctx, u.PrincipalName); !errors.Is(err, ErrNotFound) {
+	must(t, s.DeletePrincipal(ctx, u.PrincipalName, u.ID))
+	if err := s.DeletePrincipal(ctx, u.PrincipalName, u.ID); !errors.Is(err, ErrNotFound) {
 		t.Errorf("deleted twice: %v", err)
 	}
 	if c := counts(t, s, a); c != [3]int{0, 1, 0} {
@@ -224,11 +225,98 @@ func TestQuotas(t *testing.T) {
 		}
 	}
 	for n, want := range []bool{true, false} {
-		must(t, s.DeletePolicy(ctx, "arn:aws:iam::"+a.String()+":policy/p/last"))
+		must(t, dropPolicy(t, "arn:aws:iam::"+a.String()+":policy/p/last"))
 		p := newPolicy(a, "last")
 		p.Document = strings.Repeat("x", ManagedPolicyMax+n) + " "
 		if err := s.CreatePolicy(ctx, p); (err == nil) != want {
 			t.Errorf("a policy of %d: %v", len(p.Document), err)
+		}
+	}
+}
+
+// dropPolicy deletes whichever policy has the ARN.
+func dropPolicy(t testing.TB, arn string) error {
+	m, err := shared.ManagedPolicy(t.Context(), arn)
+	if err != nil {
+		return err
+	}
+	return shared.DeletePolicy(t.Context(), arn, m.ID)
+}
+
+// Who was made again under a name is not hit by what was decided about the one before.
+func TestMadeAgain(t *testing.T) {
+	s, ctx := shared, t.Context()
+	a := newAccount(t, s)
+	const formerUser, formerPolicy, formerService = "AIDABBBBBBBBBBBBBBBBB", "ANPABBBBBBBBBBBBBBBBB", "ASVCAAAAAAAAAAAAAAAAA"
+	u, m := newUser(a, "u"), newPolicy(a, "m")
+	must(t, s.CreatePrincipal(ctx, u))
+	must(t, s.CreatePolicy(ctx, m))
+	name := fmt.Sprintf("s%s.example.com", a)
+	must(t, s.RegisterService(ctx, &Service{Name: name, ID: "ASVCBBBBBBBBBBBBBBBBB", Account: a, Created: t0}, anyKey(a)))
+	for _, o := range []Owner{{Account: a, User: "u", ID: formerUser}, {Account: a, Service: name, ID: formerService}} {
+		present := o
+		present.ID = ""
+		before, err := s.AccessKeyIDs(ctx, present)
+		must(t, err)
+		if len(before) == 0 {
+			must(t, s.CreateAccessKey(ctx, present, anyKey(a)))
+			before, err = s.AccessKeyIDs(ctx, present)
+			must(t, err)
+		}
+		_, active := s.SetAccessKeyActive(ctx, o, before[0], false)
+		_, replaced := s.ReplaceAccessKeys(ctx, o, anyKey(a))
+		_, listed := s.AccessKeyIDs(ctx, o)
+		for what, err := range map[string]error{
+			"created": s.CreateAccessKey(ctx, o, anyKey(a)), "removed": s.RemoveAccessKey(ctx, o, before[0]), "made inactive": active, "replaced": replaced, "listed": listed,
+		} {
+			if !errors.Is(err, ErrNotFound) {
+				t.Errorf("%+v: %s: %v", o, what, err)
+			}
+		}
+		if after, err := s.AccessKeyIDs(ctx, present); err != nil || !slices.Equal(before, after) {
+			t.Errorf("%v, then %v %v", before, after, err)
+		}
+	}
+	o := Owner{Account: a, User: "u", ID: u.ID}
+	ids, err := s.AccessKeyIDs(ctx, o)
+	must(t, err)
+	must(t, s.RemoveAccessKey(ctx, o, ids[0]))
+	if err := s.DeletePrincipal(ctx, u.PrincipalName, formerUser); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a user who was made again is deleted: %v", err)
+	}
+	if err := s.DeletePolicy(ctx, m.ARN("aws"), formerPolicy); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a policy that was made again is deleted: %v", err)
+	}
+	must(t, s.DeletePrincipal(ctx, u.PrincipalName, u.ID))
+	must(t, s.DeletePolicy(ctx, m.ARN("aws"), m.ID))
+}
+
+// anyKey is an access key of an ID that no other has.
+func anyKey(a keyid.Account) *AccessKey { return newKeyOf("AKIA"+newGrantID()[:16], a) }
+
+// An owner with more access keys than one transaction can remove, which older versions left, gets one that replaces them.
+func TestReplaceManyAccessKeys(t *testing.T) {
+	s, ctx := shared, t.Context()
+	a := newAccount(t, s)
+	u := newUser(a, "u")
+	for range 2*removeMax + 7 {
+		k := anyKey(a)
+		must(t, s.PutAccessKey(ctx, k))
+		u.AccessKeys = append(u.AccessKeys, k.ID)
+	}
+	must(t, s.CreatePrincipal(ctx, u))
+	o := Owner{Account: a, User: "u", ID: u.ID}
+	k := anyKey(a)
+	gone, err := s.ReplaceAccessKeys(ctx, o, k)
+	if err != nil || len(gone) != len(u.AccessKeys) {
+		t.Errorf("%d are gone, %v", len(gone), err)
+	}
+	if ids, err := s.AccessKeyIDs(ctx, o); err != nil || len(ids) != 1 || ids[0] != k.ID {
+		t.Errorf("%v %v", ids, err)
+	}
+	for _, id := range u.AccessKeys {
+		if _, err := s.AccessKey(ctx, id); !errors.Is(err, ErrNotFound) {
+			t.Fatalf("%s: %v", id, err)
 		}
 	}
 }
@@ -271,7 +359,7 @@ func TestManagedPolicies(t *testing.T) {
 		t.Errorf("in use: %v, %v", uses(one), uses(two))
 	}
 	for _, arn := range []string{one, two} {
-		if err := s.DeletePolicy(ctx, arn); !errors.Is(err, ErrInUse) {
+		if err := dropPolicy(t, arn); !errors.Is(err, ErrInUse) {
 			t.Errorf("deleted in use: %v", err)
 		}
 	}
@@ -285,11 +373,11 @@ func TestManagedPolicies(t *testing.T) {
 	}
 	// Deleting a user gives its boundary up.
 	must(t, change(User, "u", func(p *Principal) { p.Attached = nil }))
-	must(t, s.DeletePrincipal(ctx, u.PrincipalName))
+	must(t, s.DeletePrincipal(ctx, u.PrincipalName, u.ID))
 	if uses(one) != [2]int{} || uses(two) != [2]int{1, 1} {
 		t.Errorf("in use: %v, %v", uses(one), uses(two))
 	}
-	must(t, s.DeletePolicy(ctx, one))
+	must(t, dropPolicy(t, one))
 	if _, err := s.ManagedPolicy(ctx, one); !errors.Is(err, ErrNotFound) {
 		t.Errorf("got %v", err)
 	}
@@ -311,7 +399,7 @@ func TestAttachWhileDeleting(t *testing.T) {
 		wg.Go(func() {
 			_, attached = s.UpdatePrincipal(ctx, PrincipalName{User, a, "u"}, func(p *Principal) error { p.Attach(arn); return nil })
 		})
-		wg.Go(func() { deleted = s.DeletePolicy(ctx, arn) })
+		wg.Go(func() { deleted = dropPolicy(t, arn) })
 		wg.Wait()
 		if (attached == nil) == (deleted == nil) {
 			t.Fatalf("attached %v, deleted %v", attached, deleted)
@@ -320,7 +408,7 @@ func TestAttachWhileDeleting(t *testing.T) {
 			if _, err := s.UpdatePrincipal(ctx, PrincipalName{User, a, "u"}, func(p *Principal) error { p.Attached = nil; return nil }); err != nil {
 				t.Fatal(err)
 			}
-			must(t, s.DeletePolicy(ctx, arn))
+			must(t, dropPolicy(t, arn))
 		}
 	}
 }
@@ -370,7 +458,7 @@ func TestAccessKeysOfOwners(t *testing.T) {
 			t.Errorf("%+v: one ID twice: %v", o, err)
 		}
 	}
-	if err := s.DeletePrincipal(ctx, u.PrincipalName); !errors.Is(err, ErrInUse) {
+	if err := s.DeletePrincipal(ctx, u.PrincipalName, u.ID); !errors.Is(err, ErrInUse) {
 		t.Errorf("a user with access keys was deleted: %v", err)
 	}
 	// One of another owner is never taken over.

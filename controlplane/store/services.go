@@ -59,7 +59,7 @@ func ValidServiceName(name string) bool {
 
 func (v *Service) check() error {
 	if !ValidServiceName(v.Name) || !validUniqueID(v.ID, "ASVC") || v.Account > keyid.AccountMax || v.Created.IsZero() || v.Every && len(v.Accounts) > 0 ||
-		len(v.Accounts) > ServiceAccountsMax || !slices.IsSorted(v.Accounts) || len(v.AccessKeys) > ownedKeysMax {
+		len(v.Accounts) > ServiceAccountsMax || !slices.IsSorted(v.Accounts) || len(v.AccessKeys) > OwnedKeysMax {
 		return ErrDamaged
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -125,6 +126,26 @@ func (s *Store) PutSession(ctx context.Context, v *Session, now time.Time) error
 		err = ErrExists
 	}
 	return err // a lease that holds nothing ends by itself
+}
+
+// DeleteSessions deletes session records, a hundred in a transaction; one that is not there is no error.
+func (s *Store) DeleteSessions(ctx context.Context, names []SessionName) error {
+	for batch := range slices.Chunk(names, removeMax) {
+		var then []clientv3.Op
+		for _, n := range batch {
+			then = append(then, clientv3.OpDelete(sessionKey(n.Account, n.ID)))
+		}
+		if _, _, err := s.commit(ctx, nil, then); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// SessionName names a session's record.
+type SessionName struct {
+	Account keyid.Account
+	ID      string // ASIA…
 }
 
 // Sessions reads and opens every session that has not vanished. use owns each that it gets; its error ends the walk.

@@ -3,6 +3,7 @@ package authz_test
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -97,6 +98,73 @@ func BenchmarkDecide(b *testing.B) {
 					b.Fatalf("%+v, %v", d, err)
 				}
 				q.Scratch.Reset()
+			}
+		})
+	}
+}
+
+// oneSet is grants to whoever asks.
+type oneSet struct{ *authz.GrantSet }
+
+func (s oneSet) Grants(string) (*authz.GrantSet, error) { return s.GrantSet, nil }
+
+func constrainedGrants(n int, kind string) []authz.Grant {
+	list := make([]authz.Grant, n)
+	for i := range list {
+		list[i] = authz.Grant{ID: fmt.Sprintf("%064x", i), Operations: authz.OpDecrypt | authz.OpGenerateDataKey}
+		context := []authz.Pair{{Key: []byte("purpose"), Value: []byte("bench")}, {Key: []byte("tenant"), Value: fmt.Appendf(nil, "t-%06d", i)}}
+		switch kind {
+		case "equals":
+			list[i].HasEquals, list[i].Equals = true, context
+		case "subset":
+			list[i].HasSubset, list[i].Subset = true, context
+		case "same": // every grant has the pair, and another operation
+			list[i].HasSubset, list[i].Subset = true, context[:1]
+			if i < n-1 {
+				list[i].Operations = authz.OpEncrypt
+			}
+		}
+	}
+	return list
+}
+
+// A grant alone allows, the last of n that are each constrained to another encryption context.
+func BenchmarkDecideByGrant(b *testing.B) {
+	for _, kind := range []string{"equals", "subset", "same"} {
+		for _, n := range []int{1, 1000, 50_000} {
+			b.Run(fmt.Sprintf("%s/%d", kind, n), func(b *testing.B) {
+				q := benchQuestion(b, plainKeyDocument, `{"Version":"2012-10-17","Statement":{"Effect":"Allow","Action":"kms:ListKeys","Resource":"*"}}`)
+				q.Grants = oneSet{authz.NewGrantSet(constrainedGrants(n, kind))}
+				q.Context.EncryptionContext = pairs{{Key: []byte("purpose"), Value: []byte("bench")}, {Key: []byte("tenant"), Value: fmt.Appendf(nil, "t-%06d", n-1)}}
+				b.ReportAllocs()
+				for b.Loop() {
+					d, err := authz.Decide(q)
+					if err != nil || d.Reason != authz.AllowedByGrant {
+						b.Fatalf("%+v, %v", d, err)
+					}
+					q.Scratch.Reset()
+				}
+			})
+		}
+	}
+}
+
+// A set is made, and changed by one grant.
+func BenchmarkGrantSet(b *testing.B) {
+	for _, n := range []int{1000, 50_000} {
+		list := constrainedGrants(n+1, "equals")
+		b.Run(fmt.Sprintf("new/%d", n), func(b *testing.B) {
+			for b.Loop() {
+				authz.NewGrantSet(list[:n])
+			}
+		})
+		b.Run(fmt.Sprintf("change/%d", n), func(b *testing.B) {
+			set, i := authz.NewGrantSet(slices.Clone(list[:n])), 0
+			b.ReportAllocs()
+			for b.Loop() {
+				g := list[i%n]
+				set = set.Without(g.ID).With(g)
+				i++
 			}
 		})
 	}

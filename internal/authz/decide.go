@@ -13,9 +13,9 @@ type Action struct {
 	Abroad bool              // it can be used on keys of other accounts
 }
 
-// Grants finds the grants of the key in question to a grantee, one of Caller.Grantees. The slice is valid until the decision is made.
+// Grants finds the grants of the key in question to a grantee, one of Caller.Grantees. The set is valid until the decision is made.
 type Grants interface {
-	Grants(grantee string) ([]Grant, error)
+	Grants(grantee string) (*GrantSet, error)
 }
 
 // Question is what Decide is asked: may the caller do this?
@@ -248,7 +248,8 @@ func abroad(q *Question, key *policy.Result, own *side) (Decision, error) {
 	return Decision{Reason: NotAbroad}, err
 }
 
-// granted finds a grant that allows the action, to the caller itself before one to its role before one to its account, and says to whom.
+// granted finds a grant that allows the action, to the caller itself before one to its role before one to its account, and says to whom. Which of
+// several to the same one it is: GrantSet.
 func granted(q *Question, grantees int) (*Grant, int, error) {
 	if q.Grants == nil || q.Action.Grant == 0 {
 		return nil, 0, nil
@@ -257,14 +258,12 @@ func granted(q *Question, grantees int) (*Grant, int, error) {
 		if name == "" {
 			continue
 		}
-		list, err := q.Grants.Grants(name)
+		set, err := q.Grants.Grants(name)
 		if err != nil {
 			return nil, 0, err
 		}
-		for i := range list {
-			if list[i].allows(q.Action.Grant, q.Context) {
-				return &list[i], whom, nil
-			}
+		if g := set.find(q.Action.Grant, q.Context); g != nil {
+			return g, whom, nil
 		}
 	}
 	return nil, 0, nil

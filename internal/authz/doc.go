@@ -4,6 +4,7 @@
 //	caller.go    Subject: a principal with its policies; Caller: whom an access key speaks for
 //	context.go   Context: what a request says of condition keys
 //	grant.go     grants: operations, constraints
+//	grantset.go  the grants of a key to a grantee, of which few are looked at; grantindex.go: how they are found
 //	action.go    the actions of KMS
 //	decide.go    Decide, and the words of a refusal
 //

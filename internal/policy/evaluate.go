@@ -213,7 +213,8 @@ func (p *Policy) Len() int { return len(p.statements) }
 // Sid is the Sid of statement n, counted from 1; "" where it has none.
 func (p *Policy) Sid(n int) string { return p.statements[n-1].sid }
 
-// Principals are the ARNs of the users, roles, role sessions and accounts that the document names, in ascending order, each once.
+// Principals are the ARNs of the users, roles, role sessions, federated users and accounts that the document names, of accounts the 12 digits
+// where it writes these, in ascending order, each once.
 func (p *Policy) Principals() []string { return p.principals }
 
 // Mentions reports whether a condition or a variable asks about k, whatever the name of a key that takes one.

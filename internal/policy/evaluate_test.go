@@ -206,7 +206,7 @@ func TestBoundPrincipals(t *testing.T) {
 			return userID, true
 		case roleARN, assumed:
 			return roleID, true
-		case rootARN:
+		case account:
 			return account, true
 		}
 		return "", false
@@ -217,10 +217,10 @@ func TestBoundPrincipals(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{userARN, assumed, roleARN, rootARN}; !slices.Equal(asked, want) {
+	if want := []string{userARN, assumed, roleARN, account}; !slices.Equal(asked, want) {
 		t.Errorf("asked for %q, want %q", asked, want)
 	}
-	if want := []string{roleARN, rootARN, userARN, assumed}; !slices.Equal(p.Principals(), want) {
+	if want := []string{account, roleARN, userARN, assumed}; !slices.Equal(p.Principals(), want) {
 		t.Errorf("principals %q, want %q", p.Principals(), want)
 	}
 	renamed, again, sessionAgain := alice, alice, worker

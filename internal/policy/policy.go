@@ -17,7 +17,7 @@ const (
 
 // Binder says which principal an ARN in a policy means now: its unique ID (AIDA… of a user, AROA… of a role or of a role's session, the
 // account's 12 digits of an account); "" binds by ARN alone. ok false: there is no such principal, and the policy is refused. It is asked for users, roles, role
-// sessions and accounts (as arn:<partition>:iam::<account>:root, however the policy writes them), not for services.
+// sessions and accounts (by ARN or 12 digits, as the policy writes them), not for services.
 type Binder func(arn string) (id string, ok bool)
 
 // Error is a refusal of a document, with AWS's text.

@@ -175,7 +175,7 @@ func (c *compiler) awsPrincipal(to *principals, s string) bool {
 		return true
 	}
 	if a, ok := keyid.ParseAccount([]byte(s)); ok {
-		return c.account(to, a, "arn:aws:iam::"+s+":root")
+		return c.account(to, a, s)
 	}
 	p := strings.SplitN(s, ":", 6)
 	if len(p) != 6 || p[0] != "arn" || !isPartition(p[1]) || p[3] != "" || strings.Contains(p[5], ":") {
@@ -197,7 +197,11 @@ func (c *compiler) awsPrincipal(to *principals, s string) bool {
 		role, session, _ := strings.Cut(name, "/")
 		return isName(role) && isName(session) && c.identity(&to.sessions, s)
 	case service == "sts" && typ == "federated-user":
-		return isName(name) // nobody is one
+		if !isName(name) {
+			return false
+		}
+		c.policy.principals = append(c.policy.principals, s)
+		return true // nobody is one
 	}
 	return false
 }

@@ -8,8 +8,9 @@ import (
 
 func TestCompilePolicy(t *testing.T) {
 	const (
-		alice = "arn:aws:iam::111122223333:user/alice"
-		named = `{"Statement":{"Effect":"Allow","Principal":{"AWS":"` + alice + `"},"Action":"kms:*","Resource":"*"}}`
+		alice   = "arn:aws:iam::111122223333:user/alice"
+		account = `{"Statement":{"Effect":"Allow","Principal":{"AWS":"111122223333"},"Action":"kms:*","Resource":"*"}}`
+		named   = `{"Statement":{"Effect":"Allow","Principal":{"AWS":"` + alice + `"},"Action":"kms:*","Resource":"*"}}`
 	)
 	for _, c := range []struct {
 		name, document string
@@ -23,10 +24,13 @@ func TestCompilePolicy(t *testing.T) {
 		{"a principal that is not bound", named, map[string]string{}, policy.Principal{}, 0, true},
 		{"unreadable", `{"Statement":[]}`, map[string]string{}, policy.Principal{}, 0, true},
 		{"older", named, nil, policy.Principal{Kind: policy.User, Account: 111122223333, ARN: alice, ID: "AIDAONE"}, policy.Itself, false},
-		{"older and unreadable", `{"Statement":[]}`, nil, policy.Principal{Kind: policy.User, Account: 111122223333, ARN: alice, ID: "AIDAONE"}, policy.Account, false},
-		{"older and unreadable, abroad", `[]`, nil, policy.Principal{Kind: policy.User, Account: 444455556666, ARN: alice, ID: "AIDAONE"}, policy.Attached, false},
+		{"older and unreadable", `{"Statement":[]}`, nil, policy.Principal{}, 0, true},
+		{"older and no object", `[]`, nil, policy.Principal{}, 0, true},
+		{"digits", account, map[string]string{"111122223333": "111122223333"}, policy.Principal{Kind: policy.User, Account: 111122223333}, policy.Account, false},
+		{"digits that were kept as ARN", account, map[string]string{"arn:aws:iam::111122223333:root": "111122223333"}, policy.Principal{Kind: policy.User, Account: 111122223333}, policy.Account, false},
+		{"digits that are not bound", account, map[string]string{alice: "AIDAONE"}, policy.Principal{}, 0, true},
 	} {
-		p, err := CompilePolicy([]byte(c.document), c.bound, 111122223333)
+		p, err := CompilePolicy([]byte(c.document), c.bound)
 		if (err != nil) != c.fails {
 			t.Errorf("%s: %v", c.name, err)
 		}

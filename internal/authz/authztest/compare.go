@@ -22,6 +22,9 @@ func Compare(ref *Reference, p *Product, r *Request) (difference string, reason 
 	} else if !slices.Contains(v.Reasons, name) {
 		fmt.Fprintf(&out, "reason: product %s, reference one of %s\n", name, strings.Join(v.Reasons, ", "))
 	}
+	if d.Reason == authz.AllowedByGrant && d.Grant.ID != grantID(v.Grant) {
+		fmt.Fprintf(&out, "grant: product %s, reference %s\n", d.Grant.ID, grantID(v.Grant))
+	}
 	if ref.w.Caller.Deleted {
 		return out.String(), name
 	}

@@ -76,6 +76,7 @@ func NewReference(w *World) (*Reference, error) {
 type Verdict struct {
 	Allow   bool
 	Reasons []string
+	Grant   int // position in World.Grants of the one that allows, where one does
 
 	KeyPolicy Opinion
 	Identity  []Opinion
@@ -145,10 +146,20 @@ func (ref *Reference) Decide(r *Request) Verdict {
 
 	// Who allows.
 	kp := &v.KeyPolicy
-	grant := [ways]bool{}
+	// Of several grants: one to the caller itself, to its role, to its account; one without constraints on the operation; the first.
+	grant, rank := [ways]bool{}, 0
 	for i := range w.Grants {
-		if way := q.grantee(&w.Grants[i]); way != notNamed && q.grantAllows(&w.Grants[i]) {
-			grant[way] = true
+		way := q.grantee(&w.Grants[i])
+		if way == notNamed || !q.grantAllows(&w.Grants[i]) {
+			continue
+		}
+		grant[way] = true
+		n := 2 * way
+		if q.unconstrained(&w.Grants[i]) {
+			n++
+		}
+		if n > rank {
+			rank, v.Grant = n, i
 		}
 	}
 	may := map[string]bool{}
@@ -311,6 +322,17 @@ func (q *question) grantee(g *Grant) int {
 		return byRole
 	}
 	return notNamed
+}
+
+// unconstrained reports whether no constraint of a grant has to do with the operation.
+func (q *question) unconstrained(g *Grant) bool {
+	switch strings.TrimPrefix(q.r.Action, "kms:") {
+	case "RetireGrant":
+		return true
+	case "DescribeKey", "CreateGrant":
+		return g.SourceARN == ""
+	}
+	return g.SourceARN == "" && g.Equals == nil && len(g.Subset) == 0
 }
 
 // grantAllows looks at the operations and constraints of a grant.

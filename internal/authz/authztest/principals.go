@@ -15,7 +15,6 @@ func principalCases() (cases []Case) {
 	}{
 		{`"*"`, alice, byAnyone},
 		{`"*"`, adminS1, byAnyone},
-		{`"*"`, s3, byAnyone},
 		{`{"AWS":"*"}`, alice, byAnyone},
 		{`{"AWS":["` + dave + `","*"]}`, adminS1, byAnyone},
 		{`{"AWS":"` + alice + `"}`, alice, byItself},
@@ -52,6 +51,9 @@ func principalCases() (cases []Case) {
 		{`{"Service":["ec2.amazonaws.com","s3.amazonaws.com"]}`, s3, byItself},
 		{`{"Service":"s3.us-west-2.amazonaws.com"}`, s3, notNamed},
 		{`{"Service":"ec2.amazonaws.com"}`, s3, notNamed},
+		{`"*"`, s3, byAnyone},
+		{`{"AWS":"*"}`, s3, byAnyone},
+		{`{"Service":"ec2.amazonaws.com","AWS":"*"}`, s3, byAnyone},
 		{`{"Service":"vault.example.com"}`, "vault.example.com", byItself},
 		{`{"AWS":"` + rootA + `"}`, s3, notNamed},
 		{`{"AWS":"` + alice + `"}`, s3, notNamed},

@@ -23,9 +23,9 @@ type Product struct {
 	context   authz.Context
 }
 
-type grants map[string][]authz.Grant
+type grants map[string]*authz.GrantSet
 
-func (g grants) Grants(grantee string) ([]authz.Grant, error) { return g[grantee], nil }
+func (g grants) Grants(grantee string) (*authz.GrantSet, error) { return g[grantee], nil }
 
 // NewProduct compiles w. An error says that a document is malformed.
 func NewProduct(w *World) (*Product, error) {
@@ -94,8 +94,8 @@ func NewProduct(w *World) (*Product, error) {
 	for i := range w.Grants {
 		g := &w.Grants[i]
 		name := w.granteeName(g)
-		p.grants[name] = append(p.grants[name], authz.Grant{
-			ID:         fmt.Sprintf("%064x", i+1),
+		p.grants[name] = p.grants[name].With(authz.Grant{
+			ID:         grantID(i),
 			Operations: operations(g.Operations),
 			Equals:     pairs(g.Equals), HasEquals: g.Equals != nil,
 			Subset: pairs(g.Subset), HasSubset: g.Subset != nil,
@@ -104,6 +104,9 @@ func NewProduct(w *World) (*Product, error) {
 	}
 	return p, nil
 }
+
+// grantID is the ID of a World's grant by its position.
+func grantID(i int) string { return fmt.Sprintf("%064x", i+1) }
 
 // granteeName is the name that a grant to its grantee is kept under.
 func (w *World) granteeName(g *Grant) string {
