@@ -21,7 +21,7 @@ const (
 	windowSeconds = 5 * 60
 	hourSeconds   = 60 * 60
 	recordMax     = 256 << 10 // bytes of a record
-	bufferMax     = 32 << 20  // bytes of records in memory; more go to the disk until their file is compressed
+	bufferMax     = 32 << 20  // bytes of records in memory, about; more go to the disk until their file is compressed
 	pendingMax    = 1000      // files that wait to be put in their place, roughly
 )
 
@@ -34,6 +34,8 @@ type Config struct {
 	Records   Source
 	FileBytes int              // of a log file, uncompressed, about; 0: 50 MiB
 	Now       func() time.Time // nil: time.Now
+
+	buffer int // tests set another bufferMax
 }
 
 // Report says what an export did.
@@ -55,6 +57,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.FileBytes == 0 {
 		c.FileBytes = 50 << 20
+	}
+	if c.buffer == 0 {
+		c.buffer = bufferMax
 	}
 	if c.Now == nil {
 		c.Now = time.Now

@@ -69,7 +69,7 @@ func (x *exporter) put(c chain, index uint64, record []byte, t time.Time) error 
 	if t.Before(f.oldest) {
 		f.oldest = t
 	}
-	if x.held += len(record) + 1; x.held > bufferMax {
+	if x.held += len(record) + 1; x.held > x.cfg.buffer {
 		return x.spill()
 	}
 	return nil
