@@ -31,5 +31,8 @@
 // The log has one record of a call, its recipient is the caller's account. Where it names a resource of another account, that account's files get
 // a copy: its own recipientAccountId and eventID (derived from the original's, so that a repeated export gives the same), the same
 // sharedEventID in both, and a userIdentity that is reduced to {"type":"AWSAccount","principalId","accountId"[,"invokedBy"]}: no ARN, no name, no
-// access key, no session. All else is the same. A call that failed with NotFoundException has no copy: there is no such key.
+// access key, no session. All else is the same. A call that was refused has no copy, unless it has a sharedEventID already: the key that it names is what
+// the caller wrote, and may not exist.
+//
+// Calls of nobody who could be verified have the recipient 000000000000.
 package auditexport

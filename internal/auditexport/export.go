@@ -1,8 +1,10 @@
 package auditexport
 
 import (
+	"bytes"
 	"context"
 	"crypto/rsa"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"iter"
@@ -14,7 +16,7 @@ import (
 )
 
 // Source yields the log's records, each one line of JSON, from an index on in the log's order; an error ends it. A record is valid until the
-// next is asked for. An index that the log no longer has is an error.
+// next is asked for. An index that the log no longer has is an error. An export that goes on asks for the last record that it had, too.
 type Source func(from uint64) iter.Seq2[[]byte, error]
 
 const (
@@ -116,20 +118,39 @@ func Export(ctx context.Context, cfg Config) (Report, error) {
 	if err := x.recover(); err != nil {
 		return Report{}, err
 	}
-	for record, err := range cfg.Records(x.state.Next) {
+	from := x.state.Next
+	known := from > 0 // the record that comes first is the last that was exported: that it is the same says that this is the same log
+	if known {
+		from--
+	}
+	for record, err := range cfg.Records(from) {
 		if err == nil {
 			err = ctx.Err()
 		}
-		if err == nil {
+		if err == nil && !known {
 			err = x.add(record)
+		} else if err == nil && !bytes.Equal(hashOf(record), x.state.Last) {
+			err = errOtherLog
 		}
 		if err != nil {
 			return x.report, err
 		}
+		known = false
+	}
+	if known {
+		return x.report, errOtherLog
 	}
 	err = x.finish()
 	x.report.Next = x.state.Next
 	return x.report, err
+}
+
+var errOtherLog = errors.New("auditexport: this is not the log that was exported, or an older copy of it: its records are not those exported before")
+
+// hashOf is the SHA-256 of a record without its line's end.
+func hashOf(record []byte) []byte {
+	sum := sha256.Sum256(bytes.TrimRight(record, "\n"))
+	return sum[:]
 }
 
 func lock(dir string) (unlock func(), err error) {
@@ -151,17 +172,15 @@ func (x *exporter) add(record []byte) error {
 	}
 	e, ok := parse(record)
 	if !ok {
-		x.report.Records++
 		x.report.Skipped++
-		x.state.Next++
+		x.count(record)
 		return nil
 	}
 	if err := x.tick(min(e.EventTime.Unix(), x.now)); err != nil {
 		return err
 	}
 	index := x.state.Next
-	x.report.Records++
-	x.state.Next++
+	x.count(record)
 	owners := e.owners()
 	if len(owners) == 0 {
 		return x.put(chain{e.Recipient, e.Region}, index, record, e.EventTime)
@@ -180,6 +199,13 @@ func (x *exporter) add(record []byte) error {
 		x.report.Copies++
 	}
 	return nil
+}
+
+// count notes that a record is on its way: what is published from here on includes it.
+func (x *exporter) count(record []byte) {
+	x.report.Records++
+	x.state.Next++
+	x.state.Last = hashOf(record)
 }
 
 // tick moves the clock on, and closes the 5 minutes and the hours that are over.

@@ -245,6 +245,31 @@ func TestExportContinues(t *testing.T) {
 	}
 }
 
+// A log that does not have what was exported, where it was, is another one, or an older copy: nothing is exported.
+func TestExportOtherLog(t *testing.T) {
+	records := sample()
+	dir := t.TempDir()
+	mustExport(t, config(dir, records[:50]))
+	before := tree(t, dir)
+	for what, other := range map[string][][]byte{
+		"the oldest is gone": records[1:], "cut": records[:49], "none": nil, "another record": append(slices.Clone(records[:49]), records[60:]...),
+	} {
+		cfg := config(dir, other)
+		cfg.Records = Lines(bytes.NewReader(bytes.Join(other, []byte("\n"))))
+		if _, err := Export(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "exported") {
+			t.Errorf("%s: %v", what, err)
+		}
+		sameTree(t, tree(t, dir), before)
+	}
+	cfg := config(dir, nil)
+	cfg.Records = func(uint64) iter.Seq2[[]byte, error] { return func(func([]byte, error) bool) {} }
+	if _, err := Export(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "exported") {
+		t.Errorf("a source without a word: %v", err)
+	}
+	mustExport(t, config(dir, records))
+	independent(t, dir, records)
+}
+
 // A run that fails on the way and is repeated ends with the same bytes as one that did not.
 func TestExportInterrupted(t *testing.T) {
 	records := sample()
@@ -429,11 +454,15 @@ func TestShare(t *testing.T) {
 	}
 	for what, r := range map[string][]byte{
 		"own key": call(1, t0, east, bob, bob), "no key": call(1, t0, east, bob), "bad account": call(1, t0, east, bob, "../x"),
-		"not found": bytes.Replace(record, []byte(`"requestID"`), []byte(`"errorCode":"NotFoundException","requestID"`), 1),
+		"refused": bytes.Replace(record, []byte(`"requestID"`), []byte(`"errorCode":"AccessDenied","requestID"`), 1),
 	} {
 		if e, ok := parse(r); !ok || len(e.owners()) != 0 {
 			t.Errorf("%s: %v, %q", what, ok, e.owners())
 		}
+	}
+	refused := bytes.Replace(withID, []byte(`"requestID"`), []byte(`"errorCode":"DisabledException","requestID"`), 1)
+	if e, ok := parse(refused); !ok || len(e.owners()) != 2 {
+		t.Errorf("refused, and shared: %v, %q", ok, e.owners())
 	}
 	service := bytes.Replace(record, record[bytes.Index(record, []byte(`{"type":"AssumedRole"`)):bytes.Index(record, []byte(`,"eventTime"`))],
 		[]byte(`{"type":"AWSService","invokedBy":"s3.amazonaws.com"}`), 1)

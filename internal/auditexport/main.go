@@ -94,8 +94,8 @@ func Lines(r io.Reader) Source {
 			switch {
 			case s.Err() != nil:
 				yield(nil, fmt.Errorf("auditexport: line %d: %w", n+1, s.Err()))
-			case n < from:
-				yield(nil, fmt.Errorf("auditexport: there are %d records, and %d were exported already: give all of them, from the first on", n, from))
+			case n < from || n == from && from > 0:
+				yield(nil, fmt.Errorf("auditexport: there are %d records, and more were exported already: give all of them, from the first on", n))
 			}
 		}
 	}

@@ -27,6 +27,7 @@ type state struct {
 	Bucket  string          `json:"bucket"`
 	Trail   string          `json:"trail"`
 	Next    uint64          `json:"next"`  // index of the next record
+	Last    []byte          `json:"last"`  // SHA-256 of the record before that
 	Since   int64           `json:"since"` // where the last digests end
 	Clock   int64           `json:"clock"`
 	Chains  map[string]link `json:"chains"` // by account/region: the newest digest

@@ -50,9 +50,10 @@ func parse(record []byte) (e event, ok bool) {
 	return e, chain{e.Recipient, e.Region}.valid()
 }
 
-// owners are the accounts, other than the recipient, whose resources the record names.
+// owners are the accounts, other than the recipient, whose resources the record names. What a refused call names is what the caller wrote, which
+// may be nobody's, unless the service says by a sharedEventID that it is shared.
 func (e *event) owners() (accounts []string) {
-	if e.ErrorCode == "NotFoundException" {
+	if e.ErrorCode != "" && e.SharedEventID == "" {
 		return nil
 	}
 next:

@@ -341,7 +341,7 @@ func TestCommands(t *testing.T) {
 	run(0, "\nvalid", "", MainValidate, dir)
 	run(0, "0 records exported, 0 copies", "", export, "--dir", dir, "--digest-key", key, "--records", records)
 	write(sample()[:99])
-	run(1, "", "there are 99 records, and 100 were exported already", export, "--dir", dir, "--digest-key", key, "--records", records)
+	run(1, "", "there are 99 records, and more were exported already", export, "--dir", dir, "--digest-key", key, "--records", records)
 	write(sample())
 	run(0, "300 records exported", "", export, "--dir", dir, "--digest-key", key, "--records", records)
 	run(0, "\nvalid", "", MainValidate, dir)
@@ -366,7 +366,7 @@ func TestCommands(t *testing.T) {
 
 func TestLines(t *testing.T) {
 	for in, want := range map[string]string{
-		"": "", "a\nb\nc": "b c", "a\nb\n": "b", "a": "", strings.Repeat("x", recordMax+2): "token too long",
+		"": "", "a\nb\nc": "b c", "a\nb\n": "b", "a": "there are 1 records", strings.Repeat("x", recordMax+2): "token too long",
 	} {
 		var got []string
 		for r, err := range Lines(strings.NewReader(in))(min(1, uint64(len(in)))) {
