@@ -22,6 +22,7 @@ const usage = `keyplane is a key management service that speaks AWS KMS and keep
   keyplane hsm init --hsm URI    make keyplane's root keys and audit key in a PKCS#11 token
   keyplane hsm probe --hsm URI   what a token can do, and what of KMS it therefore offers
   keyplane iam COMMAND           accounts, users, roles, access keys and policies of a running server
+  keyplane audit COMMAND         the audit log's public key, and its records as CloudTrail's files
   keyplane policy simulate       what a principal may do with a key, and which statement decides
   keyplane loadtest              drive load against any KMS endpoint and report latencies
   keyplane version               print the version
@@ -44,6 +45,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return hsmCommand(args[1:], stdout, stderr)
 	case "iam":
 		return iamcli.Main(args[1:], stdout, stderr)
+	case "audit":
+		return auditCommand(args[1:], stdout, stderr)
 	case "policy":
 		return policyCommand(args[1:], stdout, stderr)
 	case "loadtest":
