@@ -1,7 +1,10 @@
 package node
 
 import (
+	"bytes"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -55,4 +58,40 @@ func TestOpenAuditKey(t *testing.T) {
 	if _, err := open(tokenB); err == nil || !strings.Contains(err.Error(), kept+", and no token given holds it") {
 		t.Errorf("without the token: %v", err)
 	}
+}
+
+func TestPublicKeyMain(t *testing.T) {
+	cfg := testConfig(t)
+	run := func(status int, want string, args ...string) string {
+		t.Helper()
+		var stdout, stderr bytes.Buffer
+		if got := PublicKeyMain(args, &stdout, &stderr); got != status || !strings.Contains(stdout.String()+stderr.String(), want) {
+			t.Errorf("%v: status %d, want %d and %q\n%s%s", args, got, status, want, &stdout, &stderr)
+		}
+		return stdout.String()
+	}
+	run(1, "no such file", "--data-dir", cfg.DataDir)
+	if _, err := os.Stat(filepath.Join(cfg.DataDir, "softtoken")); err == nil {
+		t.Error("a soft token was made")
+	}
+	n, err := Start(t.Context(), cfg, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	// While the server runs, it is the server's key.
+	text := run(0, "-----BEGIN PUBLIC KEY-----", "--data-dir", cfg.DataDir, "--region", cfg.Region, "--account", cfg.Account)
+	line, block, _ := strings.Cut(text, "\n")
+	name, public, err := auditkey.ParseVerifierKey(line)
+	if err != nil || name != AuditKeyName(&cfg) || !public.Equal(n.audit.Public()) {
+		t.Errorf("%s: %v", line, err)
+	}
+	if p, err := auditkey.PEM(public); err != nil || string(p) != block {
+		t.Errorf("PEM:\n%s%v", block, err)
+	}
+	run(2, "unexpected argument", "x")
+	run(2, "not defined", "--x")
+	run(0, "-data-dir", "--help")
+	run(1, "does not have 12 digits", "--account", "1")
+	run(1, "no such file", "--config", "nowhere.yaml")
 }
