@@ -25,8 +25,8 @@ const (
 
 var errDamaged = errors.New("lastuse: the file is damaged")
 
-// Open reads the file at path. Without one the index is empty, complete since now and wants the log's first record; so it is after a damaged
-// one, of which err tells beside an index that can be used: its owner may know from when the log is complete, and calls Restart.
+// Open reads the file at path. Without one the index is empty and wants the log's first record; so it is after a damaged one, of which err tells
+// beside an index that can be used. Until there is a record, the answer is complete from now on.
 func Open(path string, now time.Time) (x *Index, err error) {
 	x = newIndex(path, now)
 	b, err := os.ReadFile(path)

@@ -25,7 +25,7 @@ type Use struct {
 type Index struct {
 	path     string
 	max      int
-	position atomic.Uint64 // records seen
+	position atomic.Uint64 // of the next record in the log
 	saved    atomic.Uint64 // position of the file
 	start    atomic.Int64  // seconds since 1970
 	size     atomic.Int64  // keys
@@ -58,15 +58,32 @@ func (x *Index) reset(start time.Time) {
 
 func (x *Index) shard(n *name) *shard { return &x.shards[n.id.UUID[15]%shardCount] }
 
-// Observe takes the next audit record. One that it took before may come again, as long as those after it do too.
-func (x *Index) Observe(record []byte) {
+// Observe takes an audit record and its index in the log (audit.Config.Observe). One that it took before may come again, as long as those after
+// it do too. Where records between are missing, because the log has removed them, Start moves up.
+func (x *Index) Observe(index uint64, record []byte) {
+	if next := x.position.Load(); next == 0 || index > next {
+		x.begin(record, next == 0)
+	}
 	var e event
 	if scan(record, &e) {
 		for _, n := range e.keys[:e.n] {
 			x.put(n, e.use)
 		}
 	}
-	x.position.Add(1)
+	x.position.Store(index + 1)
+}
+
+// begin says that every use is known from a record on; first: it is the first of all.
+func (x *Index) begin(record []byte, first bool) {
+	at, _, ok := timeOf(record)
+	switch {
+	case !ok: // a record of another kind
+		x.start.Store(max(x.start.Load(), time.Now().Unix()))
+	case first:
+		x.start.Store(at)
+	default:
+		x.start.Store(max(x.start.Load(), at))
+	}
 }
 
 func (x *Index) put(n name, u Use) {
@@ -118,14 +135,5 @@ func (x *Index) Last(a keyid.Account, id keyid.ID) (Use, bool) {
 // Start is since when every use is known.
 func (x *Index) Start() time.Time { return time.Unix(x.start.Load(), 0).UTC() }
 
-// Position is how many records the index has seen: the number, from 0, of the one it wants next.
+// Position is the index in the log of the record that it wants next (audit.Config.ObserveFrom).
 func (x *Index) Position() uint64 { return x.position.Load() }
-
-// Missed says that the records up to position, the last of them from before at, are not there any more. Start moves up to at.
-func (x *Index) Missed(position uint64, at time.Time) {
-	x.start.Store(max(x.start.Load(), at.Unix()))
-	x.position.Store(position)
-}
-
-// Restart empties an index whose records are not those of the log, which is complete since start. The next record is the log's first.
-func (x *Index) Restart(start time.Time) { x.reset(start) }

@@ -61,20 +61,15 @@ const timeLen = len("2006-01-02T15:04:05Z")
 // what a quote inside a text is: always escaped. So what is looked for in front of requestParameters cannot be in a text, and the objects behind
 // it, whose members clients name, are skipped by their brackets.
 func scan(record []byte, e *event) bool {
-	i := bytes.Index(record, beforeTime)
-	if i < 0 {
+	at, b, ok := timeOf(record)
+	if !ok {
 		return false
 	}
-	b := record[i+len(beforeTime):]
-	if len(b) < timeLen {
+	b, found := bytes.CutPrefix(b, beforeSource)
+	if !found {
 		return false
 	}
-	at, ok := seconds(b[:timeLen])
-	b, found := bytes.CutPrefix(b[timeLen:], beforeSource)
-	if !ok || !found {
-		return false
-	}
-	i = bytes.IndexByte(b, '"')
+	i := bytes.IndexByte(b, '"')
 	if i < 0 {
 		return false
 	}
@@ -113,6 +108,17 @@ func scan(record []byte, e *event) bool {
 		return false
 	}
 	return e.resources(b)
+}
+
+// timeOf reads the eventTime of a record, in seconds since 1970, and returns what is behind it.
+func timeOf(record []byte) (at int64, rest []byte, ok bool) {
+	i := bytes.Index(record, beforeTime)
+	if i < 0 || len(record)-i < len(beforeTime)+timeLen {
+		return 0, nil, false
+	}
+	b := record[i+len(beforeTime):]
+	at, ok = seconds(b[:timeLen])
+	return at, b[timeLen:], ok
 }
 
 // resources reads the key ARNs of the list that has begun.
