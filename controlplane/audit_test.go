@@ -201,6 +201,8 @@ func TestRecordOfEveryOperation(t *testing.T) {
 
 	ok("GetKeyPolicy", obj("KeyId", m.KeyId, "PolicyName", "default"), `{"keyId":"`+m.KeyId+`","policyName":"default"} null null `+key)
 	notFound("GetKeyPolicy", obj("KeyId", gone), goneID)
+	ok("GetKeyLastUsage", obj("KeyId", m.KeyId), id+" null null "+key)
+	notFound("GetKeyLastUsage", obj("KeyId", gone), goneID)
 	ok("ListKeyPolicies", obj("KeyId", m.KeyId), id+" null null "+key)
 	notFound("ListKeyPolicies", obj("KeyId", gone), goneID)
 	document := defaultPolicy(e.partition, e.account)

@@ -22,7 +22,7 @@ func bodies(key, other wire, alias, grantee string) map[string]string {
 	grant := strings.Repeat("ab", 32)
 	return map[string]string{
 		"CancelKeyDeletion": id, "CreateAlias": aliasBody("alias/new", key.Arn), "CreateGrant": obj("KeyId", key.Arn, "GranteePrincipal", grantee, "Operations", []string{"Decrypt"}, "DryRun", true),
-		"CreateKey": "{}", "DeleteAlias": obj("AliasName", alias), "DescribeKey": id, "DisableKey": id, "EnableKey": id, "GetKeyPolicy": id,
+		"CreateKey": "{}", "DeleteAlias": obj("AliasName", alias), "DescribeKey": id, "DisableKey": id, "EnableKey": id, "GetKeyLastUsage": id, "GetKeyPolicy": id,
 		"ListAliases": "{}", "ListGrants": id, "ListKeyPolicies": id, "ListKeys": "{}", "ListResourceTags": id,
 		"ListRetirableGrants": obj("RetiringPrincipal", grantee), "PutKeyPolicy": obj("KeyId", key.Arn, "Policy", `{"Statement":[]}`),
 		"RevokeGrant":         obj("KeyId", key.Arn, "GrantId", grant),

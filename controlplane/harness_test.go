@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -19,6 +20,7 @@ import (
 	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/lastuse"
 	"github.com/keyplane/keyplane/internal/sigv4"
 )
 
@@ -162,6 +164,7 @@ type env struct {
 	cast      *cast
 	published *recorder
 	trail     *sink
+	uses      *lastuse.Index
 	clock     *clock
 	keyID     string        // access key of the account's administrator
 	who       *authz.Caller // whose access key it is, where that is one of cast's
@@ -198,8 +201,11 @@ func newEnvIn(t testing.TB, st *store.Store, region string) *env {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if e.uses, err = lastuse.Open(filepath.Join(t.TempDir(), "lastuse"), e.clock.now()); err != nil {
+		t.Fatal(err)
+	}
 	e.Server, err = New(Config{
-		Region: region, Store: st, Verifier: verifier, Publisher: e.published, Audit: e.trail.append, Principals: e.cast, Now: e.clock.now, Logger: quiet,
+		Region: region, Store: st, Verifier: verifier, Publisher: e.published, Audit: e.trail.append, LastUses: e.uses, Principals: e.cast, Now: e.clock.now, Logger: quiet,
 		Random: func(b []byte) error { _, err := rand.Read(b); return err },
 		Root:   func() [8]byte { return [8]byte{'t', 'e', 's', 't', 'r', 'o', 'o', 't'} },
 	})

@@ -33,6 +33,7 @@ var matrix = map[string]states{
 	"DescribeKey":          everyState,
 	"DisableKey":           switching,
 	"EnableKey":            switching,
+	"GetKeyLastUsage":      everyState,
 	"GetKeyPolicy":         everyState,
 	"ListAliases":          everyState,
 	"ListGrants":           everyState,

@@ -40,7 +40,7 @@ func TestKeyStateMatrix(t *testing.T) {
 			}
 		}
 	}
-	if cells != 20*8 {
+	if cells != 21*8 {
 		t.Errorf("%d cells were run", cells)
 	}
 	for op := range matrix {

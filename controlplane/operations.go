@@ -21,6 +21,7 @@ var handlers = map[string]handler{
 	"DescribeKey":          handle((*Server).describeKey),
 	"DisableKey":           handle((*Server).disableKey),
 	"EnableKey":            handle((*Server).enableKey),
+	"GetKeyLastUsage":      handle((*Server).getKeyLastUsage),
 	"GetKeyPolicy":         handle((*Server).getKeyPolicy),
 	"ListAliases":          handle((*Server).listAliases),
 	"ListGrants":           handle((*Server).listGrants),

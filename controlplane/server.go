@@ -58,6 +58,8 @@ type Config struct {
 	IAM        IAM              // nil: requests to IAM and STS are refused
 	Quotas     Quotas           // nil: nothing is charged, resource quotas are the usual ones, requests to Service Quotas are refused
 
+	LastUses LastUses // nil: GetKeyLastUsage is refused
+
 	// Audit keeps one record, a line of JSON, for good before it returns. It is called concurrently and does not keep the slice. A call whose
 	// record it refuses fails. nil: nothing is recorded, which is for tests.
 	Audit func(record []byte) error
@@ -104,6 +106,7 @@ type Server struct {
 	quotas            Quotas
 
 	sink       func(record []byte) error // nil: none
+	lastUses   LastUses                  // nil: none
 	events     *uuid.Generator           // IDs of records
 	strangers  ratelimit.Sampler
 	unrecorded atomic.Uint64
@@ -122,7 +125,7 @@ func New(cfg Config) (*Server, error) {
 		root: cfg.Root, publisher: cfg.Publisher, principals: cfg.Principals, now: cfg.Now, log: cfg.Logger,
 		deletionInterval: cfg.DeletionInterval, iam: cfg.IAM, quotas: cfg.Quotas,
 	}
-	s.sink, s.events, s.strangers.Limit = cfg.Audit, uuid.New(), strangers
+	s.lastUses, s.sink, s.events, s.strangers.Limit = cfg.LastUses, cfg.Audit, uuid.New(), strangers
 	s.unsettled.again, s.unsettled.arrived = map[string]func(){}, make(chan struct{}, 1)
 	if s.now == nil {
 		s.now = time.Now

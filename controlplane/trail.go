@@ -77,6 +77,7 @@ var trails = map[string]trail{
 	"DescribeKey":         {request: scalars("KeyId")},
 	"DisableKey":          {request: scalars("KeyId"), keyID: true},
 	"EnableKey":           {request: scalars("KeyId"), keyID: true},
+	"GetKeyLastUsage":     {request: scalars("KeyId")},
 	"GetKeyPolicy":        {request: scalars("KeyId PolicyName")},
 	"ListAliases":         {request: scalars("KeyId Limit Marker")},
 	"ListGrants":          {request: scalars("KeyId GrantId GranteePrincipal GranteeServicePrincipal Limit Marker")},

@@ -87,7 +87,7 @@ func TestAWSCLI(t *testing.T) {
 		{"keys", []string{"CreateKey", "DescribeKey", "DisableKey", "EnableKey", "UpdateKeyDescription", "ListKeys", "ScheduleKeyDeletion", "CancelKeyDeletion"}, cliKeys},
 		{"data", []string{"Encrypt", "Decrypt", "ReEncrypt", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext", "GenerateRandom"}, cliData},
 		{"aliases", []string{"CreateAlias", "UpdateAlias", "ListAliases", "DeleteAlias"}, cliAliases},
-		{"tags and policies", []string{"TagResource", "ListResourceTags", "UntagResource", "PutKeyPolicy", "GetKeyPolicy", "ListKeyPolicies"}, cliTags},
+		{"tags and policies", []string{"TagResource", "ListResourceTags", "UntagResource", "PutKeyPolicy", "GetKeyPolicy", "ListKeyPolicies", "GetKeyLastUsage"}, cliTags},
 		{"grants", []string{"CreateGrant", "ListGrants", "ListRetirableGrants", "RetireGrant", "RevokeGrant"}, cliGrants},
 	}
 	for _, op := range kmsapi.Operations {
@@ -196,6 +196,11 @@ func cliAliases(t *testing.T, a *awsCLI) {
 
 func cliTags(t *testing.T, a *awsCLI) {
 	id := a.key(t)
+	var unused struct{ KeyLastUsage, KeyId, TrackingStartDate, KeyCreationDate any }
+	a.ok(t, &unused, "get-key-last-usage", "--key-id", id)
+	if usage, ok := unused.KeyLastUsage.(map[string]any); !ok || len(usage) != 0 || unused.TrackingStartDate != unused.KeyCreationDate {
+		t.Errorf("get-key-last-usage: %+v", unused)
+	}
 	a.ok(t, nil, "tag-resource", "--key-id", id, "--tags", "TagKey=a,TagValue=1", "TagKey=b,TagValue=2")
 	a.ok(t, nil, "untag-resource", "--key-id", id, "--tag-keys", "a")
 	var tags struct {

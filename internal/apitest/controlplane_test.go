@@ -19,6 +19,7 @@ func testControlPlane(t *testing.T, s *world) {
 	t.Run("aliases", func(t *testing.T) { testAliases(t, s) })
 	t.Run("tags", func(t *testing.T) { testTags(t, s) })
 	t.Run("policies", func(t *testing.T) { testPolicies(t, s) })
+	t.Run("last usage", func(t *testing.T) { testLastUsage(t, s) })
 	t.Run("grants", func(t *testing.T) { testGrants(t, s) })
 	t.Run("pages", func(t *testing.T) { testPages(t, s) })
 }

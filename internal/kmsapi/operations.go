@@ -48,7 +48,7 @@ var Operations = []Operation{
 	{"GenerateDataKeyWithoutPlaintext", DataPlane, true, false},
 	{"GenerateMac", DataPlane, false, false},
 	{"GenerateRandom", DataPlane, true, false},
-	{"GetKeyLastUsage", ControlPlane, false, false},
+	{"GetKeyLastUsage", ControlPlane, true, false},
 	{"GetKeyPolicy", ControlPlane, true, false},
 	{"GetKeyRotationStatus", ControlPlane, false, false},
 	{"GetParametersForImport", ControlPlane, false, false},

@@ -10,6 +10,7 @@ import (
 
 	"github.com/keyplane/keyplane/internal/audit"
 	"github.com/keyplane/keyplane/internal/audit/auditkey"
+	"github.com/keyplane/keyplane/internal/lastuse"
 )
 
 // AuditConfig is the audit log of a process.
@@ -38,6 +39,9 @@ var durabilities = map[string]audit.Durability{"fsync": audit.Fsync, "write": au
 // auditLog is the name of this process's log in the store.
 const auditLog = "serve"
 
+// lastUsesEvery is how often the last uses of keys are saved. What comes after that is read from the audit log at the next start.
+const lastUsesEvery = time.Minute
+
 // openAudit opens the log and returns what appends to it.
 func (n *Node) openAudit(ctx context.Context) (func([]byte) error, error) {
 	cfg := &n.cfg.Audit
@@ -54,6 +58,12 @@ func (n *Node) openAudit(ctx context.Context) (func([]byte) error, error) {
 	if err != nil {
 		return nil, err
 	}
+	// A damaged file costs a look at the whole log.
+	n.lastUses, err = lastuse.Open(filepath.Join(n.cfg.DataDir, "lastuse"), time.Now())
+	if err != nil {
+		n.log.Warn("the last uses of keys are read from the audit log again", "error", err)
+	}
+	from := n.lastUses.Position()
 	n.records, err = audit.Open(ctx, audit.Config{
 		Dir: cfg.Dir, Durability: durabilities[cfg.Durability], Origin: name + "/" + auditLog, Signer: signer, Verifier: verifier,
 		Newest: func(ctx context.Context) ([]byte, error) { return n.store.AuditCheckpoint(ctx, auditLog) },
@@ -61,7 +71,7 @@ func (n *Node) openAudit(ctx context.Context) (func([]byte) error, error) {
 			return n.store.PutAuditCheckpoint(ctx, auditLog, old, newest)
 		},
 		SegmentBytes: cfg.SegmentBytes, SegmentAge: cfg.SegmentAge, RetainBytes: cfg.RetainBytes, RetainAge: cfg.RetainAge,
-		AcceptRollback: cfg.AcceptRollback, Logger: n.log,
+		AcceptRollback: cfg.AcceptRollback, Logger: n.log, Observe: n.lastUses.Observe, ObserveFrom: &from,
 	})
 	if errors.Is(err, audit.ErrRolledBack) {
 		return nil, fmt.Errorf("node: the audit log in %s: %w. If that is meant, start once with --audit-accept-rollback", cfg.Dir, err)
@@ -70,6 +80,11 @@ func (n *Node) openAudit(ctx context.Context) (func([]byte) error, error) {
 		return nil, fmt.Errorf("node: the audit log in %s: %w", cfg.Dir, err)
 	}
 	n.onClose(func() { n.logIf("closing the audit log", n.records.Close()) })
+	n.background("last uses", func(ctx context.Context) error {
+		return n.lastUses.Run(ctx, lastUsesEvery, func(err error) {
+			n.log.Error("saving the last uses of keys failed; it is tried again", "error", err)
+		})
+	})
 	return func(record []byte) error { return n.records.Append(bytes.TrimSuffix(record, []byte{'\n'})) }, nil
 }
 

@@ -25,6 +25,7 @@ import (
 	"github.com/keyplane/keyplane/internal/cloudtrail"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/lastuse"
 	"github.com/keyplane/keyplane/internal/quota"
 	"github.com/keyplane/keyplane/internal/sigv4"
 )
@@ -51,12 +52,13 @@ type Node struct {
 	checked  time.Time
 	verdict  error
 
-	store   *store.Store
-	tokens  []hsm.Token
-	audit   *hsm.AuditKey
-	records *audit.Log // nil: off
-	shards  *hsm.Shards
-	batcher *batch.Batcher[hsm.Job]
+	store    *store.Store
+	tokens   []hsm.Token
+	audit    *hsm.AuditKey
+	records  *audit.Log     // nil: off
+	lastUses *lastuse.Index // nil: off
+	shards   *hsm.Shards
+	batcher  *batch.Batcher[hsm.Job]
 
 	served chan error // the data plane's end
 	once   sync.Once
@@ -276,9 +278,13 @@ func (n *Node) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var lastUses controlplane.LastUses // none
+	if n.lastUses != nil {
+		lastUses = n.lastUses
+	}
 	control, err = controlplane.New(controlplane.Config{
 		Region: cfg.Region, Store: n.store, Verifier: verifier, Publisher: publisher{n.data}, Principals: principals, IAM: query, Quotas: limits, Audit: appendRecord, Logger: n.log,
-		Random: random(dispatch.Run), Root: func() [8]byte { return n.shards.Primary() },
+		Random: random(dispatch.Run), Root: func() [8]byte { return n.shards.Primary() }, LastUses: lastUses,
 	})
 	if err != nil {
 		return err

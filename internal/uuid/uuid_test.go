@@ -49,3 +49,29 @@ func TestCounterStart(t *testing.T) {
 		}
 	}
 }
+
+func TestParse(t *testing.T) {
+	g := New()
+	for range 1000 {
+		var text [Len]byte
+		var id [16]byte
+		g.Fill(&text)
+		if !Parse(&id, text[:]) || string(Append(nil, &id)) != string(text[:]) {
+			t.Fatalf("%s comes back as %s", text, Append(nil, &id))
+		}
+	}
+	const good = "0123abcd-4567-89ef-0123-456789abcdef"
+	for i := range len(good) {
+		for _, c := range []byte("-gG/:@`\x00") {
+			bad := good[:i] + string(c) + good[i+1:]
+			if bad != good && Parse(new([16]byte), []byte(bad)) {
+				t.Errorf("%q is no UUID", bad)
+			}
+		}
+	}
+	for _, bad := range []string{"", good[1:], good + "0"} {
+		if Parse(new([16]byte), []byte(bad)) {
+			t.Errorf("%q is no UUID", bad)
+		}
+	}
+}
