@@ -3,6 +3,7 @@
 //
 //	gcra.go    GCRA: one limit; keeps the log readable when every request fails
 //	table.go   Table: the buckets of all accounts, one for each pool of requests
+//	lease.go   Shares, and tables with a Leaser: how several nodes share the rate of one pool
 package ratelimit
 
 import (

@@ -60,6 +60,8 @@ const (
 // an account's first request. The number of accounts is bounded: at the bound those that are rested make room.
 type Table struct {
 	start  time.Time
+	leaser Leaser // nil: the accounts have the whole rates (lease.go)
+	node   string
 	shards [tableShards]tableShard
 
 	mu       sync.RWMutex // guards what follows; a shard's lock may be held
@@ -77,6 +79,7 @@ type tableShard struct {
 // account is the buckets of one account. A change of its limits is a new account.
 type account struct {
 	limits  *limits
+	leases  *leases // of a table with a Leaser
 	buckets [PoolsMax]GCRA
 }
 
@@ -104,6 +107,9 @@ func (t *Table) Charge(a keyid.Account, p Pool, n int, now time.Time) bool {
 		if acct = t.add(a, now); acct == nil {
 			return false
 		}
+	}
+	if acct.leases != nil {
+		return t.chargeLeased(a, acct, p, n, now)
 	}
 	l := acct.limits[p]
 	switch {
@@ -182,6 +188,9 @@ func (t *Table) add(a keyid.Account, now time.Time) *account {
 		acct.limits = own
 	}
 	t.mu.RUnlock()
+	if t.leaser != nil {
+		acct.leases = new(leases)
+	}
 	next[a] = acct
 	s.accounts.Store(&next)
 	return acct
@@ -190,7 +199,7 @@ func (t *Table) add(a keyid.Account, now time.Time) *account {
 // rested reports whether new buckets would be no better than these.
 func (c *account) rested(now int64) bool {
 	for i := range c.buckets {
-		if c.buckets[i].tat.Load() > now {
+		if c.buckets[i].tat.Load() > now || c.leases != nil && c.leases[i].expires.Load() > now {
 			return false
 		}
 	}
