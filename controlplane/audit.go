@@ -84,7 +84,7 @@ func (s *Server) audit(c *call, resp *Response, message string) error {
 	case "sts":
 		r.Source, r.Region = cloudtrail.STS, c.scopeRegion(s)
 	case quota.SigningName:
-		r.Source = quota.EventSource
+		r.Source = cloudtrail.ServiceQuotas
 	default:
 		r.Source = cloudtrail.KMS
 		s.describe(c, signed, resp)

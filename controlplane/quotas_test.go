@@ -40,8 +40,7 @@ func (f *fixedQuotas) Max(_ keyid.Account, name string) int {
 	return int(quota.Find(name).Value(quota.Default, "us-east-1"))
 }
 
-func (f *fixedQuotas) Serve(_ context.Context, who sigv4.Identity, target, body []byte, _, _ string, _ []byte, _ time.Time, record *cloudtrail.Record) (int, []byte) {
-	record.Source, record.Name = quota.EventSource, "Served"
+func (f *fixedQuotas) Serve(_ context.Context, who sigv4.Identity, target, body []byte, _, _ string, _ []byte, _ time.Time, _ *cloudtrail.Record) (int, []byte) {
 	return 207, fmt.Appendf(nil, "%s %s %s", who.Service(), target, body)
 }
 

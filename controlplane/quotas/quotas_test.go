@@ -13,6 +13,7 @@ import (
 	"github.com/keyplane/keyplane/controlplane/store"
 	"github.com/keyplane/keyplane/controlplane/store/storetest"
 	"github.com/keyplane/keyplane/internal/authz"
+	"github.com/keyplane/keyplane/internal/cloudtrail"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/policy"
@@ -101,7 +102,7 @@ func (q *Quotas) as(t testing.TB, a keyid.Account, statement string, edit ...fun
 // call returns the reply's members; a refusal has __type.
 func (c caller) call(target, body string) map[string]any {
 	c.Helper()
-	status, reply := c.Serve(c.Context(), c.identity, []byte(target), []byte(body), "test", "127.0.0.1", nil, now)
+	status, reply := c.Serve(c.Context(), c.identity, []byte(target), []byte(body), "test", "127.0.0.1", nil, now, new(cloudtrail.Record))
 	var out map[string]any
 	if err := json.Unmarshal(reply, &out); err != nil {
 		c.Fatalf("%s: %v in %s", target, err, reply)
@@ -165,7 +166,7 @@ func TestWhoMayWhat(t *testing.T) {
 	stranger := q.as(t, other, everything)
 	stranger.fails("AccessDeniedException", ownPrefix+"ShowQuotas", `{"AccountId":"111122223333"}`)
 	stranger.fails("AccessDeniedException", ownPrefix+"ResetQuota", `{"Quota":"CreateKey"}`)
-	status, reply := q.Serve(t.Context(), sigv4.Identity{}, []byte(ownPrefix+"ShowQuotas"), []byte("{}"), "test", "", nil, now)
+	status, reply := q.Serve(t.Context(), sigv4.Identity{}, []byte(ownPrefix+"ShowQuotas"), []byte("{}"), "test", "", nil, now, new(cloudtrail.Record))
 	if status != 400 || !strings.Contains(string(reply), "UnrecognizedClientException") {
 		t.Errorf("nobody: %d %s", status, reply)
 	}
@@ -274,12 +275,38 @@ func TestUnknownRecords(t *testing.T) {
 	}
 }
 
+// What the audit record says of a call, allowed or refused.
+func TestRecords(t *testing.T) {
+	q := newQuotas(t, "eu-quota-7", quota.Default)
+	for _, c := range []struct {
+		who                  caller
+		target, body         string
+		name, params, refuse string
+		readOnly             bool
+	}{
+		{q.as(t, first, everything), ownPrefix + "SetQuota", `{"Quota":"CreateKey","Value":0.5,"AccountId":"444455556666","X":1}`, "SetQuota", `{"quota":"CreateKey","accountId":"444455556666","value":0.5}`, "", false},
+		{q.as(t, first, everything), ownPrefix + "SetQuota", `{"Quota":"CreateKey","Unlimited":true}`, "SetQuota", `{"quota":"CreateKey","unlimited":true}`, "", false},
+		{q.as(t, first, ""), ownPrefix + "ResetQuota", `{"Quota":"CreateKey"}`, "ResetQuota", `{"quota":"CreateKey"}`, "AccessDeniedException", false},
+		{q.as(t, first, everything), quota.TargetPrefix + "RequestServiceQuotaIncrease", `{"ServiceCode":"kms","QuotaCode":"KP-ListKeys","DesiredValue":1}`,
+			"RequestServiceQuotaIncrease", `{"serviceCode":"kms","quotaCode":"KP-ListKeys","desiredValue":1}`, "IllegalArgumentException", false},
+		{q.as(t, first, everything), ownPrefix + "ShowQuotas", `{}`, "ShowQuotas", "", "", true},
+		{q.as(t, first, everything), ownPrefix + "ShowQuotas", `{`, "ShowQuotas", "", "SerializationException", true},
+		{q.as(t, first, everything), ownPrefix + "Nothing", `{}`, "", "", "UnknownOperationException", false},
+	} {
+		var r cloudtrail.Record
+		q.Serve(t.Context(), c.who.identity, []byte(c.target), []byte(c.body), "test", "127.0.0.1", nil, now, &r)
+		if r.Name != c.name || string(r.RequestParameters) != c.params || r.ErrorCode != c.refuse || r.ReadOnly != c.readOnly {
+			t.Errorf("%s %s: %s, %s, %s, read only %v", c.target, c.body, r.Name, r.RequestParameters, r.ErrorCode, r.ReadOnly)
+		}
+	}
+}
+
 func TestStoreGone(t *testing.T) {
 	q := newQuotas(t, "eu-quota-5", quota.Default)
 	c := q.as(t, first, everything)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	status, reply := q.Serve(ctx, c.identity, []byte(ownPrefix+"SetQuota"), []byte(`{"Quota":"CreateKey","Value":7}`), "test", "127.0.0.1", nil, now)
+	status, reply := q.Serve(ctx, c.identity, []byte(ownPrefix+"SetQuota"), []byte(`{"Quota":"CreateKey","Value":7}`), "test", "127.0.0.1", nil, now, new(cloudtrail.Record))
 	if status != 503 || !strings.Contains(string(reply), "ServiceException") {
 		t.Errorf("%d %s", status, reply)
 	}

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/netip"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"time"
 
@@ -76,21 +77,25 @@ func handle[In any](run func(*call, context.Context, *In) (any, error)) func(*ca
 var errPanic = errors.New("quotas: an operation panicked")
 
 // Serve answers one request whose signature was verified. It never panics and always has an answer. target is X-Amz-Target; userAgent is nil
-// for none. record is filled with what the call asked for and what came of it.
+// for none. It fills what the audit record says of the call itself.
 func (q *Quotas) Serve(
 	ctx context.Context, identity sigv4.Identity, target, body []byte, requestID, sourceIP string, userAgent []byte, now time.Time,
 	record *cloudtrail.Record,
 ) (status int, reply []byte) {
 	var out any
 	var err error
+	op, known := operations[string(target)]
+	if known {
+		_, record.Name, _ = strings.Cut(string(target), ".")
+		record.ReadOnly = op.action != "RequestServiceQuotaIncrease"
+		record.RequestParameters = parameters(body)
+	}
 	defer func() {
 		if p := recover(); p != nil {
 			err = errPanic
 		}
-		describe(record, string(target), body)
 		status, reply = q.finish(string(target), requestID, out, err, record)
 	}()
-	op, known := operations[string(target)]
 	p := identity.Principal()
 	switch {
 	case !known:
@@ -150,35 +155,34 @@ func (q *Quotas) finish(target, requestID string, out any, err error, record *cl
 	return status, body
 }
 
-// asked are the members of requests that records show, which is all that an operation reads.
-type asked struct {
-	ServiceCode  *string  `json:"serviceCode,omitempty"`
-	QuotaCode    *string  `json:"quotaCode,omitempty"`
-	DesiredValue *float64 `json:"desiredValue,omitempty"`
-	AccountId    *string  `json:"accountId,omitempty"`
-	Quota        *string  `json:"quota,omitempty"`
-	Value        *float64 `json:"value,omitempty"`
-	Unlimited    *bool    `json:"unlimited,omitempty"`
-	MaxResults   *int     `json:"maxResults,omitempty"`
-	NextToken    *string  `json:"nextToken,omitempty"`
-}
-
-// describe says in a call's record what it asked for.
-func describe(record *cloudtrail.Record, target string, body []byte) {
-	op, known := operations[target]
-	record.Source = quota.EventSource
-	if !known {
-		return
+// parameters is what the record shows of a request, nil for nothing or what cannot be read.
+func parameters(body []byte) []byte {
+	var in struct {
+		ServiceCode, QuotaCode, Quota, AccountId string
+		DesiredValue, Value                      *float64
+		Unlimited                                bool
 	}
-	_, record.Name, _ = strings.Cut(target, ".")
-	record.ReadOnly = op.action != "RequestServiceQuotaIncrease"
-	var in asked
-	if err := json.Unmarshal(body, &in, json.MatchCaseInsensitiveNames(true)); err != nil {
-		return // refused as well
+	if json.Unmarshal(body, &in) != nil {
+		return nil
 	}
-	if b, err := json.Marshal(in); err == nil && string(b) != "{}" {
-		record.RequestParameters = b
+	b := []byte{'{'}
+	for _, m := range [...][2]string{{"serviceCode", in.ServiceCode}, {"quotaCode", in.QuotaCode}, {"quota", in.Quota}, {"accountId", in.AccountId}} {
+		if m[1] != "" {
+			b = cloudtrail.AppendMember(b, m[0], []byte(m[1]))
+		}
 	}
+	for name, v := range map[string]*float64{"desiredValue": in.DesiredValue, "value": in.Value} { // one of them at most
+		if v != nil {
+			b = strconv.AppendFloat(cloudtrail.AppendName(b, name), *v, 'f', -1, 64)
+		}
+	}
+	if in.Unlimited {
+		b = cloudtrail.AppendMemberBool(b, "unlimited", true)
+	}
+	if len(b) == 1 {
+		return nil
+	}
+	return append(b, '}')
 }
 
 // permit decides about the operation on quotas of an account: identity policies of the caller's account allow it. Only principals of the first

@@ -38,6 +38,8 @@ const (
 	KMS = "kms.amazonaws.com"
 	STS = "sts.amazonaws.com"
 	IAM = "iam.amazonaws.com"
+
+	ServiceQuotas = "servicequotas.amazonaws.com"
 )
 
 // ResourcesMax is how many resources a record names.
@@ -55,7 +57,7 @@ type Record struct {
 	Time        time.Time     // eventTime, in seconds
 	Caller      *authz.Caller // nil: not known; of an AwsServiceEvent ignored
 	AccessKeyID string        // up to 128 bytes
-	Source      string        // eventSource: KMS, STS, IAM
+	Source      string        // eventSource: KMS, STS, IAM, ServiceQuotas
 	Name        string        // eventName, from a table of ours: not escaped, as are Source, Region, ErrorCode and EventID
 	Region      string        // awsRegion
 	SourceIP    netip.Addr    // invalid: "unknown"
