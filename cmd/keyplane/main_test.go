@@ -147,6 +147,7 @@ log_level: warn
 		{"--tls-cert c --tls-key k", func(c *node.Config) { c.TLSCert, c.TLSKey = "c", "k" }},
 		{"--audit-dir d --audit-durability write", func(c *node.Config) { c.Audit.Dir, c.Audit.Durability = "d", "write" }},
 		{"--audit-accept-rollback", func(c *node.Config) { c.Audit.AcceptRollback = true }},
+		{"--quotas aws", func(c *node.Config) { c.Quotas = "aws" }},
 		{"--stats-socket s", func(c *node.Config) { c.StatsSocket = "s" }},
 		{"--log-level debug", func(c *node.Config) { c.LogLevel = "debug" }},
 	} {

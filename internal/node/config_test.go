@@ -16,7 +16,7 @@ func TestDefaults(t *testing.T) {
 	want := Config{
 		Listen: "127.0.0.1:4599", DataDir: "./keyplane-data", Region: "us-east-1", Account: "111122223333",
 		RoundMax: 256, QueueMax: 1024, QueueTimeMax: 50 * time.Millisecond, RoundTimeout: 2 * time.Second,
-		KeyCacheBytes: 256 << 20, ConnsMax: 20_000, ConnsPerIPMax: 1_000, ReadTimeout: 5 * time.Second, LogLevel: "info", Quotas: "default",
+		KeyCacheBytes: 256 << 20, ConnsMax: 20_000, ConnsPerIPMax: 1_000, ReadTimeout: 5 * time.Second, Quotas: "default", LogLevel: "info",
 		Audit: AuditConfig{Dir: "keyplane-data/audit", Durability: "fsync", SegmentBytes: 256 << 20, SegmentAge: 24 * time.Hour},
 	}
 	if !reflect.DeepEqual(c, want) {
@@ -36,7 +36,7 @@ func TestDefaults(t *testing.T) {
 	// Nothing that is set is changed.
 	full := Config{Listen: "[::1]:1", DataDir: "d", Region: "r", Account: "000000000001", HSM: []string{"u"}, SoftTokenPINFile: "p", SessionsPerToken: 3,
 		RoundMax: 5, QueueMax: 7, QueueTimeMax: time.Second, RoundTimeout: 3 * time.Second, KeyCacheBytes: 1 << 20, ConnsMax: 9, ConnsPerIPMax: 8,
-		ReadTimeout: time.Second, PortableCrypto: true, TLSCert: "c", TLSKey: "k", StatsSocket: "s", LogLevel: "debug", Quotas: "aws",
+		ReadTimeout: time.Second, Quotas: "aws", PortableCrypto: true, TLSCert: "c", TLSKey: "k", StatsSocket: "s", LogLevel: "debug",
 		Audit: AuditConfig{Dir: "a", Durability: "off", SegmentBytes: 2 << 20, SegmentAge: time.Hour, RetainBytes: 1, RetainAge: 1, AcceptRollback: true}}
 	c = full
 	c.Defaults()
@@ -96,6 +96,8 @@ func TestValidate(t *testing.T) {
 		{func(c *Config) { c.ConnsMax = 0 }, "conns_max and conns_per_ip_max: at least 1"},
 		{func(c *Config) { c.ConnsPerIPMax = -1 }, "conns_max and conns_per_ip_max"},
 		{func(c *Config) { c.ConnsMax, c.ConnsPerIPMax = 1, 1 }, ""},
+		{func(c *Config) { c.Quotas = "AWS" }, `quotas: "AWS" is not default, aws or off`},
+		{func(c *Config) { c.Quotas = "off" }, ""},
 		{func(c *Config) { c.LogLevel = "loud" }, `log_level: "loud" is not debug, info, warn or error`},
 		{func(c *Config) { c.LogLevel = "WARN" }, ""},
 	} {
