@@ -91,7 +91,7 @@ type checkpointReader struct {
 }
 
 func newCheckpointReader(r io.Reader) *checkpointReader {
-	return &checkpointReader{r: bufio.NewReaderSize(r, 64<<10)}
+	return &checkpointReader{r: bufio.NewReaderSize(r, checkpointMax)}
 }
 
 // next returns a checkpoint, valid until the next call, io.EOF at the end or errTorn if the last one is incomplete.

@@ -165,7 +165,7 @@ type hashStream struct {
 
 func (s *hashStream) next() (h tlog.Hash, err error) {
 	if s.buf == nil {
-		s.buf = bufio.NewReaderSize(s.r, 64<<10)
+		s.buf = bufio.NewReaderSize(s.r, 8<<10)
 	}
 	_, err = io.ReadFull(s.buf, h[:])
 	return h, err

@@ -261,7 +261,7 @@ func checkSeal(path string) error {
 	if body < int64(len(sealMagic)) {
 		return errors.New("it is too short")
 	}
-	r := bufio.NewReaderSize(f, 1<<18)
+	r := bufio.NewReaderSize(f, 64<<10)
 	if _, err := io.CopyN(sum, r, body-int64(len(sealMagic))); err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,8 +40,12 @@ const faultsMax = 100
 // kept elsewhere: with it a complete older copy is found too. The error is ErrTampered if there are faults, and another one if the log could not
 // be read. A log that is being written can be verified.
 func Verify(ctx context.Context, dir string, v note.Verifier, newest []byte) (Report, error) {
+	return verify(ctx, dir, v, newest, settleWait)
+}
+
+func verify(ctx context.Context, dir string, v note.Verifier, newest []byte, settle time.Duration) (Report, error) {
 	began := time.Now()
-	c := verifier{ctx: ctx, dir: dir}
+	c := verifier{ctx: ctx, dir: dir, settle: settle}
 	err := c.run(v, newest)
 	c.report.Took = time.Since(began)
 	if err != nil {
@@ -53,13 +58,15 @@ func Verify(ctx context.Context, dir string, v note.Verifier, newest []byte) (Re
 }
 
 type verifier struct {
-	ctx    context.Context
-	dir    string
-	report Report
-	roots  []sizedRoot // of checkpoints, ascending, those not passed yet
-	tree   tree
-	tiles  [tileLevels]tileCheck
-	kept   uint64 // the largest index of a covered record of retention
+	ctx     context.Context
+	dir     string
+	settle  time.Duration // between looks at what may be changing
+	tipTime time.Time     // of the file of the newest checkpoint
+	report  Report
+	roots   []sizedRoot // of checkpoints, ascending, those not passed yet
+	tree    tree
+	tiles   [tileLevels]tileCheck
+	kept    uint64 // the largest index of a covered record of retention
 }
 
 type sizedRoot struct {
@@ -121,30 +128,41 @@ func (c *verifier) run(v note.Verifier, newest []byte) error {
 			return err
 		}
 	}
-	c.finish(firsts[0], files.hashes)
+	c.finish(firsts, files.hashes, sizes)
 	return nil
 }
 
-// checkpoints reads the newest checkpoint and then all of them, which end with it.
+// checkpoints reads the newest checkpoint and then all of them, which end with it. A log that is being written is between the two for a moment.
 func (c *verifier) checkpoints(v note.Verifier, newest []byte) error {
-	for try := 0; ; try++ {
+	size := int64(-1)
+	for try := 0; try <= settleTries; try++ {
+		if try > 0 {
+			time.Sleep(c.settle)
+			if info, err := os.Lstat(filepath.Join(c.dir, checkpointTip)); err == nil && info.ModTime().Equal(c.tipTime) && info.Size() == size {
+				continue
+			}
+		}
 		c.report.Faults, c.roots, c.report.Checkpoints = nil, nil, 0
 		tip, err := os.ReadFile(filepath.Join(c.dir, checkpointTip))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		last, err := c.history(v)
+		if info, err := os.Lstat(filepath.Join(c.dir, checkpointTip)); err == nil {
+			c.tipTime, size = info.ModTime(), info.Size()
+		}
+		last, hasNewest, err := c.history(v, newest)
 		if err != nil {
 			return err
 		}
 		if !bytes.Equal(tip, last) {
 			c.fault("%s is not the last of %s", checkpointTip, checkpointAll)
 		}
-		// A log that is being written is between the two files for a moment.
-		if len(c.report.Faults) == 0 || try == settleTries {
+		if newest != nil && !hasNewest {
+			c.fault("the newest checkpoint that was given is not in %s", checkpointAll)
+		}
+		if len(c.report.Faults) == 0 {
 			break
 		}
-		time.Sleep(settleWait)
 	}
 	if newest == nil {
 		return nil
@@ -157,8 +175,7 @@ func (c *verifier) checkpoints(v note.Verifier, newest []byte) error {
 		return fmt.Errorf("audit: the newest checkpoint that was given is of the log %q, this is %q", n.Origin, c.report.Origin)
 	}
 	c.roots = append(c.roots, sizedRoot{n.Size, n.Root, "the newest checkpoint that was given"})
-	slices.SortStableFunc(c.roots, func(a, b sizedRoot) int { return int(min(1, max(-1, int64(a.size)-int64(b.size)))) })
-	c.report.Covered = max(c.report.Covered, n.Size)
+	slices.SortStableFunc(c.roots, func(a, b sizedRoot) int { return cmp.Compare(a.size, b.size) })
 	return nil
 }
 
@@ -167,32 +184,31 @@ const (
 	settleWait  = 20 * time.Millisecond
 )
 
-// history reads all checkpoints and returns the last.
-func (c *verifier) history(v note.Verifier) ([]byte, error) {
+// history reads all checkpoints and returns the last, and whether newest is one of them: the log publishes none before it has it itself.
+func (c *verifier) history(v note.Verifier, newest []byte) (last []byte, hasNewest bool, err error) {
 	f, err := open(filepath.Join(c.dir, checkpointAll), os.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return nil, false, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer f.Close()
 	r := newCheckpointReader(f)
-	var last []byte
 	var before Checkpoint
 	for n := 1; ; n++ {
 		msg, err := r.next()
 		if err == io.EOF {
-			return last, nil
+			return last, hasNewest, nil
 		}
 		if err != nil {
 			c.fault("%s, number %d: %v", checkpointAll, n, err)
-			return last, nil
+			return last, hasNewest, nil
 		}
 		cp, err := ParseCheckpoint(msg, v)
 		if err != nil {
 			c.fault("%s, number %d: %v", checkpointAll, n, err)
-			return last, nil
+			return last, hasNewest, nil
 		}
 		switch {
 		case last == nil && cp.Previous != tlog.Hash{}:
@@ -205,8 +221,9 @@ func (c *verifier) history(v note.Verifier) ([]byte, error) {
 		c.roots = append(c.roots, sizedRoot{cp.Size, cp.Root, fmt.Sprintf("%s, number %d", checkpointAll, n)})
 		c.report.Checkpoints, c.report.Covered, c.report.Origin = n, cp.Size, cp.Origin
 		last, before = bytes.Clone(msg), cp
+		hasNewest = hasNewest || bytes.Equal(msg, newest)
 		if c.ctx.Err() != nil {
-			return nil, c.ctx.Err()
+			return nil, false, c.ctx.Err()
 		}
 	}
 }
@@ -226,7 +243,7 @@ func (c *verifier) settledList() (listing, error) {
 			c.fault("%s is there twice, compressed and not", segmentName(files.plain[twice], plainSuffix))
 			return files, nil
 		}
-		time.Sleep(settleWait)
+		time.Sleep(c.settle)
 	}
 }
 
@@ -409,7 +426,7 @@ func (c *verifier) segment(first uint64, last, packed bool, sizes map[uint64]uin
 }
 
 // finish compares the ends.
-func (c *verifier) finish(first uint64, hashes []uint64) {
+func (c *verifier) finish(firsts, hashes []uint64, sizes map[uint64]uint64) {
 	size := c.tree.size
 	for _, r := range c.roots {
 		c.fault("the log ends with record %d, but %d were signed: %s", size, r.size, r.what)
@@ -423,14 +440,14 @@ func (c *verifier) finish(first uint64, hashes []uint64) {
 			c.fault("%s has %d hashes, the records %d", tilesName(level), t.have, t.seen)
 		}
 	}
-	if first > c.kept {
-		c.fault("the records before %d are missing, and there is no record of their removal", first)
+	if firsts[0] > c.kept {
+		c.fault("the records before %d are missing, and there is no record of their removal", firsts[0])
 	}
 	if size > 0 && c.report.Checkpoints == 0 {
 		c.fault("there are no checkpoints")
 	}
 	for _, h := range hashes {
-		if h > size {
+		if h >= firsts[0] && !slices.Contains(firsts, h) && (h != size || sizes[h] > 0) { // or the segment was begun a moment ago
 			c.fault("%s belongs to no segment", segmentName(h, hashesSuffix))
 		}
 	}
