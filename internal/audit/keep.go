@@ -111,11 +111,13 @@ func (l *Log) checkpoint() error {
 	return l.publish()
 }
 
-// syncFiles makes durable what a checkpoint is about to cover. Of a segment in durability Write nobody else does.
+// syncFiles makes durable what a checkpoint is about to cover: hashes, and what commits did not.
 func (l *Log) syncFiles(firsts []uint64) error {
 	for _, first := range firsts {
-		if err := syncFile(filepath.Join(l.cfg.Dir, segmentName(first, plainSuffix))); err != nil {
-			return err
+		if l.cfg.Durability != Fsync {
+			if err := syncFile(filepath.Join(l.cfg.Dir, segmentName(first, plainSuffix))); err != nil {
+				return err
+			}
 		}
 		if err := syncFile(filepath.Join(l.cfg.Dir, segmentName(first, hashesSuffix))); err != nil {
 			return err

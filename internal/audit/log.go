@@ -298,4 +298,4 @@ func (l *Log) Close() error {
 	return errors.Join(cause, err, l.in.hashes.close(), l.lock.Close())
 }
 
-const closeMax = 10 * time.Second
+const closeMax = 30 * time.Second

@@ -48,11 +48,10 @@ type event struct {
 // Search yields the records that match, oldest first, until yield returns false. It borrows record. It reads the segments and does not verify them;
 // segments whose records are all outside From and To are skipped. A record that is not JSON matches only a Filter without fields.
 func Search(ctx context.Context, dir string, f Filter, yield func(record []byte) bool) error {
-	files, err := list(dir)
+	firsts, err := liveSegments(dir)
 	if err != nil {
 		return err
 	}
-	firsts := files.segments()
 	skip, err := outside(dir, firsts, f)
 	if err != nil {
 		return err

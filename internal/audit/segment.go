@@ -80,10 +80,41 @@ func known(name string) bool {
 }
 
 // segments are the first indexes of all segments, each once.
-func (l listing) segments() []uint64 {
-	all := slices.Concat(l.plain, l.packed)
+func (l listing) segments() []uint64 { return union(l.plain, l.packed) }
+
+func union(a, b []uint64) []uint64 {
+	all := slices.Concat(a, b)
 	slices.Sort(all)
 	return slices.Compact(all)
+}
+
+// liveSegments are the segments that a log had at this moment, also if it is being written. A listing can miss a file that is made or renamed
+// meanwhile: the next one has it, if only up to the last that the first one had.
+func liveSegments(dir string) ([]uint64, error) {
+	before, err := list(dir)
+	if err != nil {
+		return nil, err
+	}
+	after, err := list(dir)
+	if err != nil {
+		return nil, err
+	}
+	firsts := before.segments()
+	if len(firsts) == 0 {
+		return nil, nil
+	}
+	last := firsts[len(firsts)-1]
+	return slices.DeleteFunc(union(firsts, after.segments()), func(first uint64) bool { return first > last }), nil
+}
+
+// hasSegment says whether there is a segment, compressed or not.
+func hasSegment(dir string, first uint64) bool {
+	src, err := openEntries(dir, first)
+	if err != nil {
+		return false
+	}
+	src.Close()
+	return true
 }
 
 // Errors of an entry reader.

@@ -35,11 +35,10 @@ func ExportTiles(ctx context.Context, dir, out string) error {
 		return err
 	}
 	defer r.close()
-	files, err := list(dir)
+	firsts, err := liveSegments(dir)
 	if err != nil {
 		return err
 	}
-	firsts := files.segments()
 	if len(firsts) == 0 {
 		return errors.New("audit: there are no segments")
 	}

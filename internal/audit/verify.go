@@ -95,19 +95,23 @@ func (c *verifier) run(v note.Verifier, newest []byte) error {
 		return err
 	}
 	// Sizes of hash files before the segments: then no file can be ahead of the records that are read, also in a log that is being written.
-	files, err := c.settledList()
+	before, err := list(c.dir)
 	if err != nil {
 		return err
 	}
-	for _, name := range files.foreign {
+	sizes, err := c.openTiles(before.hashes)
+	defer c.closeTiles()
+	if err != nil {
+		return err
+	}
+	after, err := c.settledList()
+	if err != nil {
+		return err
+	}
+	for _, name := range after.foreign {
 		c.fault("%s is not a file of the log", name)
 	}
-	sizes, err := c.openTiles(files)
-	if err != nil {
-		return err
-	}
-	defer c.closeTiles()
-	firsts := files.segments()
+	firsts := union(before.segments(), after.segments())
 	if len(firsts) == 0 {
 		if len(c.roots) > 0 {
 			c.fault("there are no segments")
@@ -115,20 +119,24 @@ func (c *verifier) run(v note.Verifier, newest []byte) error {
 		return nil
 	}
 	c.report.First, c.report.Segments = firsts[0], len(firsts)
-	if err := c.pruned(firsts[0], files.hashes, sizes); err != nil {
+	if err := c.pruned(firsts[0], before.hashes, sizes); err != nil {
 		return err
 	}
-	for i, first := range firsts {
+	for i := 0; i < len(firsts); i++ {
+		if firsts[i] > c.tree.size && hasSegment(c.dir, c.tree.size) { // made or renamed while the listings were
+			firsts = slices.Insert(firsts, i, c.tree.size)
+		}
+		first := firsts[i]
 		if first != c.tree.size {
 			c.fault("records %d to %d are missing before %s", c.tree.size, first-1, segmentName(first, plainSuffix))
 			return nil
 		}
-		ok, err := c.segment(first, i+1 == len(firsts), slices.Contains(files.packed, first), sizes)
+		ok, err := c.segment(first, i+1 == len(firsts), sizes)
 		if err != nil || !ok {
 			return err
 		}
 	}
-	c.finish(firsts, files.hashes, sizes)
+	c.finish(firsts, before.hashes, sizes)
 	return nil
 }
 
@@ -248,9 +256,9 @@ func (c *verifier) settledList() (listing, error) {
 }
 
 // openTiles opens tiles-1 and up, and returns how many hashes each .hashes has.
-func (c *verifier) openTiles(files listing) (map[uint64]uint64, error) {
+func (c *verifier) openTiles(hashes []uint64) (map[uint64]uint64, error) {
 	sizes := map[uint64]uint64{}
-	for _, first := range files.hashes {
+	for _, first := range hashes {
 		name := segmentName(first, hashesSuffix)
 		info, err := os.Lstat(filepath.Join(c.dir, name))
 		if err != nil {
@@ -354,20 +362,21 @@ func (c *verifier) passed() {
 }
 
 // segment reads one segment. It returns false when nothing more can be said about what follows it.
-func (c *verifier) segment(first uint64, last, packed bool, sizes map[uint64]uint64) (bool, error) {
+func (c *verifier) segment(first uint64, last bool, sizes map[uint64]uint64) (bool, error) {
 	name := segmentName(first, plainSuffix)
-	if packed {
+	src, err := openEntries(c.dir, first)
+	if err != nil {
+		return false, err
+	}
+	defer src.Close()
+	_, sealed := src.(*packed)
+	if sealed {
 		name = segmentName(first, packedSuffix)
 		if err := checkSeal(filepath.Join(c.dir, name)); err != nil {
 			c.fault("%s: %v", name, err)
 			return false, nil
 		}
 	}
-	src, err := openEntries(c.dir, first)
-	if err != nil {
-		return false, err
-	}
-	defer src.Close()
 	leaves := tileCheck{have: sizes[first]}
 	hashName := segmentName(first, hashesSuffix)
 	if f, err := open(filepath.Join(c.dir, hashName), os.O_RDONLY); err == nil {
@@ -416,13 +425,19 @@ func (c *verifier) segment(first uint64, last, packed bool, sizes map[uint64]uin
 			return false, c.ctx.Err()
 		}
 	}
-	if packed && c.tree.size > c.report.Covered {
+	if sealed && c.tree.size > c.report.Covered && !c.coveredNow() {
 		c.fault("%s is compressed, but no checkpoint covers it: checkpoints are missing", name)
 	}
 	if leaves.have > leaves.seen || leaves.have < min(leaves.seen, max(c.report.Covered, first)-first) {
 		c.fault("%s has %d hashes, the segment %d records", hashName, leaves.have, leaves.seen)
 	}
 	return true, nil
+}
+
+// coveredNow says whether there are newer checkpoints than those that were read: the log is being written, and the segment was compressed meanwhile.
+func (c *verifier) coveredNow() bool {
+	info, err := os.Lstat(filepath.Join(c.dir, checkpointTip))
+	return err == nil && !info.ModTime().Equal(c.tipTime)
 }
 
 // finish compares the ends.
