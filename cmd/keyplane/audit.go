@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/keyplane/keyplane/internal/auditcli"
 	"github.com/keyplane/keyplane/internal/auditexport"
 	"github.com/keyplane/keyplane/internal/node"
 )
@@ -15,7 +16,8 @@ const auditUsage = `usage: keyplane audit public-key [--config FILE] [--data-dir
 public-key       the key that signs the audit log: a verifier key (c2sp.org/signed-note) and PEM
 export           records, one line of JSON each, as CloudTrail's log files with a chain of signed digest files
 validate-export  the hashes, signatures and links of an export, from its files and keys alone
-`
+
+` + auditcli.Usage
 
 // auditCommand is `keyplane audit`.
 func auditCommand(args []string, stdout, stderr io.Writer) int {
@@ -26,6 +28,8 @@ func auditCommand(args []string, stdout, stderr io.Writer) int {
 	switch args[0] {
 	case "public-key":
 		return node.PublicKeyMain(args[1:], stdout, stderr)
+	case "verify", "search", "tiles":
+		return auditcli.Main(args, stdout, stderr)
 	case "export":
 		return auditexport.Main(args[1:], stdout, stderr, nil)
 	case "validate-export":

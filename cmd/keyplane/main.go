@@ -24,7 +24,7 @@ const usage = `keyplane is a key management service that speaks AWS KMS and keep
   keyplane hsm probe --hsm URI   what a token can do, and what of KMS it therefore offers
   keyplane iam COMMAND           accounts, users, roles, access keys and policies of a running server
   keyplane quota COMMAND         what accounts of a running server may use: show, set, reset
-  keyplane audit COMMAND         the audit log's public key, and its records as CloudTrail's files
+  keyplane audit COMMAND         verify, search and export the audit log
   keyplane policy simulate       what a principal may do with a key, and which statement decides
   keyplane loadtest              drive load against any KMS endpoint and report latencies
   keyplane version               print the version
