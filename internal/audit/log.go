@@ -248,8 +248,12 @@ func (l *Log) Err() error {
 		return ErrClosed
 	case l.state == failed:
 		return fmt.Errorf("%w: %w", ErrUnavailable, l.cause)
-	case l.ckpt.err != nil && time.Since(l.ckpt.good) > 3*l.cfg.CheckpointEvery:
+	case time.Since(l.ckpt.good) <= 3*l.cfg.CheckpointEvery:
+		return nil
+	case l.ckpt.err != nil:
 		return fmt.Errorf("audit: no checkpoint since %s: %w", l.ckpt.good.UTC().Format(time.RFC3339), l.ckpt.err)
+	case l.tip.size > l.ckpt.newest.Size: // the signer or the disk hangs
+		return fmt.Errorf("audit: no checkpoint since %s", l.ckpt.good.UTC().Format(time.RFC3339))
 	}
 	return nil
 }

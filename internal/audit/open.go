@@ -264,7 +264,8 @@ func (l *Log) cutHashes(files listing, size uint64) error {
 		if err != nil {
 			return err
 		}
-		if first > size {
+		stray := first == size && !slices.ContainsFunc(l.segments, func(s segment) bool { return s.first == first })
+		if first > size || stray { // of a segment that the machine has lost, or that is there without hashes again
 			err = os.Remove(path)
 		} else if keep := int64(size-first) * tlog.HashSize; info.Size() > keep {
 			err = os.Truncate(path, keep)

@@ -152,6 +152,7 @@ func TestOpenAfterCrash(t *testing.T) {
 			first, _ := indexOf(plain, plainSuffix)
 			c[segmentName(first+uint64(len(entriesOf(t, plain, c[plain]))), plainSuffix)] = nil
 		},
+		"hashes of a segment that was lost": func(c copyOf) { c[segmentName(1440, hashesSuffix)] = nil },
 		"hashes that no checkpoint covers": func(c copyOf) {
 			name := strings.TrimSuffix(plain, plainSuffix) + hashesSuffix
 			c[name] = append(bytes.Clone(c[name]), make([]byte, 77)...)
@@ -328,6 +329,21 @@ func TestSignerFails(t *testing.T) {
 	await(t, "a checkpoint", func() bool { return l.Stats().Checkpoint == 20 && l.Err() == nil })
 	mustClose(t, l)
 	mustVerify(t, cfg.Dir, nil)
+}
+
+// TestSignerHangs: Err tells that as well.
+func TestSignerHangs(t *testing.T) {
+	cfg := testConfig(t.TempDir())
+	s := &failingSigner{ecdsaSigner: testSigner()}
+	cfg.Signer = s
+	l := mustOpen(t, cfg)
+	s.mu.Lock()
+	appendN(t, l, 0, 10)
+	await(t, "an unhealthy log", func() bool { return l.Err() != nil })
+	appendN(t, l, 10, 10)
+	s.mu.Unlock()
+	await(t, "a healthy log", func() bool { return l.Err() == nil })
+	mustClose(t, l)
 }
 
 type failingSigner struct {
