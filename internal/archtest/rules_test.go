@@ -90,7 +90,7 @@ var rules = []rule{
 	{pkg: "internal/archtest", why: "tests only"},
 	{pkg: "internal/audit", third: []string{"golang.org/x/mod/sumdb", "github.com/klauspost/compress/zstd", "golang.org/x/sys/unix"}, reach: aboveLeaves,
 		why: "files and hashes; imports nothing of ours"},
-	{pkg: "internal/auditcli", ours: []string{"internal/audit"}, third: []string{"golang.org/x/mod/sumdb/note"}, reach: aboveLeaves, why: "offline: the files of a log and a public key"},
+	{pkg: "internal/auditcli", ours: []string{"internal/audit", "internal/audit/auditkey"}, third: []string{"golang.org/x/mod/sumdb/note"}, reach: aboveLeaves, why: "offline: the files of a log and a public key"},
 	{pkg: "internal/audit/auditkey", third: []string{"golang.org/x/mod/sumdb/note"}, reach: aboveLeaves, why: "notes and keys; the token that signs is an interface"},
 	{pkg: "internal/auditexport", reach: aboveLeaves, why: "records in JSON to files in JSON; where records come from is an iterator"},
 	{pkg: "internal/awsjson", ours: []string{"internal/bytesconv", "internal/kmsapi", "internal/invariants"}, reach: aboveLeaves, why: "its limits are in kmsapi"},

@@ -6,7 +6,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -19,31 +18,46 @@ import (
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
+
+	"github.com/keyplane/keyplane/internal/audit/auditkey"
 )
 
 const testOrigin = "keyplane/us-east-1/test"
 
-// ecdsaSigner signs as an HSM's key does.
-type ecdsaSigner struct {
-	note.Verifier
-	key *ecdsa.PrivateKey
+// testKey signs as an HSM's key does.
+type testKey struct{ *ecdsa.PrivateKey }
+
+func (k testKey) Public() *ecdsa.PublicKey { return &k.PublicKey }
+func (k testKey) Sign(digest []byte) ([]byte, error) {
+	return ecdsa.SignASN1(rand.Reader, k.PrivateKey, digest)
 }
 
-func (s ecdsaSigner) Sign(msg []byte) ([]byte, error) {
-	sum := sha256.Sum256(msg)
-	return ecdsa.SignASN1(rand.Reader, s.key, sum[:])
+// signer is a signer and its verifier.
+type signer struct {
+	note.Signer
+	verifier note.Verifier
+	key      *ecdsa.PrivateKey
 }
 
-var testSigner = sync.OnceValue(func() ecdsaSigner {
+func newSigner(key *ecdsa.PrivateKey) (signer, error) {
+	s, err := auditkey.NewSigner(testOrigin, testKey{key})
+	if err != nil {
+		return signer{}, err
+	}
+	v, err := auditkey.NewVerifier(testOrigin, &key.PublicKey)
+	return signer{s, v, key}, err
+}
+
+var testSigner = sync.OnceValue(func() signer {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		panic(err)
 	}
-	v, err := NewECDSAVerifier(testOrigin, &key.PublicKey)
+	s, err := newSigner(key)
 	if err != nil {
 		panic(err)
 	}
-	return ecdsaSigner{v, key}
+	return s
 })
 
 // store keeps the newest checkpoint as etcd does.
@@ -79,7 +93,7 @@ func (s *store) Publish(_ context.Context, old, new []byte) error {
 
 func testConfig(dir string) Config {
 	s := testSigner()
-	return Config{Dir: dir, Durability: Write, Timeout: 10 * time.Second, Origin: testOrigin, Signer: s, Verifier: s.Verifier, CheckpointEvery: 20 * time.Millisecond,
+	return Config{Dir: dir, Durability: Write, Timeout: 10 * time.Second, Origin: testOrigin, Signer: s, Verifier: s.verifier, CheckpointEvery: 20 * time.Millisecond,
 		Logger: slog.New(slog.DiscardHandler)}
 }
 
@@ -120,7 +134,7 @@ func appendN(t testing.TB, l *Log, from, n int) {
 
 func mustVerify(t testing.TB, dir string, newest []byte) Report {
 	t.Helper()
-	r, err := Verify(t.Context(), dir, testSigner().Verifier, newest)
+	r, err := Verify(t.Context(), dir, testSigner().verifier, newest)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, strings.Join(r.Faults, "\n"))
 	}
@@ -226,7 +240,6 @@ func TestRecordLimits(t *testing.T) {
 }
 
 func TestConfigRange(t *testing.T) {
-	other := ecdsaSigner{Verifier: testSigner().Verifier}
 	for name, change := range map[string]func(*Config){
 		"dir": func(c *Config) { c.Dir = "" }, "durability": func(c *Config) { c.Durability = 2 }, "signer": func(c *Config) { c.Signer = nil },
 		"origin": func(c *Config) { c.Origin = "a\nb" }, "no origin": func(c *Config) { c.Origin = "" }, "timeout": func(c *Config) { c.Timeout = 1 },
@@ -234,7 +247,6 @@ func TestConfigRange(t *testing.T) {
 		"verifier": func(c *Config) {
 			_, vkey, _ := note.GenerateKey(rand.Reader, "other")
 			c.Verifier, _ = note.NewVerifier(vkey)
-			c.Signer = other
 		},
 	} {
 		cfg := testConfig(t.TempDir())
@@ -343,7 +355,7 @@ func TestRetention(t *testing.T) {
 	if err := os.Remove(filepath.Join(dir, segmentName(files.segments()[0], packedSuffix))); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Verify(t.Context(), dir, testSigner().Verifier, nil); !errors.Is(err, ErrTampered) {
+	if _, err := Verify(t.Context(), dir, testSigner().verifier, nil); !errors.Is(err, ErrTampered) {
 		t.Errorf("a removed segment: %v", err)
 	}
 

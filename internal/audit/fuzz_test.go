@@ -95,7 +95,7 @@ func FuzzCheckpoint(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, msg []byte) {
 		// A verifier that takes any signature: nobody can make a valid one here.
-		c, err := ParseCheckpoint(msg, anySignature{s.Verifier})
+		c, err := ParseCheckpoint(msg, anySignature{s.verifier})
 		if err == nil && (!bytes.HasPrefix(msg, []byte(c.text()+"\n— "+testOrigin+" ")) || bytes.Count(msg, []byte("— ")) < 1) {
 			t.Fatalf("%q became %+v", msg, c)
 		}

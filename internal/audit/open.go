@@ -388,8 +388,9 @@ func eachEntry(dir string, first uint64, yield func(index uint64, entry []byte) 
 		return err
 	}
 	defer src.Close()
-	entries := entryReader{r: src, buf: entryBuffers.Get().([]byte)}
-	defer func() { entryBuffers.Put(entries.buf) }()
+	buf := entryBuffers.Get().(*[]byte)
+	defer entryBuffers.Put(buf)
+	entries := entryReader{r: src, buf: *buf}
 	for index := first; ; index++ {
 		entry, err := entries.next()
 		if err == io.EOF {
@@ -404,7 +405,10 @@ func eachEntry(dir string, first uint64, yield func(index uint64, entry []byte) 
 	}
 }
 
-var entryBuffers = sync.Pool{New: func() any { return make([]byte, entryBufferSize) }}
+var entryBuffers = sync.Pool{New: func() any {
+	buf := make([]byte, entryBufferSize)
+	return &buf
+}}
 
 // compareNewest checks that the log continues what is published.
 func (l *Log) compareNewest(ctx context.Context) (rolledBack []byte, err error) {

@@ -192,7 +192,7 @@ func TestUnsignedTail(t *testing.T) {
 		c[name] = content
 	}
 	// The state of the machine's disk, had it stopped before the last checkpoint was signed: nothing of it is compressed.
-	before, err := ParseCheckpoint(bytes.TrimSuffix(all[len(all)-2], []byte("\n")), testSigner().Verifier)
+	before, err := ParseCheckpoint(bytes.TrimSuffix(all[len(all)-2], []byte("\n")), testSigner().verifier)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -318,7 +318,7 @@ func TestPublish(t *testing.T) {
 // TestSignerFails: records are appended all the same, Err tells, and the next signature covers them.
 func TestSignerFails(t *testing.T) {
 	cfg := testConfig(t.TempDir())
-	s := &failingSigner{ecdsaSigner: testSigner()}
+	s := &failingSigner{signer: testSigner()}
 	s.fail(errors.New("CKR_DEVICE_ERROR"))
 	cfg.Signer = s
 	l := mustOpen(t, cfg)
@@ -334,7 +334,7 @@ func TestSignerFails(t *testing.T) {
 // TestSignerHangs: Err tells that as well.
 func TestSignerHangs(t *testing.T) {
 	cfg := testConfig(t.TempDir())
-	s := &failingSigner{ecdsaSigner: testSigner()}
+	s := &failingSigner{signer: testSigner()}
 	cfg.Signer = s
 	l := mustOpen(t, cfg)
 	s.mu.Lock()
@@ -347,7 +347,7 @@ func TestSignerHangs(t *testing.T) {
 }
 
 type failingSigner struct {
-	ecdsaSigner
+	signer
 	mu  sync.Mutex
 	err error
 }
@@ -364,7 +364,7 @@ func (s *failingSigner) Sign(msg []byte) ([]byte, error) {
 	if s.err != nil {
 		return nil, s.err
 	}
-	return s.ecdsaSigner.Sign(msg)
+	return s.signer.Sign(msg)
 }
 
 // TestVerifyWhileWriting: a log that is being written, sealed and compressed is never taken for a tampered one.
@@ -376,7 +376,7 @@ func TestVerifyWhileWriting(t *testing.T) {
 	await(t, "checkpoint", func() bool { return l.Stats().Checkpoint > 0 })
 	for range 20 {
 		a.awaitMore(t, "success", &a.good, 100)
-		if r, err := Verify(t.Context(), cfg.Dir, testSigner().Verifier, nil); err != nil {
+		if r, err := Verify(t.Context(), cfg.Dir, testSigner().verifier, nil); err != nil {
 			t.Fatalf("%v\n%+v", err, r)
 		}
 	}
@@ -397,12 +397,12 @@ func TestKillChild(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v, err := NewECDSAVerifier(testOrigin, &key.(*ecdsa.PrivateKey).PublicKey)
+	sign, err := newSigner(key.(*ecdsa.PrivateKey))
 	if err != nil {
 		t.Fatal(err)
 	}
 	cfg := testConfig(dir)
-	cfg.Signer, cfg.Verifier, cfg.SegmentBytes = ecdsaSigner{v, key.(*ecdsa.PrivateKey)}, v, 100_000
+	cfg.Signer, cfg.Verifier, cfg.SegmentBytes = sign, sign.verifier, 100_000
 	if os.Getenv("AUDIT_KILL_FSYNC") != "" {
 		cfg.Durability = Fsync
 	}

@@ -37,10 +37,7 @@ func segmentName(first uint64, suffix string) string {
 
 // indexOf is the first index in the name of a segment or its hashes.
 func indexOf(name, suffix string) (uint64, bool) {
-	digits, ok := strings.CutPrefix(name, segmentPrefix)
-	if digits, ok = strings.CutSuffix(digits, suffix); !ok || len(digits) != 20 {
-		return 0, false
-	}
+	digits := strings.TrimSuffix(strings.TrimPrefix(name, segmentPrefix), suffix)
 	n, err := strconv.ParseUint(digits, 10, 63)
 	return n, err == nil && segmentName(n, suffix) == name
 }

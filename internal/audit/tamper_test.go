@@ -365,7 +365,7 @@ func TestTampering(t *testing.T) {
 			newest = v.newest // with both files it is an older copy, as far as it goes: only the checkpoint that is kept elsewhere tells
 		}
 		changed.save(t, dir, v.whole)
-		report, err := verify(t.Context(), dir, testSigner().Verifier, newest, 0)
+		report, err := verify(t.Context(), dir, testSigner().verifier, newest, 0)
 		if err == nil && report.Uncovered == 0 && report.Incomplete == 0 {
 			t.Fatalf("case %d of %s, %s, is not found: %+v", i, v.name, kind, report)
 		}

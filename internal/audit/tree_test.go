@@ -100,7 +100,7 @@ func TestTiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := ParseCheckpoint(raw, testSigner().Verifier)
+	c, err := ParseCheckpoint(raw, testSigner().verifier)
 	if err != nil || c.Size != n {
 		t.Fatalf("%+v, %v", c, err)
 	}
@@ -172,7 +172,7 @@ func TestTilesAfterRetention(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := ParseCheckpoint(raw, testSigner().Verifier)
+	c, err := ParseCheckpoint(raw, testSigner().verifier)
 	if err != nil {
 		t.Fatal(err)
 	}

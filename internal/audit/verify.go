@@ -385,8 +385,9 @@ func (c *verifier) segment(first uint64, last bool, sizes map[uint64]uint64) (bo
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return false, err
 	}
-	entries := entryReader{r: src, buf: entryBuffers.Get().([]byte)}
-	defer func() { entryBuffers.Put(entries.buf) }()
+	buf := entryBuffers.Get().(*[]byte)
+	defer entryBuffers.Put(buf)
+	entries := entryReader{r: src, buf: *buf}
 	for {
 		entry, err := entries.next()
 		if err == io.EOF {

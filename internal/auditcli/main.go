@@ -4,6 +4,9 @@ package auditcli
 import (
 	"bufio"
 	"context"
+	"crypto/ecdsa"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"flag"
 	"fmt"
@@ -17,6 +20,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/keyplane/keyplane/internal/audit"
+	"github.com/keyplane/keyplane/internal/audit/auditkey"
 )
 
 // Usage is the help of Main's commands.
@@ -139,18 +143,37 @@ func verify(ctx context.Context, args []string, stdout, _ io.Writer) (int, error
 	return good, nil
 }
 
-// publicKey is the key in a file, or the verifier key that text is itself. A PEM file names no log: it is taken for the key of the log in dir.
+// publicKey is the key in a file, or the verifier key that text is itself. A PEM file names no signer: it is taken for that of the log in dir.
 func publicKey(dir, text string) (note.Verifier, error) {
-	if content, err := os.ReadFile(text); err == nil {
-		text = string(content)
+	content, err := os.ReadFile(text)
+	if err == nil {
+		text = strings.TrimSpace(string(content))
 	} else if !strings.Contains(text, "+") {
 		return nil, err
 	}
-	name := ""
-	if tip, err := os.ReadFile(filepath.Join(dir, "checkpoint")); err == nil {
-		name, _, _ = strings.Cut(string(tip), "\n")
+	block, _ := pem.Decode([]byte(text))
+	if block == nil {
+		name, key, err := auditkey.ParseVerifierKey(text)
+		if err != nil {
+			return nil, err
+		}
+		return auditkey.NewVerifier(name, key)
 	}
-	return audit.ParseVerifier(text, name)
+	parsed, err := x509.ParsePKIXPublicKey(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	key, ok := parsed.(*ecdsa.PublicKey)
+	if !ok {
+		return nil, fmt.Errorf("a public key of type %T signs no checkpoints", parsed)
+	}
+	tip, err := os.ReadFile(filepath.Join(dir, "checkpoint"))
+	if err != nil {
+		return nil, err
+	}
+	_, signature, _ := strings.Cut(string(tip), "\n\n— ") // c2sp.org/signed-note
+	name, _, _ := strings.Cut(signature, " ")
+	return auditkey.NewVerifier(name, key)
 }
 
 func search(ctx context.Context, args []string, stdout, _ io.Writer) (int, error) {

@@ -5,9 +5,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha256"
-	"crypto/x509"
-	"encoding/pem"
 	"fmt"
 	"log/slog"
 	"os"
@@ -16,21 +13,18 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/mod/sumdb/note"
-
 	"github.com/keyplane/keyplane/internal/audit"
+	"github.com/keyplane/keyplane/internal/audit/auditkey"
 )
 
-const origin = "keyplane/us-east-1/cli"
+const keyName, origin = "keyplane/us-east-1", "keyplane/us-east-1/serve"
 
-type signer struct {
-	note.Verifier
-	key *ecdsa.PrivateKey
-}
+// testKey signs as an HSM's key does.
+type testKey struct{ *ecdsa.PrivateKey }
 
-func (s signer) Sign(msg []byte) ([]byte, error) {
-	sum := sha256.Sum256(msg)
-	return ecdsa.SignASN1(rand.Reader, s.key, sum[:])
+func (k testKey) Public() *ecdsa.PublicKey { return &k.PublicKey }
+func (k testKey) Sign(digest []byte) ([]byte, error) {
+	return ecdsa.SignASN1(rand.Reader, k.PrivateKey, digest)
 }
 
 // newLog makes a log of n records, one a second from 2026-11-26T00:00:00Z on, every tenth of them refused.
@@ -40,12 +34,16 @@ func newLog(t *testing.T, n int) (dir string, key *ecdsa.PublicKey) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v, err := audit.NewECDSAVerifier(origin, &private.PublicKey)
+	s, err := auditkey.NewSigner(keyName, testKey{private})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := auditkey.NewVerifier(keyName, &private.PublicKey)
 	if err != nil {
 		t.Fatal(err)
 	}
 	dir = filepath.Join(t.TempDir(), "audit")
-	l, err := audit.Open(t.Context(), audit.Config{Dir: dir, Durability: audit.Write, Timeout: 10 * time.Second, Origin: origin, Signer: signer{v, private}, Verifier: v,
+	l, err := audit.Open(t.Context(), audit.Config{Dir: dir, Durability: audit.Write, Timeout: 10 * time.Second, Origin: origin, Signer: s, Verifier: v,
 		SegmentBytes: 20_000, CheckpointEvery: 20 * time.Millisecond, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
@@ -75,11 +73,11 @@ func run(args ...string) (status int, stdout, stderr string) {
 
 func TestVerify(t *testing.T) {
 	dir, key := newLog(t, 500)
-	vkey, err := audit.VerifierKey(origin, key)
+	vkey, err := auditkey.VerifierKey(keyName, key)
 	if err != nil {
 		t.Fatal(err)
 	}
-	der, err := x509.MarshalPKIXPublicKey(key)
+	pemText, err := auditkey.PEM(key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +86,7 @@ func TestVerify(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for path, content := range map[string][]byte{pemFile: pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), vkeyFile: []byte(vkey + "\n"), newest: tip} {
+	for path, content := range map[string][]byte{pemFile: pemText, vkeyFile: []byte(vkey + "\n"), newest: tip} {
 		if err := os.WriteFile(path, content, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -103,7 +101,7 @@ func TestVerify(t *testing.T) {
 		t.Errorf("status %d\n%s%s", status, out, errs)
 	}
 	_, other := newLog(t, 1)
-	wrong, err := audit.VerifierKey(origin, other)
+	wrong, err := auditkey.VerifierKey(keyName, other)
 	if err != nil {
 		t.Fatal(err)
 	}
