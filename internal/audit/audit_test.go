@@ -258,6 +258,22 @@ func TestConfigRange(t *testing.T) {
 	}
 }
 
+// TestOpenClose: Close comes to its end whatever the writer is about to do.
+func TestOpenClose(t *testing.T) {
+	n := 300
+	if testing.Short() {
+		n = 30
+	}
+	cfg := testConfig(t.TempDir())
+	for i := range n {
+		l := mustOpen(t, cfg)
+		if i%2 == 0 {
+			appendN(t, l, i, 1)
+		}
+		mustClose(t, l)
+	}
+}
+
 // TestConcurrent: every record whose Append succeeded is in the log, once, whoever shared a commit.
 func TestConcurrent(t *testing.T) {
 	dir := t.TempDir()

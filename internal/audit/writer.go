@@ -64,9 +64,10 @@ func (l *Log) nextGroup() (g *group, more bool) {
 		case l.filling.records == 0:
 			l.awake = false
 		}
+		starved := l.filling.records > 0
 		l.mu.Unlock()
-		if l.stopping() {
-			<-l.wake // the last callers of another group leave it
+		if starved {
+			<-l.wake // when the last callers of another group have left it
 		} else {
 			select {
 			case <-l.wake:
@@ -78,15 +79,6 @@ func (l *Log) nextGroup() (g *group, more bool) {
 		if l.seal.Load() {
 			return nil, true
 		}
-	}
-}
-
-func (l *Log) stopping() bool {
-	select {
-	case <-l.stop:
-		return true
-	default:
-		return false
 	}
 }
 
