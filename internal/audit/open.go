@@ -226,6 +226,13 @@ func (l *Log) recoverTree(files listing) error {
 	if l.ckpt.raw != nil && l.in.tree.root() != l.ckpt.newest.Root {
 		return fmt.Errorf("%w: the hashes are not those of the newest checkpoint", ErrDamaged)
 	}
+	for _, s := range l.segments[:at] {
+		info, err := os.Lstat(filepath.Join(l.cfg.Dir, segmentName(s.first, hashesSuffix)))
+		if err != nil || info.Size() != int64(s.records)*tlog.HashSize {
+			return fmt.Errorf("%w: %s does not have the records %d to %d, or a segment after it is missing", ErrDamaged, segmentName(s.first, hashesSuffix),
+				s.first, s.first+s.records-1)
+		}
+	}
 	if err := l.cutHashes(files, size); err != nil {
 		return err
 	}
