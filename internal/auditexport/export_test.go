@@ -276,7 +276,7 @@ func TestExportInterrupted(t *testing.T) {
 	want := t.TempDir()
 	mustExport(t, config(want, records))
 	broken := errors.New("broken")
-	for at := 0; at < len(records); at += 57 {
+	for at := 0; at < len(records); at += 97 {
 		dir := t.TempDir()
 		cfg := config(dir, records)
 		good := cfg.Records

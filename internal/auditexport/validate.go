@@ -343,7 +343,7 @@ func countRecords(r io.Reader) (n int64, err error) {
 	}
 	for _, want := range []json.Token{json.Delim(']'), json.Delim('}')} {
 		if t, err := d.Token(); err != nil || t != want {
-			return n, errors.New("Records do not end")
+			return n, errors.New("the end of Records is missing")
 		}
 	}
 	return n, nil
