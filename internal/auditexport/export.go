@@ -23,6 +23,7 @@ const (
 	windowSeconds = 5 * 60
 	hourSeconds   = 60 * 60
 	recordMax     = 256 << 10 // bytes of a record
+	fileMax       = 1 << 30   // bytes of a log file, uncompressed, about
 	bufferMax     = 32 << 20  // bytes of records in memory, about; more go to the disk until their file is compressed
 	pendingMax    = 1000      // files that wait to be put in their place, roughly
 )
@@ -73,8 +74,8 @@ func (c Config) withDefaults() (Config, error) {
 		return c, errors.New("auditexport: the digest key must be RSA with 2048 bits or more")
 	case c.Records == nil:
 		return c, errors.New("auditexport: no records")
-	case c.FileBytes < 1:
-		return c, errors.New("auditexport: the size of a log file is negative")
+	case c.FileBytes < 1 || c.FileBytes > fileMax:
+		return c, fmt.Errorf("auditexport: the size of a log file is not 1 to %d bytes", fileMax)
 	case !validName(c.Bucket, "abcdefghijklmnopqrstuvwxyz0123456789.-", 63):
 		return c, fmt.Errorf("auditexport: %q is no name of a bucket", c.Bucket)
 	case !validName(c.Trail, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-", 128):

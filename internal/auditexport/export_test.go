@@ -276,7 +276,7 @@ func TestExportInterrupted(t *testing.T) {
 	want := t.TempDir()
 	mustExport(t, config(want, records))
 	broken := errors.New("broken")
-	for at := 0; at < len(records); at += 57 {
+	for at := 0; at < len(records); at += 97 {
 		dir := t.TempDir()
 		cfg := config(dir, records)
 		good := cfg.Records
@@ -481,6 +481,7 @@ func TestConfigRefused(t *testing.T) {
 		"no directory": func(c *Config) { c.Dir = "" }, "no key": func(c *Config) { c.Key = nil }, "a small key": func(c *Config) { c.Key = small },
 		"no records": func(c *Config) { c.Records = nil }, "bucket": func(c *Config) { c.Bucket = "a/b" }, "bucket in capitals": func(c *Config) { c.Bucket = "ABC" },
 		"trail": func(c *Config) { c.Trail = "a_b" }, "trail outside": func(c *Config) { c.Trail = "../../x" }, "size": func(c *Config) { c.FileBytes = -1 },
+		"a large size": func(c *Config) { c.FileBytes = fileMax + 1 },
 	} {
 		cfg := config(t.TempDir(), nil)
 		change(&cfg)

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"path/filepath"
 	"strconv"
+	"sync"
 )
 
 // Files in the directory that are not of CloudTrail's layout.
@@ -86,8 +88,8 @@ func (x *exporter) recover() error {
 		x.state.Chains = map[string]link{}
 	}
 	var p pending
-	path := filepath.Join(x.cfg.Dir, pendingName)
-	switch err := readJSON(path, &p); {
+	list := filepath.Join(x.cfg.Dir, pendingName)
+	switch err := readJSON(list, &p); {
 	case errors.Is(err, os.ErrNotExist):
 	case err != nil:
 		return err
@@ -101,7 +103,7 @@ func (x *exporter) recover() error {
 			}
 		}
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := os.Remove(list); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	left, err := os.ReadDir(filepath.Join(x.cfg.Dir, partialDir))
@@ -124,11 +126,25 @@ func (x *exporter) stageRaw(name string, write func(io.Writer) error) error {
 		return err
 	}
 	x.ready = append(x.ready, f)
-	err = write(w)
-	if err == nil {
-		err = w.Sync()
+	return errors.Join(write(w), w.Close())
+}
+
+// syncers is how many files are synced at a time: file systems commit those of one moment together.
+const syncers = 16
+
+// syncAll makes what is in the staged files durable.
+func syncAll(files []pendingFile) error {
+	var wg sync.WaitGroup
+	errs := make([]error, syncers)
+	for i := range syncers {
+		wg.Go(func() {
+			for j := i; j < len(files) && errs[i] == nil; j += syncers {
+				errs[i] = syncFile(files[j].partial)
+			}
+		})
 	}
-	return errors.Join(err, w.Close())
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 // publish puts the staged files in their place and then the state. The list of the files goes ahead of them: without the state that follows,
@@ -137,6 +153,9 @@ func (x *exporter) publish() error {
 	if len(x.open) > 0 {
 		panic("auditexport: publish with open files")
 	}
+	if err := syncAll(x.ready); err != nil {
+		return err
+	}
 	if err := writeJSON(x.cfg.Dir, pendingName, pending{x.state.Next, x.state.Since, x.ready}); err != nil {
 		return err
 	}
@@ -144,9 +163,11 @@ func (x *exporter) publish() error {
 	for _, f := range x.ready {
 		to := filepath.Join(x.cfg.Dir, f.Name)
 		if dir := filepath.Dir(to); !dirs[dir] {
-			dirs[dir] = true
 			if err := os.MkdirAll(dir, 0o700); err != nil {
 				return err
+			}
+			for d := path.Dir(f.Name); d != "."; d = path.Dir(d) { // any of them may be new
+				dirs[filepath.Join(x.cfg.Dir, d)] = true
 			}
 		}
 		if err := os.Rename(f.partial, to); err != nil {
@@ -154,7 +175,7 @@ func (x *exporter) publish() error {
 		}
 	}
 	for dir := range dirs {
-		if err := syncDir(dir); err != nil {
+		if err := syncFile(dir); err != nil {
 			return err
 		}
 	}
@@ -187,15 +208,16 @@ func writeJSON(dir, name string, v any) error {
 	if err := os.Rename(f.Name(), filepath.Join(dir, name)); err != nil {
 		return err
 	}
-	return syncDir(dir)
+	return syncFile(dir)
 }
 
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
+// syncFile makes a file, or the names in a directory, durable.
+func syncFile(name string) error {
+	f, err := os.Open(name)
 	if err != nil {
 		return err
 	}
-	return errors.Join(d.Sync(), d.Close())
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // readJSON reads what writeJSON wrote.

@@ -285,7 +285,7 @@ func (v *validator) read(name string) ([]byte, error) {
 	return b.Bytes(), err
 }
 
-// inflate writes what is compressed in a file to w, at most so many bytes (0: any), and refuses bytes behind it.
+// inflate writes what is compressed in a file to w, at most so many bytes.
 func (v *validator) inflate(name string, w io.Writer, most int64) error {
 	f, err := os.Open(filepath.Join(v.dir, name))
 	if err != nil {
@@ -296,34 +296,33 @@ func (v *validator) inflate(name string, w io.Writer, most int64) error {
 	if err != nil {
 		return err
 	}
-	var r io.Reader = z
-	if most > 0 {
-		r = io.LimitReader(z, most+1)
-	}
-	n, err := io.Copy(w, r)
-	if err == nil && most > 0 && n > most {
+	n, err := io.Copy(w, io.LimitReader(z, most+1))
+	if err == nil && n > most {
 		err = fmt.Errorf("longer than %d bytes", most)
 	}
 	return err
 }
 
-// logFile checks a log file's hash, and counts its records.
+// logFile checks a log file's hash, and then, of what is authentic, counts the records.
 func (v *validator) logFile(f logEntry) {
-	h := sha256.New()
-	pr, pw := io.Pipe()
-	go func() { pw.CloseWithError(v.inflate(f.S3Object, io.MultiWriter(h, pw), 0)) }()
-	n, err := countRecords(pr)
-	_, rest := io.Copy(io.Discard, pr)
 	v.report.Files++
-	v.report.Records += n
-	switch {
-	case rest != nil:
-		v.fault("%s: %v", f.S3Object, rest)
-	case hex.EncodeToString(h.Sum(nil)) != f.HashValue:
+	h := sha256.New()
+	if err := v.inflate(f.S3Object, h, 2*fileMax); err != nil {
+		v.fault("%s: %v", f.S3Object, err)
+		return
+	}
+	if hex.EncodeToString(h.Sum(nil)) != f.HashValue {
 		v.fault("%s: its hash is not that of the digest", f.S3Object)
-	case err != nil:
+		return
+	}
+	r, w := io.Pipe()
+	go func() { w.CloseWithError(v.inflate(f.S3Object, w, 2*fileMax)) }()
+	n, err := countRecords(r)
+	r.Close()
+	if err != nil {
 		v.fault("%s: not a log file: %v", f.S3Object, err)
 	}
+	v.report.Records += n
 }
 
 // countRecords reads {"Records":[…]}.
@@ -343,7 +342,7 @@ func countRecords(r io.Reader) (n int64, err error) {
 	}
 	for _, want := range []json.Token{json.Delim(']'), json.Delim('}')} {
 		if t, err := d.Token(); err != nil || t != want {
-			return n, errors.New("Records do not end")
+			return n, errors.New("the end of Records is missing")
 		}
 	}
 	return n, nil
