@@ -26,7 +26,7 @@ func TestCountShares(t *testing.T) {
 	if err != nil || all != 5 {
 		t.Fatalf("%d stacks, %v", all, err)
 	}
-	for _, name := range []string{shares[0].name, "SigV4", shares[3].name, shares[7].name, restShare} {
+	for _, name := range []string{shares[1].name, "SigV4", shares[4].name, shares[8].name, restShare} {
 		if counts[name] != 1 {
 			t.Errorf("%s: %d of 1; all: %v", name, counts[name], counts)
 		}

@@ -15,20 +15,17 @@ import (
 )
 
 // Usage is of Main and MainValidate.
-const Usage = `usage: keyplane audit export --records FILE --dir DIR --digest-key FILE [--bucket NAME] [--trail NAME]
+const Usage = `usage: keyplane audit export --log DIR|--records FILE --dir DIR --digest-key FILE [--bucket NAME] [--trail NAME]
        keyplane audit validate-export DIR [--public-keys FILE]
 `
 
-// Main is keyplane audit export. logs opens what --log names; nil: there is no --log. It returns the exit status.
-func Main(args []string, stdout, stderr io.Writer, logs func(dir string) (Source, error)) int {
+// Main is keyplane audit export. logs opens what --log names; It returns the exit status.
+func Main(args []string, stdout, stderr io.Writer, logs func(ctx context.Context, dir string) (Source, error)) int {
 	var cfg Config
 	fs := flag.NewFlagSet("keyplane audit export", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	records := fs.String("records", "", "`FILE` of records, one line of JSON each, always from the log's first on; - is standard input")
-	log := new(string)
-	if logs != nil {
-		log = fs.String("log", "", "`DIR` of an audit log")
-	}
+	log := fs.String("log", "", "`DIR` of an audit log")
 	fs.StringVar(&cfg.Dir, "dir", "", "`DIR` to export to; a second export goes on where the first ended")
 	keyFile := fs.String("digest-key", "", "PEM `FILE` of the RSA key that signs digests, made when it is missing; keep it out of DIR")
 	fs.StringVar(&cfg.Bucket, "bucket", "", "`NAME` of the bucket that the files will be in (default keyplane-audit)")
@@ -47,7 +44,7 @@ func Main(args []string, stdout, stderr io.Writer, logs func(dir string) (Source
 			return r, err
 		}
 		if *log != "" {
-			if cfg.Records, err = logs(*log); err != nil {
+			if cfg.Records, err = logs(ctx, *log); err != nil {
 				return r, err
 			}
 		} else {

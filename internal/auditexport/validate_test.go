@@ -3,6 +3,7 @@ package auditexport
 import (
 	"bytes"
 	"compress/gzip"
+	"context"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
@@ -352,7 +353,7 @@ func TestCommands(t *testing.T) {
 	run(1, "NOT VALID", "signed by a key that is not known", MainValidate, dir, "--public-keys", other)
 	// From a log, by what opens it.
 	logs := func(args []string, out, errs io.Writer) int {
-		return Main(args, out, errs, func(name string) (Source, error) {
+		return Main(args, out, errs, func(_ context.Context, name string) (Source, error) {
 			if name != "the log" {
 				return nil, os.ErrNotExist
 			}

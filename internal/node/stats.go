@@ -54,7 +54,7 @@ func (n *Node) Stats() Stats {
 	return s
 }
 
-// serveStats answers GET /stats on a Unix socket that only this user can open. Nothing there is a secret, but how busy a service is is not
+// serveStats answers GET /stats, and GET /audit/checkpoint with the audit log's newest checkpoint as the store has it, on a Unix socket that only this user can open. Nothing there is a secret, but how busy a service is is not
 // for everybody, and reading it stops the runtime for a moment.
 func (n *Node) serveStats(path string) error {
 	ln, err := listenPrivate(path)
@@ -67,6 +67,14 @@ func (n *Node) serveStats(path string) error {
 		if err := json.NewEncoder(w).Encode(n.Stats()); err != nil {
 			n.log.Warn("the stats could not be sent", "error", err)
 		}
+	})
+	mux.HandleFunc("GET /audit/checkpoint", func(w http.ResponseWriter, r *http.Request) {
+		newest, err := n.store.AuditCheckpoint(r.Context(), auditLog)
+		if err != nil || newest == nil {
+			http.Error(w, "no checkpoint is published", http.StatusNotFound)
+			return
+		}
+		_, _ = w.Write(newest)
 	})
 	s := &http.Server{Handler: mux, ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 4 << 10}
 	ended := make(chan struct{})
