@@ -12,7 +12,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 5s
 
 # Debian packages: PKCS#11 modules and their tools, a real client, the load generator, the portable AES-GCM.
-PACKAGES := softhsm2 libnss3 libnss3-tools libbearssl0 awscli wrk
+PACKAGES := softhsm2 libnss3 libnss3-tools libbearssl0 awscli strace wrk
 
 .PHONY: build run demo test race invariants alloc differential golden fuzz lint bench quota-keys hsm-test deps ci
 

@@ -333,7 +333,7 @@ func TestCommands(t *testing.T) {
 	export := func(args []string, out, errs io.Writer) int { return Main(args, out, errs, nil) }
 	run(2, "", "usage:", export)
 	run(2, "", "usage:", export, "--dir", dir, "--records", records)
-	run(2, "", "not defined: -log", export, "--log", "x")
+	run(2, "", "usage:", export, "--log", "x")
 	run(0, "", "-digest-key", export, "--help")
 	run(2, "", "usage:", MainValidate)
 	run(1, "", "no such file", MainValidate, dir)
