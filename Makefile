@@ -14,7 +14,7 @@ FUZZTIME    ?= 5s
 # Debian packages: PKCS#11 modules and their tools, a real client, the load generator, the portable AES-GCM.
 PACKAGES := softhsm2 libnss3 libnss3-tools libbearssl0 awscli strace wrk
 
-.PHONY: build run demo test race invariants alloc differential golden fuzz lint bench quota-keys hsm-test deps ci
+.PHONY: build run demo test race invariants alloc differential audit-load golden fuzz lint bench quota-keys hsm-test deps ci
 
 build:
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/keyplane
@@ -43,6 +43,10 @@ alloc: deps
 # Ten million questions of who may do what, to both evaluators: minutes. `make test` asks twenty thousand.
 differential:
 	$(GO) test -count=1 -timeout 2h -v -run Differential ./internal/authz -args -differential 10000000 | grep -E 'differential|^ok|^FAIL|^---'
+
+# Every answer has its audit record, in a minute of load with a kill -9 in the middle. `make test` takes four seconds.
+audit-load: deps
+	$(GO) test -count=1 -v -run TestAuditKilled ./internal/apitest -args -audit-load 60s | grep -E 'answers|^ok|^FAIL|^---'
 
 # Rewrites the golden files; read the diff.
 golden:

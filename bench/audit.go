@@ -7,13 +7,17 @@ const (
 	auditOffName   = "SoftHSM, no records"
 	auditWriteName = "SoftHSM, records: write"
 	auditFsyncName = "SoftHSM, records: fsync"
+	noQuotasName   = "SoftHSM, records: write, quotas off"
 )
 
-// auditTable varies how durable the audit record of a call is before its reply leaves, and the number of connections: what shares a commit.
+// auditTable varies how durable the audit record of a call is before its reply leaves, whether quotas are charged, and the number of connections: what
+// shares a commit.
 func (p *plan) auditTable() error {
 	var targets []*target
-	for _, v := range []struct{ name, durability string }{{auditOffName, "off"}, {auditWriteName, "write"}, {auditFsyncName, "fsync"}} {
-		t, err := p.startSoftHSM("audit-"+v.durability, "--audit-durability", v.durability)
+	for i, v := range []struct{ name, durability, quotas string }{
+		{auditOffName, "off", "default"}, {auditWriteName, "write", "default"}, {auditFsyncName, "fsync", "default"}, {noQuotasName, "write", "off"},
+	} {
+		t, err := p.startSoftHSM(fmt.Sprint("audit-", i), "--audit-durability", v.durability, "--quotas", v.quotas)
 		if err != nil {
 			return err
 		}
