@@ -14,7 +14,7 @@ FUZZTIME    ?= 5s
 # Debian packages: PKCS#11 modules and their tools, a real client, the load generator, the portable AES-GCM.
 PACKAGES := softhsm2 libnss3 libnss3-tools libbearssl0 awscli strace wrk
 
-.PHONY: build run demo test race invariants alloc differential audit-load golden fuzz lint bench quota-keys hsm-test deps ci
+.PHONY: build run demo test race invariants alloc differential audit-load tamper golden fuzz lint bench quota-keys hsm-test deps ci
 
 build:
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/keyplane
@@ -47,6 +47,10 @@ differential:
 # Every answer has its audit record, in a minute of load with a kill -9 in the middle. `make test` takes four seconds.
 audit-load: deps
 	$(GO) test -count=1 -v -run TestAuditKilled ./internal/apitest -args -audit-load 60s | grep -E 'answers|^ok|^FAIL|^---'
+
+# Ten thousand random changes of an audit log, all of which `keyplane audit verify` has to find: two minutes. `make test` makes 1500.
+tamper:
+	$(GO) test -count=1 -timeout 1h -v -run 'Tampering|VerifySpeed' ./internal/audit -args -tamperings 10000 | grep -E 'tamper|record|^ok|^FAIL|^---'
 
 # Rewrites the golden files; read the diff.
 golden:

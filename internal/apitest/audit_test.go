@@ -253,7 +253,8 @@ func TestAuditSink(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = exec.Command("umount", "-l", log).Run() })
 	dir := filepath.Join(t.TempDir(), "data")
-	p := Command(t, dir, "--audit-dir", log)
+	usual := writePrivate(t, t.TempDir(), "keyplane.yaml", strings.Replace(patient, "audit: {timeout: 10s}", "audit: {timeout: 250ms}", 1))
+	p := Command(t, dir, "--config", usual, "--audit-dir", log)
 	var key struct{ KeyMetadata struct{ KeyId string } }
 	p.Do(t, "CreateKey", "{}").Members(t, &key)
 	s := &sink{Client: p.Client(t), o: &outcomes{of: map[string]string{}}, body: `{"KeyId":"` + key.KeyMetadata.KeyId + `","KeySpec":"AES_256"}`}

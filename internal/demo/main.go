@@ -54,7 +54,11 @@ func run(binary string, load time.Duration) error {
 	if err != nil {
 		return err
 	}
-	s := &server{binary: binary, dir: filepath.Join(tmp, "data"), uri: uri}
+	s := &server{binary: binary, dir: filepath.Join(tmp, "data"), uri: uri, config: filepath.Join(tmp, "keyplane.yaml")}
+	// A disk that others use too may take longer for a sync than calls wait by default.
+	if err := os.WriteFile(s.config, []byte("audit: {timeout: 5s}\n"), 0o600); err != nil {
+		return err
+	}
 	if s.addr, err = freeAddr(); err != nil {
 		return err
 	}
@@ -140,14 +144,14 @@ func show(name string, args ...string) error {
 
 // server is the keyplane process.
 type server struct {
-	binary, dir, uri, addr string
-	cmd                    *exec.Cmd
+	binary, dir, uri, addr, config string
+	cmd                            *exec.Cmd
 }
 
 func (s *server) credentials() string { return filepath.Join(s.dir, "credentials") }
 
 func (s *server) start() error {
-	s.cmd = exec.Command(s.binary, "serve", "--listen", s.addr, "--data-dir", s.dir, "--region", region, "--hsm", s.uri)
+	s.cmd = exec.Command(s.binary, "serve", "--listen", s.addr, "--data-dir", s.dir, "--region", region, "--hsm", s.uri, "--config", s.config)
 	s.cmd.Stdout, s.cmd.Stderr = os.Stdout, os.Stderr
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := s.cmd.Start(); err != nil {

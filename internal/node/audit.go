@@ -20,6 +20,9 @@ type AuditConfig struct {
 	// Durability is what a record survives when the reply to its call leaves: fsync, a power cut; write, the end of the process but not of the
 	// machine; off, nothing, because there are no records: for measurements. Default fsync.
 	Durability string `yaml:"durability"`
+	// Timeout is how long a record may take to be written before its call fails. A disk whose syncs take longer, now and then, makes calls fail.
+	// Default 250ms.
+	Timeout time.Duration `yaml:"timeout"`
 	// SegmentBytes and SegmentAge say when a file of the log is sealed and compressed. Defaults 268435456 and 24h.
 	SegmentBytes int64         `yaml:"segment_bytes"`
 	SegmentAge   time.Duration `yaml:"segment_age"`
@@ -65,7 +68,7 @@ func (n *Node) openAudit(ctx context.Context) (func([]byte) error, error) {
 	}
 	from := n.lastUses.Position()
 	n.records, err = audit.Open(ctx, audit.Config{
-		Dir: cfg.Dir, Durability: durabilities[cfg.Durability], Origin: name + "/" + auditLog, Signer: signer, Verifier: verifier,
+		Dir: cfg.Dir, Durability: durabilities[cfg.Durability], Timeout: cfg.Timeout, Origin: name + "/" + auditLog, Signer: signer, Verifier: verifier,
 		Newest: func(ctx context.Context) ([]byte, error) { return n.store.AuditCheckpoint(ctx, auditLog) },
 		Publish: func(ctx context.Context, old, newest []byte) error {
 			return n.store.PutAuditCheckpoint(ctx, auditLog, old, newest)
@@ -91,6 +94,7 @@ func (n *Node) openAudit(ctx context.Context) (func([]byte) error, error) {
 func (c *AuditConfig) defaults(dataDir string) {
 	dflt(&c.Dir, filepath.Join(dataDir, "audit"))
 	dflt(&c.Durability, audit.Fsync.String())
+	dflt(&c.Timeout, 250*time.Millisecond)
 	dflt(&c.SegmentBytes, 256<<20)
 	dflt(&c.SegmentAge, 24*time.Hour)
 }
@@ -98,6 +102,9 @@ func (c *AuditConfig) defaults(dataDir string) {
 func (c *AuditConfig) validate(bad func(format string, args ...any)) {
 	if _, ok := durabilities[c.Durability]; !ok && c.Durability != auditOff {
 		bad("audit.durability: %q is not fsync, write or off", c.Durability)
+	}
+	if c.Timeout < 10*time.Millisecond || c.Timeout > time.Minute {
+		bad("audit.timeout: %v is not 10ms to 1m", c.Timeout)
 	}
 	if c.SegmentBytes < 1<<20 || c.SegmentAge < time.Minute {
 		bad("audit.segment_bytes and audit.segment_age: at least 1048576 and 1m")

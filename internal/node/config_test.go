@@ -17,7 +17,7 @@ func TestDefaults(t *testing.T) {
 		Listen: "127.0.0.1:4599", DataDir: "./keyplane-data", Region: "us-east-1", Account: "111122223333",
 		RoundMax: 256, QueueMax: 1024, QueueTimeMax: 50 * time.Millisecond, RoundTimeout: 2 * time.Second,
 		KeyCacheBytes: 256 << 20, ConnsMax: 20_000, ConnsPerIPMax: 1_000, ReadTimeout: 5 * time.Second, Quotas: "default", LogLevel: "info",
-		Audit: AuditConfig{Dir: "keyplane-data/audit", Durability: "fsync", SegmentBytes: 256 << 20, SegmentAge: 24 * time.Hour},
+		Audit: AuditConfig{Dir: "keyplane-data/audit", Durability: "fsync", Timeout: 250 * time.Millisecond, SegmentBytes: 256 << 20, SegmentAge: 24 * time.Hour},
 	}
 	if !reflect.DeepEqual(c, want) {
 		t.Errorf("got  %+v\nwant %+v", c, want)
@@ -37,7 +37,7 @@ func TestDefaults(t *testing.T) {
 	full := Config{Listen: "[::1]:1", DataDir: "d", Region: "r", Account: "000000000001", HSM: []string{"u"}, SoftTokenPINFile: "p", SessionsPerToken: 3,
 		RoundMax: 5, QueueMax: 7, QueueTimeMax: time.Second, RoundTimeout: 3 * time.Second, KeyCacheBytes: 1 << 20, ConnsMax: 9, ConnsPerIPMax: 8,
 		ReadTimeout: time.Second, Quotas: "aws", PortableCrypto: true, TLSCert: "c", TLSKey: "k", StatsSocket: "s", LogLevel: "debug",
-		Audit: AuditConfig{Dir: "a", Durability: "off", SegmentBytes: 2 << 20, SegmentAge: time.Hour, RetainBytes: 1, RetainAge: 1, AcceptRollback: true}}
+		Audit: AuditConfig{Dir: "a", Durability: "off", Timeout: time.Second, SegmentBytes: 2 << 20, SegmentAge: time.Hour, RetainBytes: 1, RetainAge: 1, AcceptRollback: true}}
 	c = full
 	c.Defaults()
 	if !reflect.DeepEqual(c, full) {
@@ -60,6 +60,7 @@ func TestValidate(t *testing.T) {
 		{func(c *Config) { c.Region = strings.Repeat("r", 33) }, "region:"},
 		{func(c *Config) { c.Audit.Durability = "write" }, ""},
 		{func(c *Config) { c.Audit.Durability = "never" }, `audit.durability: "never" is not fsync, write or off`},
+		{func(c *Config) { c.Audit.Timeout = time.Millisecond }, "audit.timeout: 1ms is not 10ms to 1m"},
 		{func(c *Config) { c.Audit.SegmentBytes = 1<<20 - 1 }, "audit.segment_bytes"},
 		{func(c *Config) { c.Audit.SegmentAge = time.Second }, "audit.segment_bytes and audit.segment_age"},
 		{func(c *Config) { c.Audit.RetainBytes = -1 }, "audit.retain_bytes"},
