@@ -322,11 +322,11 @@ func makeVictim(t testing.TB, name string, segmentBytes, retain int64) victim {
 	return v
 }
 
-var tamperings = flag.Int("tamperings", 1500, "cases of TestTampering")
+var tamperingCases = flag.Int("tamperings", 1500, "cases of TestTampering")
 
 // TestTampering changes logs in every way it knows, at random, and asks Verify each time. The seed is fixed and every case is made from its number.
 func TestTampering(t *testing.T) {
-	n := *tamperings
+	n := *tamperingCases
 	if testing.Short() {
 		n = 400
 	}
