@@ -14,12 +14,9 @@ import (
 	"github.com/keyplane/keyplane/ratelimit"
 )
 
-// strangers bounds the records of requests that nobody is known to have sent, so that they cannot fill the disk: 100 a second. The next record
-// says in additionalEventData.notRecorded how many were left out.
-var strangers = ratelimit.Limit{Interval: 10 * time.Millisecond, Burst: 100}
-
-// unknownEvent is the eventName of a request for an operation that does not exist.
-const unknownEvent = "Unknown"
+// strangers bounds the records of requests that nobody is known to have sent, so that they cannot fill the disk: a hundred, and then one
+// a second. The next record says in additionalEventData.notRecorded how many were left out.
+var strangers = ratelimit.Limit{Interval: time.Second, Burst: 100}
 
 // resource is a key or alias that a call concerns.
 type resource struct {
@@ -70,6 +67,9 @@ func (s *Server) audit(c *call, resp *Response, message string) error {
 		if ok, skipped = s.strangers.Take(c.now.UnixNano()); !ok {
 			return nil
 		}
+		if resp.Code != kmsapi.OK {
+			r.ErrorMessage = []byte(resp.Code.Text()) // the client's text repeats what it sent, which may be a credential
+		}
 		id, claimed := sigv4.Claimed(signed)
 		r.AccessKeyID, service = string(id), string(claimed)
 		if skipped > 0 {
@@ -90,7 +90,7 @@ func (s *Server) audit(c *call, resp *Response, message string) error {
 		s.describe(c, signed, resp)
 	}
 	if r.Name == "" {
-		r.Name, r.ReadOnly = unknownEvent, true
+		r.Name, r.ReadOnly = cloudtrail.UnknownEvent, true
 	}
 	err := s.sink(r.Append(nil))
 	if err != nil && skipped > 0 {

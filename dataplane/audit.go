@@ -43,10 +43,11 @@ func (s *Server) audit(c *conn, r *request, code kmsapi.Code) kmsapi.Code {
 	s.ids.Fill(&v.EventID)
 	if code != kmsapi.OK {
 		v.ErrorCode, v.ErrorMessage = code.Type(), r.msg
+		if r.recorded == recordNoise {
+			v.ErrorMessage = bytesconv.Bytes(code.Text()) // the client's text repeats what it sent, which may be a credential
+		}
 	}
-	if v.Name = r.event; v.Name == "" {
-		v.Name = bytesconv.String(r.header.target)
-	}
+	v.Name = r.eventName()
 	v.TLS = s.tlsOf(c, r)
 	if w := r.who.Principal(); w != nil {
 		v.Caller, v.Recipient = w.Caller, w.Account
@@ -75,9 +76,20 @@ func (s *Server) audit(c *conn, r *request, code kmsapi.Code) kmsapi.Code {
 	return code
 }
 
-// strangers bounds the records of requests that nobody is known to have sent, so that they cannot fill the disk: 100 a second. The next record
-// says in additionalEventData.notRecorded how many were left out.
-var strangers = ratelimit.Limit{Interval: 10 * time.Millisecond, Burst: 100}
+// eventName is the operation that the request is for: a name of the model, never the client's text.
+func (r *request) eventName() string {
+	if r.event != "" {
+		return r.event
+	}
+	if op := kmsapi.Route(r.header.target); op != nil {
+		return op.Name
+	}
+	return cloudtrail.UnknownEvent
+}
+
+// strangers bounds the records of requests that nobody is known to have sent, so that they cannot fill the disk: a hundred, and then one a second.
+// The next record says in additionalEventData.notRecorded how many were left out.
+var strangers = ratelimit.Limit{Interval: time.Second, Burst: 100}
 
 // sourceOf is the eventSource of a service as requests are signed for it.
 func sourceOf(service []byte) string {
@@ -179,7 +191,7 @@ func (s *Server) auditAbandoned(r *request) {
 	if s.parts.Audit == nil || r.recorded != recordCall {
 		return
 	}
-	v := cloudtrail.Record{Time: r.now, Source: cloudtrail.KMS, Region: s.cfg.Region, Name: r.event, RequestID: r.id[:], ReadOnly: true, SourceIP: r.ip,
+	v := cloudtrail.Record{Time: r.now, Source: cloudtrail.KMS, Region: s.cfg.Region, Name: r.eventName(), RequestID: r.id[:], ReadOnly: true, SourceIP: r.ip,
 		ErrorCode: kmsapi.KMSInternal.Type(), AccessKeyID: r.who.AccessKeyID()}
 	s.ids.Fill(&v.EventID)
 	if w := r.who.Principal(); w != nil {

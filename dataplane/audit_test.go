@@ -190,3 +190,46 @@ func TestRecordAcrossAccounts(t *testing.T) {
 		t.Errorf("allowed: %s", lines)
 	}
 }
+
+// What a stranger sends as the name of an operation, or as credentials, is not in the record: it cannot pass for somebody else's, nor for the log's own.
+func TestRecordsOfStrangers(t *testing.T) {
+	w := newWorld(t, worldConfig{})
+	forged := `Decrypt","userIdentity":{"type":"Root"},"eventSource":"audit.keyplane","x":"`
+	for _, c := range []struct {
+		name, event string
+		raw         []byte
+	}{
+		{"a forged name", "Unknown", w.sign(signature{none: true}, forged, []byte(`{}`))},
+		{"a forged name, signed", "Unknown", w.sign(signature{}, kmsapi.TargetPrefix+forged, []byte(`{}`))},
+		{"no JSON", "Unknown", w.sign(signature{none: true}, `no json "`, []byte(`{}`))},
+		{"an operation", "Decrypt", w.sign(signature{none: true}, kmsapi.TargetPrefix+"Decrypt", []byte(`{}`))},
+		{"a wrong signature", "Encrypt", w.sign(signature{secret: "wrong"}, kmsapi.TargetPrefix+"Encrypt", []byte(`{}`))},
+		{"other credentials", "Decrypt", w.sign(signature{none: true}, kmsapi.TargetPrefix+"Decrypt", []byte(`{}`), "authorization: Bearer s3cr3t-bearer")},
+	} {
+		w.audit.taken()
+		if r := w.do(c.raw); r.status == 200 {
+			t.Errorf("%s: %d %s", c.name, r.status, r.body)
+		}
+		lines := w.audit.taken()
+		if len(lines) != 1 {
+			t.Fatalf("%s: %d records", c.name, len(lines))
+		}
+		var got map[string]any
+		if err := json.Unmarshal([]byte(lines[0]), &got); err != nil || got["eventName"] != c.event || got["eventSource"] != "kms.amazonaws.com" {
+			t.Errorf("%s: %v: %s", c.name, err, lines[0])
+		}
+		for _, s := range []string{"audit.keyplane", `"Root"`, "s3cr3t"} {
+			if strings.Contains(lines[0], s) {
+				t.Errorf("%s: the record has %s: %s", c.name, s, lines[0])
+			}
+		}
+	}
+	// Many are told of by one.
+	w.audit.taken()
+	for range 150 {
+		w.do(w.sign(signature{none: true}, "", nil))
+	}
+	if n := len(w.audit.taken()); n < 50 || n > 110 {
+		t.Errorf("%d records of 150 strangers", n)
+	}
+}

@@ -42,6 +42,9 @@ const (
 	ServiceQuotas = "servicequotas.amazonaws.com"
 )
 
+// UnknownEvent is the eventName of a request for an operation that does not exist.
+const UnknownEvent = "Unknown"
+
 // ResourcesMax is how many resources a record names.
 const ResourcesMax = 4
 
@@ -58,13 +61,13 @@ type Record struct {
 	Caller      *authz.Caller // nil: not known; of an AwsServiceEvent ignored
 	AccessKeyID string        // up to 128 bytes
 	Source      string        // eventSource: KMS, STS, IAM, ServiceQuotas
-	Name        string        // eventName, from a table of ours: not escaped, as are Source, Region, ErrorCode and EventID
+	Name        string        // eventName, up to 128 bytes. Source, Region, ErrorCode and EventID are ours: not escaped
 	Region      string        // awsRegion
 	SourceIP    netip.Addr    // invalid: "unknown"
 	UserAgent   []byte        // nil: left out
 
 	ErrorCode    string // "": a success
-	ErrorMessage []byte // nil: left out
+	ErrorMessage []byte // empty: left out
 
 	// JSON objects without blanks around them, made with AppendMember and its like. nil: the first two are null, the others left out.
 	RequestParameters, ResponseElements, AdditionalEventData, ServiceEventDetails []byte
@@ -101,16 +104,16 @@ func (r *Record) Append(dst []byte) []byte {
 	dst = appendTime(dst, r.Time)
 	dst = append(dst, `","eventSource":"`...)
 	dst = append(dst, r.Source...)
-	dst = append(dst, `","eventName":"`...)
-	dst = append(dst, r.Name...)
-	dst = append(dst, `","awsRegion":"`...)
+	dst = append(dst, `","eventName":`...)
+	dst = appendText(dst, r.Name, nameMax)
+	dst = append(dst, `,"awsRegion":"`...)
 	dst = append(dst, r.Region...)
 	dst = append(dst, `","sourceIPAddress":`...)
 	dst = r.appendSource(dst)
 	if r.ErrorCode != "" {
 		dst = append(dst, `,"errorCode":"`...)
 		dst = append(append(dst, r.ErrorCode...), '"')
-		if r.ErrorMessage != nil {
+		if len(r.ErrorMessage) > 0 {
 			dst = append(dst, `,"errorMessage":`...)
 			dst = appendString(dst, r.ErrorMessage, textMax)
 		}

@@ -29,8 +29,8 @@ type AuditConfig struct {
 	// RetainBytes and RetainAge bound what is kept, oldest files first; hashes stay, so that the rest can be verified. Defaults 0: all is kept.
 	RetainBytes int64         `yaml:"retain_bytes"`
 	RetainAge   time.Duration `yaml:"retain_age"`
-	// AcceptRollback starts with a log that is older than the newest checkpoint in the store, which is refused otherwise, and records that. Default
-	// false.
+	// AcceptRollback starts with a log that is older than the newest checkpoint in the store, which is refused otherwise, and records that. For one
+	// start: left in a file it accepts every later one. Default false.
 	AcceptRollback bool `yaml:"accept_rollback"`
 }
 

@@ -53,7 +53,7 @@ type Scratch struct {
 
 // stepsMax bounds what the wildcards of one policy's conditions may cost: about a millisecond. A policy and the values of a request can be made so
 // that they would cost some hundred. What needs more than this is a value that does not parse: no Allow of the policy matches any more,
-// and every Deny that is about the action and the caller does.
+// and every Deny that is about the action and the caller does, unless the sieve has ruled it out.
 const stepsMax = 1 << 19
 
 // Reset wipes what evaluations left behind and keeps the memory.

@@ -2,8 +2,10 @@ package policy
 
 import (
 	"bytes"
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/keyplane/keyplane/internal/keyid"
 )
@@ -122,5 +124,34 @@ func TestNameInTwoCases(t *testing.T) {
 		if got := res.Deny != 0 || res.Allow[Anyone] != 0; got != c.holds {
 			t.Errorf("%s %s of two cases: %+v", c.effect, c.operator, res)
 		}
+	}
+}
+
+// Compiling takes time in proportion to the document, whatever its texts are: many statements may ask for many texts of one key.
+func TestCompileIsNotQuadratic(t *testing.T) {
+	doc := func(statements int) []byte {
+		var all []string
+		for i := range statements {
+			var texts []string
+			for j := range 200 {
+				texts = append(texts, fmt.Sprintf(`"%04x"`, i*200+j))
+			}
+			all = append(all, `{"Effect":"Allow","Principal":"*","Action":"kms:*","Resource":"*","Condition":{"StringEquals":{"kms:EncryptionContext:x":[`+strings.Join(texts, ",")+`]}}}`)
+		}
+		return []byte(`{"Version":"2012-10-17","Statement":[` + strings.Join(all, ",") + `]}`)
+	}
+	took := func(d []byte) time.Duration {
+		best := time.Hour
+		for range 10 {
+			began := time.Now()
+			if _, err := Parse(d, KeyPolicy, nil); err != nil {
+				t.Fatal(err)
+			}
+			best = min(best, time.Since(began))
+		}
+		return best
+	}
+	if one, many := took(doc(2)), took(doc(20)); many > 40*one {
+		t.Errorf("2 statements take %v, 20 take %v", one, many)
 	}
 }

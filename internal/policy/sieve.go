@@ -85,7 +85,7 @@ func (p *Policy) sieve() {
 		for at := range asks {
 			if a := &asks[at]; a.statements != 0 {
 				a.slot, a.at = p.slots[at], uint8(at)
-				slices.SortFunc(a.exact, func(a, b expected) int { return cmp.Compare(a.text, b.text) })
+				a.exact, a.prefixes = merged(a.exact), merged(a.prefixes)
 				v.asks = append(v.asks, *a)
 			}
 		}
@@ -106,12 +106,11 @@ func (a *asked) add(c *condition, bit uint64) bool {
 			if c.texts[i].glob.kind == prefix {
 				list = &a.prefixes
 			}
-			e := one(list, expected{text: c.texts[i].glob.text}, func(e *expected) bool { return e.text == c.texts[i].glob.text })
+			e := expected{text: c.texts[i].glob.text, yes: bit}
 			if c.negated {
-				e.no |= bit
-			} else {
-				e.yes |= bit
+				e.yes, e.no = 0, bit
 			}
+			*list = append(*list, e)
 		}
 		if !c.negated {
 			a.texts |= bit
@@ -149,6 +148,22 @@ func (a *asked) add(c *condition, bit uint64) bool {
 		a.absent |= bit
 	}
 	return true
+}
+
+// merged is a list in ascending order, each text once.
+func merged(list []expected) []expected {
+	slices.SortFunc(list, func(a, b expected) int { return cmp.Compare(a.text, b.text) })
+	n := 0
+	for _, e := range list {
+		if n > 0 && list[n-1].text == e.text {
+			list[n-1].yes |= e.yes
+			list[n-1].no |= e.no
+			continue
+		}
+		list[n] = e
+		n++
+	}
+	return slices.Clip(list[:n])
 }
 
 // one finds the element of a list that is the one looked for, or adds it.
