@@ -1,8 +1,10 @@
 package quotas
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"log/slog"
 	"math"
 	"os"
 	"strings"
@@ -378,6 +380,82 @@ func TestStoreGone(t *testing.T) {
 	if err := q.Run(ctx); err == nil {
 		t.Error("Run went on")
 	}
+}
+
+// While the store is read, which takes as long as it takes, changes end at their own time, and so does a reading of Run.
+func TestNobodyWaitsForever(t *testing.T) {
+	q := newQuotas(t, "eu-quota-10", quota.Default)
+	c := q.as(t, first, everything)
+	if err := q.lock(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	set := []byte(`{"Quota":"CreateKey","Value":7}`)
+	status, reply := q.Serve(ctx, c.identity, []byte(ownPrefix+"SetQuota"), set, "test", "127.0.0.1", nil, now, new(cloudtrail.Record))
+	if status != 503 || !strings.Contains(string(reply), "ServiceException") {
+		t.Errorf("%d %s", status, reply)
+	}
+	q.reload(t.Context()) // returns
+	q.unlock()
+	c.ok(ownPrefix+"SetQuota", string(set))
+}
+
+// Buckets keep what they owe when a quota changes that is no rate, also with every reading of the store.
+func TestResourceQuotasLeaveRatesAlone(t *testing.T) {
+	q := newQuotas(t, "eu-quota-11", quota.Default)
+	c := q.as(t, first, everything)
+	c.ok(ownPrefix+"SetQuota", `{"Quota":"CreateKey","Value":1}`)
+	if !q.Charge(first, quota.Find("CreateKey").Pool, now) {
+		t.Fatal("a rested account is throttled")
+	}
+	for _, op := range [][2]string{{"SetQuota", `{"Quota":"AliasesPerKey","Value":3}`}, {"SetQuota", `{"Quota":"CreateKey","Value":1}`}, {"ResetQuota", `{"Quota":"AliasesPerKey"}`}} {
+		c.ok(ownPrefix+op[0], op[1])
+		if q.Charge(first, quota.Find("CreateKey").Pool, now) {
+			t.Errorf("%s %s rested the account", op[0], op[1])
+		}
+	}
+	c.ok(ownPrefix+"ResetQuota", `{"Quota":"CreateKey"}`)
+	if !q.Charge(first, quota.Find("CreateKey").Pool, now) {
+		t.Error("the usual rate is not in effect")
+	}
+}
+
+// What has no effect is told when it appears, not with every reading.
+func TestUnknownQuotasAreToldOnce(t *testing.T) {
+	var log bytes.Buffer
+	q, err := New(Config{Store: shared, Region: "eu-quota-12", Profile: quota.Default, First: first, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := func(name string, value *float64) {
+		t.Helper()
+		if _, err := shared.SetQuota(t.Context(), "eu-quota-12", first, name, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	told := func(want int) {
+		t.Helper()
+		log.Reset()
+		if err := q.Load(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if n := strings.Count(log.String(), "has no effect"); n != want {
+			t.Errorf("told %d times, want %d: %s", n, want, log.String())
+		}
+	}
+	v := 5.0
+	store("Nothing", &v)
+	told(1)
+	told(0)
+	store("Another", &v)
+	told(2)
+	told(0)
+	store("Nothing", nil)
+	store("Another", nil)
+	told(0)
+	store("Nothing", &v) // again
+	told(1)
 }
 
 func TestConcurrentChanges(t *testing.T) {
