@@ -13,7 +13,8 @@
 //	integrator reads what was committed from the segments, hashes it into the tree and writes the hash files
 //	keeper     signs and publishes checkpoints, compresses sealed segments, removes those that retention gives up
 //
-// The writer, the integrator and the keeper are three goroutines that Open starts and Close ends.
+// The writer, the integrator and the keeper are three goroutines that Open starts and Close ends. A fourth, the reporter, hands their messages to
+// the Logger, so that a Logger that hangs holds up nobody.
 //
 // # Files
 //

@@ -1,8 +1,10 @@
 package audit
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,11 +22,12 @@ type faulty struct {
 }
 
 type faults struct {
-	mu      sync.Mutex
-	hang    chan struct{} // writes wait for it to be closed
-	syncErr error
-	short   bool // half of a write is done, then the disk is full
-	opened  int
+	mu       sync.Mutex
+	hang     chan struct{} // writes wait for it to be closed
+	syncErr  error
+	short    bool // half of a write is done, then the disk is full
+	opened   int
+	messages int
 }
 
 func (f *faults) set(change func()) {
@@ -442,4 +445,62 @@ func TestDurabilityNames(t *testing.T) {
 	if got := fmt.Sprint(Fsync, Write); got != "fsync write" {
 		t.Error(got)
 	}
+}
+
+// stuck is the handler of a Logger whose output hangs while hang is set.
+type stuck struct {
+	slog.Handler
+	f *faults
+}
+
+func (s stuck) Enabled(context.Context, slog.Level) bool { return true }
+
+func (s stuck) Handle(context.Context, slog.Record) error {
+	s.f.mu.Lock()
+	hang := s.f.hang
+	s.f.messages++
+	s.f.mu.Unlock()
+	if hang != nil {
+		<-hang
+	}
+	return nil
+}
+
+// TestHungLogger: a Logger that hangs, on the same disk for instance, holds up no Append, no Stats and no Close.
+func TestHungLogger(t *testing.T) {
+	disk, stderr := &faults{}, &faults{hang: make(chan struct{})}
+	cfg := testConfig(t.TempDir())
+	cfg.Timeout, cfg.openSegment, cfg.Logger = 250*time.Millisecond, disk.open, slog.New(stuck{slog.DiscardHandler, stderr})
+	l := mustOpen(t, cfg)
+	appendN(t, l, 0, 10)
+	for i := range 5 { // hung and well again
+		hang := make(chan struct{})
+		disk.set(func() { disk.hang = hang })
+		if err := l.Append(record(100 + i)); !errors.Is(err, ErrUnavailable) {
+			t.Fatal(err)
+		}
+		if s := l.Stats(); s.Failed == 0 {
+			t.Errorf("stats %+v", s)
+		}
+		disk.set(func() { disk.hang = nil })
+		close(hang)
+		await(t, "success after it", func() bool { return l.Append(record(200+i)) == nil })
+	}
+	disk.set(func() { disk.short = true })
+	if err := l.Append(record(300)); !errors.Is(err, ErrUnavailable) {
+		t.Fatal(err)
+	}
+	disk.set(func() { disk.short = false })
+	await(t, "success after it", func() bool { return l.Append(record(301)) == nil })
+	for range 2 * messagesMax {
+		l.tell(slog.LevelInfo, "one that nobody takes")
+	}
+	await(t, "checkpoint", func() bool { return l.Stats().Checkpoint == l.Stats().Next })
+	mustClose(t, l)
+	close(stderr.hang)
+	<-l.reporterDone
+	if stderr.messages < 2 || stderr.messages > 1+messagesMax {
+		t.Errorf("%d messages came through", stderr.messages)
+	}
+	mustVerify(t, cfg.Dir, nil)
 }

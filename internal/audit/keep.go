@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
@@ -54,16 +55,16 @@ func (l *Log) keeper() {
 		l.sealOld()
 		l.mu.Unlock()
 		if err != nil {
-			l.cfg.Logger.Error("audit: no checkpoint", "error", err)
+			l.tell(slog.LevelError, "audit: no checkpoint", "error", err)
 		}
 		if last {
 			return
 		}
 		if err := l.packNext(); err != nil {
-			l.cfg.Logger.Error("audit: compressing a segment", "error", err)
+			l.tell(slog.LevelError, "audit: compressing a segment", "error", err)
 		}
 		if due, err = l.retain(due); err != nil {
-			l.cfg.Logger.Error("audit: removing old segments", "error", err)
+			l.tell(slog.LevelError, "audit: removing old segments", "error", err)
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -35,7 +36,7 @@ func (l *Log) write() {
 		}
 	}
 	if err := l.out.Close(); err != nil {
-		l.cfg.Logger.Error("audit: closing the segment", "error", err)
+		l.tell(slog.LevelError, "audit: closing the segment", "error", err)
 	}
 }
 
@@ -153,15 +154,15 @@ func (l *Log) watch() {
 		return
 	}
 	l.deadline = time.Time{}
-	l.cfg.Logger.Error("audit: records cannot be written", "error", errHung)
 	l.fail(errHung)
+	l.tell(slog.LevelError, "audit: records cannot be written", "error", errHung)
 }
 
 // recovered lets callers in again. l.mu is held.
 func (l *Log) recovered() {
 	if l.state == failed {
 		l.state, l.cause = ready, nil
-		l.cfg.Logger.Info("audit: records are written again")
+		l.tell(slog.LevelInfo, "audit: records are written again")
 	}
 }
 
@@ -218,7 +219,7 @@ func (l *Log) beginSegment() error {
 	l.mu.Unlock()
 	l.nudge(l.grown)
 	if err := old.Close(); err != nil { // its records are safe: they were when they were committed
-		l.cfg.Logger.Warn("audit: closing a segment", "error", err)
+		l.tell(slog.LevelWarn, "audit: closing a segment", "error", err)
 	}
 	return nil
 }
@@ -226,7 +227,7 @@ func (l *Log) beginSegment() error {
 // repair makes the log writable again after cause, or returns when it is closed. Callers are refused meanwhile. What follows the last commit is cut
 // off, and a segment with which something was wrong is not written to any more.
 func (l *Log) repair(cause error) {
-	l.cfg.Logger.Error("audit: records cannot be written", "error", cause)
+	l.tell(slog.LevelError, "audit: records cannot be written", "error", cause)
 	var broken *syncError
 	reread := errors.As(cause, &broken)
 	for {
