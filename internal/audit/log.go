@@ -67,6 +67,7 @@ type Log struct {
 	mu       sync.Mutex
 	state    state
 	cause    error    // of state failed
+	damaged  error    // acknowledged records are gone: the log stays in state failed
 	filling  *group   // never nil
 	full     []*group // filled up, to be written before filling, oldest first
 	free     []*group
@@ -93,7 +94,8 @@ type Log struct {
 	writerDone, integratorDone, keepDone chan struct{}
 	reporterDone                         chan struct{}
 
-	in integrator
+	in    integrator
+	doubt atomic.Bool // a sync has failed since the last checkpoint: what the files have is not what they show
 }
 
 // Stats counts since Open.
@@ -209,7 +211,9 @@ func (l *Log) fail(cause error) {
 	if l.state == ready {
 		l.state = failed
 	}
-	l.cause = cause
+	if l.cause = cause; l.damaged != nil {
+		l.cause = l.damaged
+	}
 	if g := l.current; g != nil {
 		l.settle(g, lost) // the writer still has its buffer
 		g.done.Broadcast()

@@ -94,6 +94,7 @@ func (l *Log) commit(g *group) error {
 	if err == nil && l.cfg.Durability == Fsync {
 		if err = l.out.Sync(); err != nil {
 			err = &syncError{err}
+			l.doubt.Store(true)
 		}
 	}
 
@@ -158,9 +159,9 @@ func (l *Log) watch() {
 	l.tell(slog.LevelError, "audit: records cannot be written", "error", errHung)
 }
 
-// recovered lets callers in again. l.mu is held.
+// recovered lets callers in again, unless the log has lost records. l.mu is held.
 func (l *Log) recovered() {
-	if l.state == failed {
+	if l.state == failed && l.damaged == nil {
 		l.state, l.cause = ready, nil
 		l.tell(slog.LevelInfo, "audit: records are written again")
 	}
@@ -240,9 +241,12 @@ func (l *Log) repair(cause error) {
 		}
 		if !errors.Is(err, errNotYet) {
 			l.mu.Lock()
-			l.cause = err
+			if l.damaged == nil {
+				l.cause = err
+			}
 			l.mu.Unlock()
 		}
+		reread = reread || errors.As(err, &broken)
 		select {
 		case <-l.stop:
 			return
@@ -266,8 +270,12 @@ func (l *Log) tryRepair(reread bool) error {
 		return err
 	}
 	// The cut has to be durable before a later segment exists: Open takes an incomplete record only at the very end.
-	if err := errors.Join(f.Truncate(last.bytes), f.Sync()); err != nil {
+	if err := f.Truncate(last.bytes); err != nil {
 		return errors.Join(err, f.Close())
+	}
+	if err := f.Sync(); err != nil {
+		l.doubt.Store(true)
+		return errors.Join(&syncError{err}, f.Close())
 	}
 	if last.records == 0 {
 		l.out, f = f, l.out
