@@ -29,8 +29,9 @@ type faults struct {
 	mu       sync.Mutex
 	hang     chan struct{} // writes wait for it to be closed
 	syncErr  error
-	syncOf   string // syncErr is that of files whose name ends so
-	short    bool   // half of a write is done, then the disk is full
+	syncHang chan struct{} // syncs that are to fail wait for it to be closed
+	syncOf   string        // syncErr is that of files whose name ends so
+	short    bool          // half of a write is done, then the disk is full
 	opened   int
 	messages int
 }
@@ -64,9 +65,12 @@ func (f *faulty) Write(p []byte) (int, error) {
 func (f *faulty) Sync() error {
 	f.f.mu.Lock()
 	err := f.f.syncErr
-	fails := err != nil && strings.HasSuffix(f.path, f.f.syncOf)
+	hang, fails := f.f.syncHang, err != nil && strings.HasSuffix(f.path, f.f.syncOf)
 	f.f.mu.Unlock()
 	if fails {
+		if hang != nil {
+			<-hang
+		}
 		return err
 	}
 	return f.file.Sync()
