@@ -120,7 +120,12 @@ func (s *Server) publishRemoved(g *store.Grant, err error) {
 // publishGrants tells the data plane that the grants to somebody may have changed.
 func (s *Server) publishGrants(g *store.Grant, err error) {
 	n, grantee := g.Key, g.Grantee.ID
-	s.publish("grant/"+n.Account.String()+"/"+n.ID.String()+"/"+grantee, err, func() { s.publisher.GrantsChanged(n.Account, n.ID, grantee) })
+	s.publish(unsettledGrants(n)+grantee, err, func() { s.publisher.GrantsChanged(n.Account, n.ID, grantee) })
+}
+
+// unsettledGrants is what the names of changes of a key's grants begin with; the grantee follows.
+func unsettledGrants(n store.KeyName) string {
+	return "grant/" + n.Account.String() + "/" + n.ID.String() + "/"
 }
 
 // party resolves whom a grant names: a principal by its ARN, who has to exist, or a service by its name, which has to be registered; nobody if neither is given.
@@ -509,6 +514,9 @@ func (s *Server) removeGrant(ctx context.Context, c *call, n store.KeyName, id s
 	})
 	switch {
 	case errors.Is(err, store.ErrNoGrant):
+		// It may be the retry of a request whose outcome was not known: the removal was applied since, and the data plane may have read the grant
+		// in between. Who is told that there is no grant has to find that nobody uses it.
+		s.publishUnsettled(unsettledGrants(n))
 		return kmsapi.New(kmsapi.NotFound, "Grant ID "+id+" is not found.")
 	case err != nil:
 		return s.keyError(c, n, err)

@@ -881,6 +881,37 @@ func TestUncertainGrantsArePublished(t *testing.T) {
 	}
 }
 
+// A removal of unknown outcome that is asked for again, and turns out to have been applied, is published before the answer.
+func TestRemovalThatIsRetriedIsPublished(t *testing.T) {
+	e := newEnv(t)
+	m, other := e.create("{}"), e.create("{}")
+	user := e.user("user")
+	for _, settling := range []bool{false, true} {
+		for name, args := range map[string]func(g createGrantOut) string{
+			"RevokeGrant": func(g createGrantOut) string { return obj("KeyId", m.KeyId, "GrantId", g.GrantId) },
+			"RetireGrant": func(g createGrantOut) string { return obj("GrantToken", g.GrantToken) },
+		} {
+			g := e.grant(m.KeyId, user.who.ARN, describing)
+			removed, err := shared.RemoveGrant(t.Context(), store.OldGrant{Key: e.name(m.KeyId), ID: g.GrantId, Allow: func(*store.Key, *store.Grant) error { return nil }})
+			if err != nil {
+				t.Fatal(err)
+			}
+			e.publishRemoved(removed, store.ErrUncertain)
+			e.publishRemoved(&store.Grant{Key: e.name(other.KeyId), Grantee: removed.Grantee}, store.ErrUncertain)
+			if settling {
+				e.unsettled.next()
+			}
+			e.published.take()
+			e.fails(name, args(g), kmsapi.NotFound, "Grant ID "+g.GrantId+" is not found.")
+			if got, want := e.published.take(), "grant "+removed.Key.ID.String()+" "+removed.Grantee.ID+"\n"; got != want {
+				t.Errorf("%s, settling %v: published %q, want %q", name, settling, got, want)
+			}
+			e.unsettled.next()
+			e.unsettled.done()
+		}
+	}
+}
+
 // The members of the five operations are the service model's.
 func TestGrantShapes(t *testing.T) {
 	b, err := os.ReadFile("../internal/kmsapi/testdata/kms-model.json")

@@ -1,6 +1,7 @@
 package ratelimit
 
 import (
+	"maps"
 	"math"
 	"sync"
 	"sync/atomic"
@@ -57,14 +58,19 @@ const (
 )
 
 // Table has the buckets of every account that was charged. It is safe for concurrent use; Charge takes no lock and allocates nothing but on
-// an account's first request. The number of accounts is bounded: at the bound those that are rested make room.
+// an account's first request. The number of accounts is bounded: at the bound those that are rested make room, and while none is a request
+// of another account is refused.
 type Table struct {
 	start  time.Time
 	leaser Leaser // nil: the accounts have the whole rates (lease.go)
 	node   string
 	shards [tableShards]tableShard
 
-	mu       sync.RWMutex // guards what follows; a shard's lock may be held
+	write  sync.Mutex // held while a shard's accounts are replaced, and guards what follows
+	kept   int        // accounts in all shards
+	restAt int64      // before this instant none of them rests, known while the table is full; nanoseconds of the table's clock
+
+	mu       sync.RWMutex // guards what follows; write may be held
 	usual    *limits
 	override map[keyid.Account]*limits
 }
@@ -73,7 +79,6 @@ type limits [PoolsMax]Limit
 
 type tableShard struct {
 	accounts atomic.Pointer[map[keyid.Account]*account] // copied on write
-	mu       sync.Mutex                                 // of writers
 }
 
 // account is the buckets of one account. A change of its limits is a new account.
@@ -132,19 +137,16 @@ func (t *Table) Set(a keyid.Account, rates *Rates) {
 	}
 	t.mu.Unlock()
 	s := t.shard(a)
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	t.write.Lock()
+	defer t.write.Unlock()
 	old := *s.accounts.Load()
 	if old[a] == nil {
 		return
 	}
-	next := make(map[keyid.Account]*account, len(old))
-	for k, v := range old {
-		if k != a {
-			next[k] = v
-		}
-	}
+	next := maps.Clone(old)
+	delete(next, a)
 	s.accounts.Store(&next)
+	t.kept--
 }
 
 // Accounts is the number of accounts with buckets.
@@ -158,28 +160,23 @@ func (t *Table) Accounts() (n int) {
 // nanos is now on the clock of the buckets, which starts with 0.
 func (t *Table) nanos(now time.Time) int64 { return max(int64(now.Sub(t.start)), 0) }
 
+// shard is by the finalizer of MurmurHash3: account IDs in any arithmetic progression spread.
 func (t *Table) shard(a keyid.Account) *tableShard {
-	return &t.shards[uint64(a)*0x9e3779b97f4a7c15>>32%tableShards]
+	h := uint64(a)
+	h = (h ^ h>>33) * 0xff51afd7ed558ccd
+	h = (h ^ h>>33) * 0xc4ceb9fe1a85ec53
+	return &t.shards[(h^h>>33)%tableShards]
 }
 
-// add gives an account buckets. nil: the shard is full of accounts that are not rested; there is no room, and the request is refused.
+// add gives an account buckets. nil: the table is full of accounts that are not rested, and the request is refused.
 func (t *Table) add(a keyid.Account, now time.Time) *account {
 	s := t.shard(a)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	old := *s.accounts.Load()
-	if have := old[a]; have != nil {
+	t.write.Lock()
+	defer t.write.Unlock()
+	if have := (*s.accounts.Load())[a]; have != nil {
 		return have
 	}
-	next := make(map[keyid.Account]*account, len(old)+1)
-	full, at := len(old) >= AccountsMax/tableShards, t.nanos(now)
-	for k, v := range old {
-		// A request that has loaded the map before may still charge an account that is dropped here: it is one that was rested.
-		if !full || !v.rested(at) {
-			next[k] = v
-		}
-	}
-	if len(next) >= AccountsMax/tableShards {
+	if t.kept >= AccountsMax && !t.makeRoom(t.nanos(now)) {
 		return nil
 	}
 	t.mu.RLock()
@@ -191,17 +188,57 @@ func (t *Table) add(a keyid.Account, now time.Time) *account {
 	if t.leaser != nil {
 		acct.leases = new(leases)
 	}
+	old := *s.accounts.Load()
+	next := make(map[keyid.Account]*account, len(old)+1)
+	maps.Copy(next, old)
 	next[a] = acct
 	s.accounts.Store(&next)
+	t.kept, t.restAt = t.kept+1, 0
 	return acct
 }
 
-// rested reports whether new buckets would be no better than these.
-func (c *account) rested(now int64) bool {
+// makeRoom drops the accounts that are rested and reports whether there were any. If not, it looks at none again before the first will be:
+// buckets and leases move on; one that rescale moves back has a live lease. write is held.
+func (t *Table) makeRoom(now int64) bool {
+	if now < t.restAt {
+		return false
+	}
+	before := t.kept
+	t.restAt = math.MaxInt64
+	for i := range t.shards {
+		s := &t.shards[i]
+		old := *s.accounts.Load()
+		rested := 0
+		for _, v := range old {
+			if at := v.restAt(); at <= now {
+				rested++
+			} else {
+				t.restAt = min(t.restAt, at)
+			}
+		}
+		if rested == 0 {
+			continue
+		}
+		// A request that has loaded the map before may still charge an account that is dropped here: it is one that was rested.
+		next := make(map[keyid.Account]*account, len(old))
+		for k, v := range old {
+			if v.restAt() > now {
+				next[k] = v
+			}
+		}
+		s.accounts.Store(&next)
+		t.kept -= len(old) - len(next)
+	}
+	return t.kept < before
+}
+
+// restAt is the instant from which on new buckets would be no better than these.
+func (c *account) restAt() (at int64) {
 	for i := range c.buckets {
-		if c.buckets[i].tat.Load() > now || c.leases != nil && c.leases[i].expires.Load() > now {
-			return false
+		at = max(at, c.buckets[i].tat.Load())
+		if c.leases != nil {
+			at = max(at, c.leases[i].expires.Load())
 		}
 	}
-	return true
+	return at
 }

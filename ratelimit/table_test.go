@@ -145,6 +145,70 @@ func TestAccountsAreBounded(t *testing.T) {
 	}
 }
 
+// Account IDs that are evenly apart, by whatever, find room up to the bound.
+func TestAccountsInAnyProgression(t *testing.T) {
+	for _, stride := range []keyid.Account{1, 64, 15_465, 1 << 33} {
+		table := NewTable(usual(0.001), began)
+		for i := range keyid.Account(AccountsMax) {
+			if !table.Charge(111122223333+i*stride, 0, 1, began) {
+				t.Fatalf("stride %d: account %d was refused", stride, i)
+			}
+		}
+		if table.Charge(5, 0, 1, began) {
+			t.Errorf("stride %d: one more than the bound", stride)
+		}
+		for i := range table.shards {
+			if n := len(*table.shards[i].accounts.Load()); n > 2*AccountsMax/tableShards {
+				t.Errorf("stride %d: %d accounts in one of %d shards", stride, n, tableShards)
+			}
+		}
+	}
+}
+
+// An account that rests makes room as soon as it does, in whichever shard it is.
+func TestRestedAccountsMakeRoom(t *testing.T) {
+	table := NewTable(usual(0.001, 1), began)
+	for a := range keyid.Account(AccountsMax) {
+		table.Charge(a, 0, 1, began)
+	}
+	if table.Charge(AccountsMax, 1, 1, began) {
+		t.Fatal("the table is not full")
+	}
+	table.Set(7, usual(1)) // drops the buckets; those that follow rest after a second
+	if !table.Charge(7, 0, 1, began) {
+		t.Fatal("no room for the account that was dropped")
+	}
+	other := keyid.Account(AccountsMax)
+	for table.shard(other) == table.shard(7) {
+		other++
+	}
+	if table.Charge(other, 1, 1, began.Add(999*time.Millisecond)) {
+		t.Error("there was room before an account rested")
+	}
+	if !table.Charge(other, 1, 1, began.Add(time.Second)) {
+		t.Error("a rested account made no room")
+	}
+	if n := table.Accounts(); n != AccountsMax {
+		t.Errorf("%d accounts", n)
+	}
+}
+
+func TestRefusingAnAccountAllocates(t *testing.T) {
+	table := NewTable(usual(0.001), began)
+	for a := range keyid.Account(AccountsMax) {
+		table.Charge(a, 0, 1, began)
+	}
+	a := keyid.Account(AccountsMax)
+	if n := alloctest.Mallocs(1000, func() {
+		a++
+		if table.Charge(a, 0, 1, began) {
+			t.Fatal("the table is not full")
+		}
+	}); n > 0 {
+		t.Errorf("%d allocations in 1000 refusals", n)
+	}
+}
+
 // Charges race with changes of limits and with accounts that come and go. What is admitted at one instant never exceeds a burst for each change.
 func TestConcurrentCharges(t *testing.T) {
 	table := NewTable(usual(100), began)
@@ -199,6 +263,16 @@ func TestChargeAllocates(t *testing.T) {
 }
 
 func BenchmarkCharge(b *testing.B) {
+	b.Run("request=noroom", func(b *testing.B) {
+		table := NewTable(usual(0.001), began)
+		for a := range keyid.Account(AccountsMax) {
+			table.Charge(a, 0, 1, began)
+		}
+		b.ReportAllocs()
+		for b.Loop() {
+			table.Charge(AccountsMax, 0, 1, began)
+		}
+	})
 	for name, rate := range map[string]Rate{"admitted": RateMax, "refused": 0.001, "unlimited": Unlimited} {
 		b.Run("request="+name, func(b *testing.B) {
 			table := NewTable(usual(rate), began)

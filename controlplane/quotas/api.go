@@ -4,10 +4,14 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"math"
 	"strconv"
+	"strings"
 	"time"
+	"unicode"
 
+	"github.com/keyplane/keyplane/controlplane/store"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/quota"
 )
@@ -168,13 +172,13 @@ type requestedQuotaOut struct{ RequestedQuota requestedQuota }
 
 // RequestServiceQuotaIncrease is granted at once.
 func (c *call) requestIncrease(ctx context.Context, in *increaseIn) (any, error) {
-	e, err := (&quotaIn{in.ServiceCode, in.QuotaCode}).find()
-	if err != nil {
-		return nil, err
-	}
+	e, unknown := (&quotaIn{in.ServiceCode, in.QuotaCode}).find()
 	a := c.caller.Account
 	if err := c.permit(c.quotaARN(a, e), a, true); err != nil {
 		return nil, err
+	}
+	if unknown != nil {
+		return nil, unknown
 	}
 	if in.DesiredValue == nil || !e.Accepts(*in.DesiredValue) || *in.DesiredValue <= c.applied(e) {
 		return nil, refuse("IllegalArgumentException", "The quota cannot have that value, or has as much already.")
@@ -215,6 +219,39 @@ func (c *call) account(id string) (keyid.Account, error) {
 	return a, nil
 }
 
+// exists refuses an account that the store does not have, so that a mistyped ID does not look like success. The caller's exists.
+func (c *call) exists(ctx context.Context, a keyid.Account) error {
+	if a == c.caller.Account {
+		return nil
+	}
+	_, err := c.cfg.Store.Account(ctx, a)
+	if errors.Is(err, store.ErrNotFound) {
+		return refuse("NoSuchResourceException", "The request failed because there is no account "+a.String()+".")
+	}
+	return err
+}
+
+// similar is a hint at the quota whose name, code or title differs from what was asked for in case and punctuation only, "" for none.
+func similar(name string) string {
+	want := letters(name)
+	for i := range quota.Quotas {
+		if e := &quota.Quotas[i]; want == letters(e.Name) || want == letters(e.Code) || want == letters(e.Title) {
+			return " Did you mean " + e.Name + "?"
+		}
+	}
+	return ""
+}
+
+// letters is the letters and digits of a name, in lower case.
+func letters(name string) string {
+	return strings.Map(func(c rune) rune {
+		if unicode.IsLetter(c) || unicode.IsDigit(c) {
+			return unicode.ToLower(c)
+		}
+		return -1
+	}, name)
+}
+
 // SetQuota gives an account another value of a quota, higher or lower.
 func (c *call) setQuota(ctx context.Context, in *changeIn) (any, error) {
 	if in.Unlimited == (in.Value != nil) {
@@ -249,13 +286,18 @@ func (c *call) changeQuota(ctx context.Context, in *changeIn, value *float64) (a
 		return nil, err
 	}
 	e := quota.Find(in.Quota)
-	if e == nil {
-		return nil, refuse("NoSuchResourceException", "The request failed because the specified service quota does not exist.")
-	}
 	if err := c.permit(c.quotaARN(a, e), a, true); err != nil {
 		return nil, err
 	}
-	if value != nil && !e.Accepts(*value) {
+	if e == nil {
+		return nil, refuse("NoSuchResourceException", "The request failed because the specified service quota does not exist."+similar(in.Quota))
+	}
+	if value != nil || len(c.ownOf(a)) == 0 { // what was set for an account can be reset in any case
+		if err := c.exists(ctx, a); err != nil {
+			return nil, err
+		}
+	}
+	if value != nil && (!e.Accepts(*value) || math.Signbit(*value)) { // -0 is no value
 		return nil, refuse("IllegalArgumentException", e.Name+" cannot have that value: "+values(e))
 	}
 	if err := c.set(ctx, a, e, value); err != nil {
@@ -311,6 +353,9 @@ func (c *call) showQuotas(ctx context.Context, in *changeIn) (any, error) {
 		return nil, err
 	}
 	if err := c.permit("*", a, false); err != nil {
+		return nil, err
+	}
+	if err := c.exists(ctx, a); err != nil {
 		return nil, err
 	}
 	out := showOut{AccountId: a.String(), Region: c.cfg.Region, Profile: string(c.cfg.Profile)}

@@ -30,13 +30,20 @@ type Quotas struct {
 	cfg   Config
 	table *ratelimit.Table
 
-	change sync.Mutex // held from a read or write of the store to its effect, so that effects follow the store's order
-	mu     sync.RWMutex
-	own    map[keyid.Account]map[string]float64 // what was set, by the names of quotas; the inner maps are not changed
+	// change has one element while the store is read or written, until that is in effect: effects follow the store's order. A channel, so that
+	// who waits can give up.
+	change  chan struct{}
+	strange map[keyid.Account]map[string]float64 // what was set and has no effect, as it was told in the log; guarded by change
+
+	mu  sync.RWMutex
+	own map[keyid.Account]map[string]float64 // what was set, by the names of quotas; the inner maps are not changed
 }
 
 // reloadEvery is how old a change may be that another process made, or whose outcome was not known.
 const reloadEvery = 10 * time.Second
+
+// reloadTimeout bounds a reading in Run. It is well below requestTimeout: changes of quotas wait for it.
+const reloadTimeout = 2 * time.Second
 
 // New makes Quotas with the profile's values.
 func New(cfg Config) (*Quotas, error) {
@@ -49,7 +56,9 @@ func New(cfg Config) (*Quotas, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	q := &Quotas{cfg: cfg, own: map[keyid.Account]map[string]float64{}}
+	q := &Quotas{
+		cfg: cfg, change: make(chan struct{}, 1), strange: map[keyid.Account]map[string]float64{}, own: map[keyid.Account]map[string]float64{},
+	}
 	q.table = ratelimit.NewTable(q.rates(nil), cfg.Now())
 	return q, nil
 }
@@ -90,10 +99,12 @@ func (q *Quotas) ownOf(a keyid.Account) map[string]float64 {
 }
 
 // Load reads what was set from the store and puts it into effect. A quota that this version does not know, or a value that it does not accept,
-// is left out and told in the log.
+// is left out, and told in the log when it appears.
 func (q *Quotas) Load(ctx context.Context) error {
-	q.change.Lock()
-	defer q.change.Unlock()
+	if err := q.lock(ctx); err != nil {
+		return err
+	}
+	defer q.unlock()
 	next := map[keyid.Account]map[string]float64{}
 	if err := q.cfg.Store.Quotas(ctx, q.cfg.Region, func(a keyid.Account, values map[string]float64) error {
 		next[a] = values
@@ -104,6 +115,7 @@ func (q *Quotas) Load(ctx context.Context) error {
 	q.mu.RLock()
 	before := maps.Clone(q.own)
 	q.mu.RUnlock()
+	maps.Copy(before, q.strange)
 	for a := range before {
 		if next[a] == nil {
 			q.apply(a, nil)
@@ -115,36 +127,60 @@ func (q *Quotas) Load(ctx context.Context) error {
 	return nil
 }
 
-// apply puts the values of an account into effect, unless they are already.
+func (q *Quotas) lock(ctx context.Context) error {
+	select {
+	case q.change <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (q *Quotas) unlock() { <-q.change }
+
+// apply puts the values of an account into effect, unless they are already. change is held.
 func (q *Quotas) apply(a keyid.Account, stored map[string]float64) {
-	values := map[string]float64{}
+	values, strange := map[string]float64{}, map[string]float64{}
 	for name, v := range stored {
 		if e := quota.Find(name); e == nil || e.Name != name || !e.Accepts(v) {
-			q.cfg.Logger.Error("a quota that is set has no effect: this version does not know it, or not that value", "account", a.String(), "quota", name, "value", v)
+			strange[name] = v
 			continue
 		}
 		values[name] = v
 	}
-	q.mu.Lock()
-	same := maps.Equal(q.own[a], values)
-	q.own[a] = values
-	if len(values) == 0 {
-		delete(q.own, a)
+	if !maps.Equal(q.strange[a], strange) {
+		for name, v := range strange {
+			q.cfg.Logger.Error("a quota that is set has no effect: this version does not know it, or not that value", "account", a.String(), "quota", name, "value", v)
+		}
+		keep(q.strange, a, strange)
 	}
+	q.mu.Lock()
+	before := q.rates(q.own[a])
+	keep(q.own, a, values)
 	q.mu.Unlock()
-	switch {
-	case same:
-	case len(values) == 0:
-		q.table.Set(a, nil)
-	default:
-		q.table.Set(a, q.rates(values))
+	if after := q.rates(values); *after != *before { // Set rests the account's buckets
+		if len(values) == 0 {
+			after = nil
+		}
+		q.table.Set(a, after)
+	}
+}
+
+// keep sets what an account has; one that has nothing is left out.
+func keep(m map[keyid.Account]map[string]float64, a keyid.Account, values map[string]float64) {
+	if len(values) == 0 {
+		delete(m, a)
+	} else {
+		m[a] = values
 	}
 }
 
 // set changes one quota of an account, nil to the usual value. It is in effect when set returns.
 func (q *Quotas) set(ctx context.Context, a keyid.Account, e *quota.Quota, value *float64) error {
-	q.change.Lock()
-	defer q.change.Unlock()
+	if err := q.lock(ctx); err != nil {
+		return err
+	}
+	defer q.unlock()
 	values, err := q.cfg.Store.SetQuota(ctx, q.cfg.Region, a, e.Name, value)
 	if err != nil {
 		return err
@@ -163,8 +199,14 @@ func (q *Quotas) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		if err := q.Load(ctx); err != nil && ctx.Err() == nil {
-			q.cfg.Logger.Error("quotas could not be read; those known stay in effect", "error", err.Error())
-		}
+		q.reload(ctx)
+	}
+}
+
+func (q *Quotas) reload(ctx context.Context) {
+	limited, cancel := context.WithTimeout(ctx, reloadTimeout)
+	defer cancel()
+	if err := q.Load(limited); err != nil && ctx.Err() == nil {
+		q.cfg.Logger.Error("quotas could not be read; those known stay in effect", "error", err.Error())
 	}
 }

@@ -1,8 +1,10 @@
 package quotas
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"log/slog"
 	"math"
 	"os"
 	"strings"
@@ -25,7 +27,14 @@ import (
 var shared *store.Store
 
 func TestMain(m *testing.M) {
-	os.Exit(storetest.Run(m, func(s *store.Store) { shared = s }))
+	os.Exit(storetest.Run(m, func(s *store.Store) {
+		shared = s
+		for _, a := range []keyid.Account{first, other} {
+			if err := s.CreateAccount(context.Background(), &store.Account{ID: a, Created: now}, nil); err != nil {
+				panic(err)
+			}
+		}
+	}))
 }
 
 const (
@@ -180,7 +189,7 @@ func TestInputs(t *testing.T) {
 	c.fails("SerializationException", ownPrefix+"SetQuota", `{"Quota":`)
 	c.fails("SerializationException", ownPrefix+"SetQuota", `{"Quota":5}`)
 	for _, body := range []string{
-		`{"Quota":"CreateKey"}`, `{"Quota":"CreateKey","Value":1,"Unlimited":true}`, `{"Quota":"CreateKey","Value":-1}`, `{"Quota":"CreateKey","Value":1e9}`,
+		`{"Quota":"CreateKey"}`, `{"Quota":"CreateKey","Value":1,"Unlimited":true}`, `{"Quota":"CreateKey","Value":-1}`, `{"Quota":"CreateKey","Value":-0}`, `{"Quota":"KeysPerAccount","Value":-0.0}`, `{"Quota":"CreateKey","Value":1e9}`,
 		`{"Quota":"KeysPerAccount","Unlimited":true}`, `{"Quota":"KeysPerAccount","Value":1.5}`, `{"Quota":"KeyPolicyBytes","Value":1}`, `{"Quota":"CreateKey","Value":1,"AccountId":"x"}`,
 	} {
 		c.fails("IllegalArgumentException", ownPrefix+"SetQuota", body)
@@ -212,6 +221,64 @@ func TestInputs(t *testing.T) {
 		}
 		if len(seen) != len(quota.Quotas) {
 			t.Errorf("pages of %d show %d quotas of %d", size, len(seen), len(quota.Quotas))
+		}
+	}
+}
+
+// An account ID that is mistyped is not taken for an account.
+func TestAccountThatDoesNotExist(t *testing.T) {
+	q := newQuotas(t, "eu-quota-8", quota.Default)
+	c := q.as(t, first, everything)
+	const nobody = keyid.Account(444455556667)
+	for target, body := range map[string]string{
+		"SetQuota": `{"Quota":"CreateKey","Value":7,"AccountId":"444455556667"}`, "ResetQuota": `{"Quota":"CreateKey","AccountId":"444455556667"}`,
+		"ShowQuotas": `{"AccountId":"444455556667"}`,
+	} {
+		out := c.call(ownPrefix+target, body)
+		if text, _ := out["Message"].(string); out["__type"] != "NoSuchResourceException" || !strings.Contains(text, "account 444455556667") {
+			t.Errorf("%s: %v", target, out)
+		}
+		q.as(t, other, everything).fails("AccessDeniedException", ownPrefix+target, body)
+	}
+	if own := q.ownOf(nobody); own != nil {
+		t.Errorf("in effect: %v", own)
+	}
+	// What was set nevertheless can be taken back.
+	v := 7.0
+	if _, err := shared.SetQuota(t.Context(), "eu-quota-8", nobody, "CreateKey", &v); err != nil {
+		t.Fatal(err)
+	}
+	if err := q.Load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.ok(ownPrefix+"ResetQuota", `{"Quota":"CreateKey","AccountId":"444455556667"}`)
+	if own := q.ownOf(nobody); own != nil {
+		t.Errorf("in effect: %v", own)
+	}
+}
+
+// Who may not change quotas does not learn which there are; who may is told the name that is meant.
+func TestQuotaThatDoesNotExist(t *testing.T) {
+	q := newQuotas(t, "eu-quota-9", quota.Default)
+	const increase = `{"ServiceCode":"kms","QuotaCode":"KP-Nothing","DesiredValue":8}`
+	for name, c := range map[string]caller{"nobody": q.as(t, first, ""), "other account": q.as(t, other, everything)} {
+		if out := c.call(quota.TargetPrefix+"RequestServiceQuotaIncrease", increase); out["__type"] != "AccessDeniedException" {
+			t.Errorf("%s, RequestServiceQuotaIncrease: %v", name, out)
+		}
+		if out := c.call(ownPrefix+"SetQuota", `{"Quota":"Nothing","Value":1}`); out["__type"] != "AccessDeniedException" {
+			t.Errorf("%s, SetQuota: %v", name, out)
+		}
+	}
+	c := q.as(t, first, everything)
+	c.fails("NoSuchResourceException", quota.TargetPrefix+"RequestServiceQuotaIncrease", increase)
+	c.fails("NoSuchResourceException", quota.TargetPrefix+"RequestServiceQuotaIncrease", `{"ServiceCode":"ec2","QuotaCode":"KP-CreateKey","DesiredValue":8}`)
+	for name, hint := range map[string]string{
+		"createkey": " Did you mean CreateKey?", "keys-per-account": " Did you mean KeysPerAccount?", "ml-dsa": " Did you mean ML_DSA?", "l-c2f1777e": " Did you mean KeysPerAccount?",
+		"Nothing": ".", "": ".",
+	} {
+		out := c.call(ownPrefix+"SetQuota", `{"Quota":"`+name+`","Value":1}`)
+		if text, _ := out["Message"].(string); out["__type"] != "NoSuchResourceException" || !strings.HasSuffix(text, hint) {
+			t.Errorf("%s: %v, want %q", name, out, hint)
 		}
 	}
 }
@@ -313,6 +380,82 @@ func TestStoreGone(t *testing.T) {
 	if err := q.Run(ctx); err == nil {
 		t.Error("Run went on")
 	}
+}
+
+// While the store is read, which takes as long as it takes, changes end at their own time, and so does a reading of Run.
+func TestNobodyWaitsForever(t *testing.T) {
+	q := newQuotas(t, "eu-quota-10", quota.Default)
+	c := q.as(t, first, everything)
+	if err := q.lock(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	set := []byte(`{"Quota":"CreateKey","Value":7}`)
+	status, reply := q.Serve(ctx, c.identity, []byte(ownPrefix+"SetQuota"), set, "test", "127.0.0.1", nil, now, new(cloudtrail.Record))
+	if status != 503 || !strings.Contains(string(reply), "ServiceException") {
+		t.Errorf("%d %s", status, reply)
+	}
+	q.reload(t.Context()) // returns
+	q.unlock()
+	c.ok(ownPrefix+"SetQuota", string(set))
+}
+
+// Buckets keep what they owe when a quota changes that is no rate, also with every reading of the store.
+func TestResourceQuotasLeaveRatesAlone(t *testing.T) {
+	q := newQuotas(t, "eu-quota-11", quota.Default)
+	c := q.as(t, first, everything)
+	c.ok(ownPrefix+"SetQuota", `{"Quota":"CreateKey","Value":1}`)
+	if !q.Charge(first, quota.Find("CreateKey").Pool, now) {
+		t.Fatal("a rested account is throttled")
+	}
+	for _, op := range [][2]string{{"SetQuota", `{"Quota":"AliasesPerKey","Value":3}`}, {"SetQuota", `{"Quota":"CreateKey","Value":1}`}, {"ResetQuota", `{"Quota":"AliasesPerKey"}`}} {
+		c.ok(ownPrefix+op[0], op[1])
+		if q.Charge(first, quota.Find("CreateKey").Pool, now) {
+			t.Errorf("%s %s rested the account", op[0], op[1])
+		}
+	}
+	c.ok(ownPrefix+"ResetQuota", `{"Quota":"CreateKey"}`)
+	if !q.Charge(first, quota.Find("CreateKey").Pool, now) {
+		t.Error("the usual rate is not in effect")
+	}
+}
+
+// What has no effect is told when it appears, not with every reading.
+func TestUnknownQuotasAreToldOnce(t *testing.T) {
+	var log bytes.Buffer
+	q, err := New(Config{Store: shared, Region: "eu-quota-12", Profile: quota.Default, First: first, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := func(name string, value *float64) {
+		t.Helper()
+		if _, err := shared.SetQuota(t.Context(), "eu-quota-12", first, name, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	told := func(want int) {
+		t.Helper()
+		log.Reset()
+		if err := q.Load(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if n := strings.Count(log.String(), "has no effect"); n != want {
+			t.Errorf("told %d times, want %d: %s", n, want, log.String())
+		}
+	}
+	v := 5.0
+	store("Nothing", &v)
+	told(1)
+	told(0)
+	store("Another", &v)
+	told(2)
+	told(0)
+	store("Nothing", nil)
+	store("Another", nil)
+	told(0)
+	store("Nothing", &v) // again
+	told(1)
 }
 
 func TestConcurrentChanges(t *testing.T) {

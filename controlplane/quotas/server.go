@@ -207,7 +207,11 @@ func (c *call) permit(resource string, a keyid.Account, change bool) error {
 	return nil
 }
 
-// quotaARN is the ARN of a quota of an account.
+// quotaARN is the ARN of a quota of an account; of one that there is not, nil, that of them all.
 func (c *call) quotaARN(a keyid.Account, e *quota.Quota) string {
-	return strings.Join([]string{"arn", keyid.Partition(c.cfg.Region), "servicequotas", c.cfg.Region, a.String(), quota.ServiceCode + "/" + e.Code}, ":")
+	code := "*"
+	if e != nil {
+		code = e.Code
+	}
+	return strings.Join([]string{"arn", keyid.Partition(c.cfg.Region), "servicequotas", c.cfg.Region, a.String(), quota.ServiceCode + "/" + code}, ":")
 }

@@ -13,7 +13,8 @@
 //	integrator reads what was committed from the segments, hashes it into the tree and writes the hash files
 //	keeper     signs and publishes checkpoints, compresses sealed segments, removes those that retention gives up
 //
-// The writer, the integrator and the keeper are three goroutines that Open starts and Close ends.
+// The writer, the integrator and the keeper are three goroutines that Open starts and Close ends. A fourth, the reporter, hands their messages to
+// the Logger, so that a Logger that hangs holds up nobody.
 //
 // # Files
 //
@@ -33,5 +34,5 @@
 // Open finds what it needs in order to go on: a damaged tip, missing files, a copy older than the checkpoint that is kept elsewhere. A record that was
 // cut in the middle at the very end was never acknowledged and is removed. Verify finds everything else.
 //
-// Reading order: config.go log.go writer.go file.go segment.go tree.go hashes.go checkpoint.go integrate.go keep.go open.go verify.go search.go tiles.go.
+// Reading order: config.go log.go writer.go file.go segment.go tree.go hashes.go checkpoint.go integrate.go keep.go readback.go open.go verify.go search.go tiles.go.
 package audit

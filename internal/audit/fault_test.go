@@ -1,30 +1,39 @@
 package audit
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/mod/sumdb/tlog"
 )
 
 // faulty is a segment whose writes hang, are cut short or fail as the test says.
 type faulty struct {
 	file
-	f *faults
+	f    *faults
+	path string
 }
 
 type faults struct {
-	mu      sync.Mutex
-	hang    chan struct{} // writes wait for it to be closed
-	syncErr error
-	short   bool // half of a write is done, then the disk is full
-	opened  int
+	mu       sync.Mutex
+	hang     chan struct{} // writes wait for it to be closed
+	syncErr  error
+	syncHang chan struct{} // syncs that are to fail wait for it to be closed
+	syncOf   string        // syncErr is that of files whose name ends so
+	short    bool          // half of a write is done, then the disk is full
+	opened   int
+	messages int
 }
 
 func (f *faults) set(change func()) {
@@ -36,7 +45,7 @@ func (f *faults) set(change func()) {
 func (f *faults) open(path string, create bool) (file, error) {
 	inner, err := openAppend(path, create)
 	f.set(func() { f.opened++ })
-	return &faulty{inner, f}, err
+	return &faulty{inner, f, path}, err
 }
 
 func (f *faulty) Write(p []byte) (int, error) {
@@ -56,8 +65,12 @@ func (f *faulty) Write(p []byte) (int, error) {
 func (f *faulty) Sync() error {
 	f.f.mu.Lock()
 	err := f.f.syncErr
+	hang, fails := f.f.syncHang, err != nil && strings.HasSuffix(f.path, f.f.syncOf)
 	f.f.mu.Unlock()
-	if err != nil {
+	if fails {
+		if hang != nil {
+			<-hang
+		}
 		return err
 	}
 	return f.file.Sync()
@@ -272,6 +285,106 @@ func TestFailedSyncLost(t *testing.T) {
 	}
 }
 
+// TestFailedSyncOfHashes: hashes that a failed fsync has lost are written again before a checkpoint covers them.
+func TestFailedSyncOfHashes(t *testing.T) {
+	for _, name := range []string{hashesSuffix, tilesName(1)} {
+		for _, d := range []Durability{Write, Fsync} {
+			f := &faults{}
+			cfg := testConfig(t.TempDir())
+			cfg.Durability, cfg.SegmentBytes, cfg.openSegment = d, 200_000, f.open
+			l := mustOpen(t, cfg)
+			appendN(t, l, 0, 500)
+			await(t, "checkpoint", func() bool { return l.Stats().Checkpoint == 500 })
+			f.set(func() { f.syncErr, f.syncOf = syscall.EIO, name })
+			appendN(t, l, 500, 1000)
+			await(t, "failure", func() bool { l.mu.Lock(); defer l.mu.Unlock(); return errors.Is(l.ckpt.err, syscall.EIO) })
+			await(t, "integration", func() bool { return l.Stats().Integrated == 1500 })
+			if s := l.Stats(); s.Checkpoint >= 1500 {
+				t.Fatalf("stats %+v", s)
+			}
+			covered := l.Stats().Checkpoint
+			for n, content := range load(t, cfg.Dir) {
+				first, _ := indexOf(n, hashesSuffix)
+				from := (int(covered) - int(first)) * tlog.HashSize
+				if n == tilesName(1) {
+					from = int(covered) >> tileHeight * tlog.HashSize
+				}
+				if !strings.HasSuffix(n, name) || from >= len(content) {
+					continue
+				}
+				clear(content[max(0, from):])
+				if err := os.WriteFile(filepath.Join(cfg.Dir, n), content, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			f.set(func() { f.syncErr = nil })
+			await(t, "checkpoint after it", func() bool { return l.Stats().Checkpoint == 1500 })
+			if r := mustVerify(t, cfg.Dir, nil); r.Covered != 1500 {
+				t.Errorf("%s, %v: %+v", name, d, r)
+			}
+			appendN(t, l, 1500, 500)
+			mustClose(t, l)
+			mustVerify(t, cfg.Dir, nil)
+		}
+	}
+}
+
+// TestFailedSyncOfSegment: after a failed fsync of a segment nothing is signed that the disk does not have. If it has lost records, the log stays down.
+func TestFailedSyncOfSegment(t *testing.T) {
+	for _, gone := range []bool{false, true} {
+		f := &faults{}
+		cfg := testConfig(t.TempDir())
+		cfg.SegmentBytes, cfg.openSegment = 200_000, f.open
+		l := mustOpen(t, cfg)
+		appendN(t, l, 0, 50)
+		await(t, "checkpoint", func() bool { return l.Stats().Checkpoint == 50 })
+		f.set(func() { f.syncErr, f.syncOf = syscall.EIO, plainSuffix })
+		appendN(t, l, 50, 500)
+		await(t, "integration", func() bool { return l.Stats().Integrated == 550 })
+		await(t, "failure", func() bool { l.mu.Lock(); defer l.mu.Unlock(); return errors.Is(l.ckpt.err, syscall.EIO) })
+		if s := l.Stats(); s.Checkpoint >= 550 {
+			t.Fatalf("stats %+v", s)
+		}
+		if gone {
+			files, err := list(cfg.Dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			segment, err := os.OpenFile(filepath.Join(cfg.Dir, segmentName(files.plain[len(files.plain)-1], plainSuffix)), os.O_WRONLY, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := segment.WriteAt([]byte("lost"), 500); err != nil {
+				t.Fatal(err)
+			}
+			segment.Close()
+		}
+		f.set(func() { f.syncErr = nil })
+		if !gone {
+			await(t, "checkpoint after it", func() bool { return l.Stats().Checkpoint == 550 })
+			appendN(t, l, 550, 50)
+			mustClose(t, l)
+			mustVerify(t, cfg.Dir, nil)
+			continue
+		}
+		await(t, "damage", func() bool { return errors.Is(l.Err(), ErrDamaged) })
+		for range 3 { // also after commits and repairs that succeed
+			l.mu.Lock()
+			l.recovered()
+			l.mu.Unlock()
+			if err := l.Append(record(0)); !errors.Is(err, ErrUnavailable) {
+				t.Error(err)
+			}
+		}
+		if s := l.Stats(); s.Checkpoint >= 550 {
+			t.Errorf("stats %+v", s)
+		}
+		if err := l.Close(); !errors.Is(err, ErrDamaged) {
+			t.Errorf("Close: %v", err)
+		}
+	}
+}
+
 // TestShortWrite: half a record stays nowhere.
 func TestShortWrite(t *testing.T) {
 	f := &faults{}
@@ -442,4 +555,62 @@ func TestDurabilityNames(t *testing.T) {
 	if got := fmt.Sprint(Fsync, Write); got != "fsync write" {
 		t.Error(got)
 	}
+}
+
+// stuck is the handler of a Logger whose output hangs while hang is set.
+type stuck struct {
+	slog.Handler
+	f *faults
+}
+
+func (s stuck) Enabled(context.Context, slog.Level) bool { return true }
+
+func (s stuck) Handle(context.Context, slog.Record) error {
+	s.f.mu.Lock()
+	hang := s.f.hang
+	s.f.messages++
+	s.f.mu.Unlock()
+	if hang != nil {
+		<-hang
+	}
+	return nil
+}
+
+// TestHungLogger: a Logger that hangs, on the same disk for instance, holds up no Append, no Stats and no Close.
+func TestHungLogger(t *testing.T) {
+	disk, stderr := &faults{}, &faults{hang: make(chan struct{})}
+	cfg := testConfig(t.TempDir())
+	cfg.Timeout, cfg.openSegment, cfg.Logger = 250*time.Millisecond, disk.open, slog.New(stuck{slog.DiscardHandler, stderr})
+	l := mustOpen(t, cfg)
+	appendN(t, l, 0, 10)
+	for i := range 5 { // hung and well again
+		hang := make(chan struct{})
+		disk.set(func() { disk.hang = hang })
+		if err := l.Append(record(100 + i)); !errors.Is(err, ErrUnavailable) {
+			t.Fatal(err)
+		}
+		if s := l.Stats(); s.Failed == 0 {
+			t.Errorf("stats %+v", s)
+		}
+		disk.set(func() { disk.hang = nil })
+		close(hang)
+		await(t, "success after it", func() bool { return l.Append(record(200+i)) == nil })
+	}
+	disk.set(func() { disk.short = true })
+	if err := l.Append(record(300)); !errors.Is(err, ErrUnavailable) {
+		t.Fatal(err)
+	}
+	disk.set(func() { disk.short = false })
+	await(t, "success after it", func() bool { return l.Append(record(301)) == nil })
+	for range 2 * messagesMax {
+		l.tell(slog.LevelInfo, "one that nobody takes")
+	}
+	await(t, "checkpoint", func() bool { return l.Stats().Checkpoint == l.Stats().Next })
+	mustClose(t, l)
+	close(stderr.hang)
+	<-l.reporterDone
+	if stderr.messages < 2 || stderr.messages > 1+messagesMax {
+		t.Errorf("%d messages came through", stderr.messages)
+	}
+	mustVerify(t, cfg.Dir, nil)
 }

@@ -3,6 +3,7 @@ package audit
 import (
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
@@ -66,7 +67,7 @@ func (l *Log) integrate() {
 		}
 		wait := gather
 		if err != nil {
-			l.cfg.Logger.Error("audit: hashing of records is held up", "error", err)
+			l.tell(slog.LevelError, "audit: hashing of records is held up", "error", err)
 			wait = retryEvery
 		}
 		if last {

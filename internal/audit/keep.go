@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
@@ -54,16 +55,16 @@ func (l *Log) keeper() {
 		l.sealOld()
 		l.mu.Unlock()
 		if err != nil {
-			l.cfg.Logger.Error("audit: no checkpoint", "error", err)
+			l.tell(slog.LevelError, "audit: no checkpoint", "error", err)
 		}
 		if last {
 			return
 		}
 		if err := l.packNext(); err != nil {
-			l.cfg.Logger.Error("audit: compressing a segment", "error", err)
+			l.tell(slog.LevelError, "audit: compressing a segment", "error", err)
 		}
 		if due, err = l.retain(due); err != nil {
-			l.cfg.Logger.Error("audit: removing old segments", "error", err)
+			l.tell(slog.LevelError, "audit: removing old segments", "error", err)
 		}
 	}
 }
@@ -80,16 +81,19 @@ func (l *Log) sealOld() {
 // checkpoint signs the tree as it is now, if it has grown, and publishes what is not published yet.
 func (l *Log) checkpoint() error {
 	l.mu.Lock()
-	t, c := l.tip, l.ckpt
-	var touched []uint64
+	t, c, damaged := l.tip, l.ckpt, l.damaged
+	var touched []segment
 	for i, s := range l.segments {
 		if s.first < t.size && (i+1 == len(l.segments) || l.segments[i+1].first > c.newest.Size) {
-			touched = append(touched, s.first)
+			touched = append(touched, s)
 		}
 	}
 	l.mu.Unlock()
+	if damaged != nil {
+		return damaged
+	}
 	if t.size > c.newest.Size {
-		if err := l.syncFiles(touched); err != nil {
+		if err := l.makeDurable(touched, c.newest, t); err != nil {
 			return err
 		}
 		next := Checkpoint{Origin: l.cfg.Origin, Size: t.size, Root: t.root}
@@ -109,34 +113,6 @@ func (l *Log) checkpoint() error {
 		l.mu.Unlock()
 	}
 	return l.publish()
-}
-
-// syncFiles makes durable what a checkpoint is about to cover: hashes, and what commits did not.
-func (l *Log) syncFiles(firsts []uint64) error {
-	for _, first := range firsts {
-		if l.cfg.Durability != Fsync {
-			if err := syncFile(filepath.Join(l.cfg.Dir, segmentName(first, plainSuffix))); err != nil {
-				return err
-			}
-		}
-		if err := syncFile(filepath.Join(l.cfg.Dir, segmentName(first, hashesSuffix))); err != nil {
-			return err
-		}
-	}
-	for level := 1; level < tileLevels; level++ {
-		if err := syncFile(filepath.Join(l.cfg.Dir, tilesName(level))); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	return syncDir(l.cfg.Dir)
-}
-
-func syncFile(path string) error {
-	f, err := open(path, os.O_RDWR)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }
 
 // storeCheckpoint puts raw at offset end of the file of all checkpoints, then into the file of the newest. It returns the new end.

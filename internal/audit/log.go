@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -66,6 +67,7 @@ type Log struct {
 	mu       sync.Mutex
 	state    state
 	cause    error    // of state failed
+	damaged  error    // acknowledged records are gone: the log stays in state failed
 	filling  *group   // never nil
 	full     []*group // filled up, to be written before filling, oldest first
 	free     []*group
@@ -88,9 +90,12 @@ type Log struct {
 	stop                                 chan struct{} // closed by Close
 	grown                                chan struct{} // to the integrator: more is committed
 	keep                                 chan struct{} // to the keeper: a segment was sealed
+	messages                             chan message  // to the reporter
 	writerDone, integratorDone, keepDone chan struct{}
+	reporterDone                         chan struct{}
 
-	in integrator
+	in    integrator
+	doubt atomic.Bool // a sync has failed since the last checkpoint: what the files have is not what they show
 }
 
 // Stats counts since Open.
@@ -206,7 +211,9 @@ func (l *Log) fail(cause error) {
 	if l.state == ready {
 		l.state = failed
 	}
-	l.cause = cause
+	if l.cause = cause; l.damaged != nil {
+		l.cause = l.damaged
+	}
 	if g := l.current; g != nil {
 		l.settle(g, lost) // the writer still has its buffer
 		g.done.Broadcast()
@@ -296,6 +303,10 @@ func (l *Log) Close() error {
 	}
 	l.cancel()
 	l.watchdog.Stop()
+	select {
+	case <-l.reporterDone:
+	case <-time.After(time.Second): // the Logger hangs; everything else has come to its end
+	}
 	l.mu.Lock()
 	err := l.ckpt.err
 	l.mu.Unlock()
@@ -303,3 +314,42 @@ func (l *Log) Close() error {
 }
 
 const closeMax = 30 * time.Second
+
+// message is one for the Logger.
+type message struct {
+	level slog.Level
+	text  string
+	args  []any
+}
+
+// tell has the reporter log a message. It never waits, so l.mu may be held: the Logger's stderr may be a file on the disk that hangs.
+func (l *Log) tell(level slog.Level, text string, args ...any) {
+	select {
+	case l.messages <- message{level, text, args}:
+	default: // the Logger hangs, and messagesMax wait for it
+	}
+}
+
+const messagesMax = 64
+
+// report is the reporter: the only goroutine that calls the Logger once Open has returned. It ends when Close has ended all others.
+func (l *Log) report() {
+	defer close(l.reporterDone)
+	for ended := false; ; {
+		select {
+		case m := <-l.messages:
+			l.cfg.Logger.Log(context.Background(), m.level, m.text, m.args...)
+			continue
+		default:
+		}
+		if ended {
+			return
+		}
+		select {
+		case m := <-l.messages:
+			l.cfg.Logger.Log(context.Background(), m.level, m.text, m.args...)
+		case <-l.ctx.Done():
+			ended = true
+		}
+	}
+}

@@ -36,6 +36,7 @@ func Open(ctx context.Context, cfg Config) (*Log, error) {
 	l := &Log{
 		cfg: cfg, lock: lock, wake: make(chan struct{}, 1), stop: make(chan struct{}), grown: make(chan struct{}, 1), keep: make(chan struct{}, 1),
 		writerDone: make(chan struct{}), integratorDone: make(chan struct{}), keepDone: make(chan struct{}),
+		messages: make(chan message, messagesMax), reporterDone: make(chan struct{}),
 		free: make([]*group, 0, groups), full: make([]*group, 0, groups),
 	}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
@@ -56,6 +57,7 @@ func Open(ctx context.Context, cfg Config) (*Log, error) {
 	go l.write()
 	go l.integrate()
 	go l.keeper()
+	go l.report()
 	if rolledBack != nil {
 		details := map[string]any{"published": string(rolledBack), "keptRecords": l.tip.size}
 		if err := l.appendOwn(eventRollback, details); err != nil {

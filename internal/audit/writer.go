@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -35,7 +36,7 @@ func (l *Log) write() {
 		}
 	}
 	if err := l.out.Close(); err != nil {
-		l.cfg.Logger.Error("audit: closing the segment", "error", err)
+		l.tell(slog.LevelError, "audit: closing the segment", "error", err)
 	}
 }
 
@@ -93,6 +94,7 @@ func (l *Log) commit(g *group) error {
 	if err == nil && l.cfg.Durability == Fsync {
 		if err = l.out.Sync(); err != nil {
 			err = &syncError{err}
+			l.doubt.Store(true)
 		}
 	}
 
@@ -153,15 +155,15 @@ func (l *Log) watch() {
 		return
 	}
 	l.deadline = time.Time{}
-	l.cfg.Logger.Error("audit: records cannot be written", "error", errHung)
 	l.fail(errHung)
+	l.tell(slog.LevelError, "audit: records cannot be written", "error", errHung)
 }
 
-// recovered lets callers in again. l.mu is held.
+// recovered lets callers in again, unless the log has lost records. l.mu is held.
 func (l *Log) recovered() {
-	if l.state == failed {
+	if l.state == failed && l.damaged == nil {
 		l.state, l.cause = ready, nil
-		l.cfg.Logger.Info("audit: records are written again")
+		l.tell(slog.LevelInfo, "audit: records are written again")
 	}
 }
 
@@ -218,7 +220,7 @@ func (l *Log) beginSegment() error {
 	l.mu.Unlock()
 	l.nudge(l.grown)
 	if err := old.Close(); err != nil { // its records are safe: they were when they were committed
-		l.cfg.Logger.Warn("audit: closing a segment", "error", err)
+		l.tell(slog.LevelWarn, "audit: closing a segment", "error", err)
 	}
 	return nil
 }
@@ -226,7 +228,7 @@ func (l *Log) beginSegment() error {
 // repair makes the log writable again after cause, or returns when it is closed. Callers are refused meanwhile. What follows the last commit is cut
 // off, and a segment with which something was wrong is not written to any more.
 func (l *Log) repair(cause error) {
-	l.cfg.Logger.Error("audit: records cannot be written", "error", cause)
+	l.tell(slog.LevelError, "audit: records cannot be written", "error", cause)
 	var broken *syncError
 	reread := errors.As(cause, &broken)
 	for {
@@ -239,9 +241,12 @@ func (l *Log) repair(cause error) {
 		}
 		if !errors.Is(err, errNotYet) {
 			l.mu.Lock()
-			l.cause = err
+			if l.damaged == nil {
+				l.cause = err
+			}
 			l.mu.Unlock()
 		}
+		reread = reread || errors.As(err, &broken)
 		select {
 		case <-l.stop:
 			return
@@ -265,8 +270,12 @@ func (l *Log) tryRepair(reread bool) error {
 		return err
 	}
 	// The cut has to be durable before a later segment exists: Open takes an incomplete record only at the very end.
-	if err := errors.Join(f.Truncate(last.bytes), f.Sync()); err != nil {
+	if err := f.Truncate(last.bytes); err != nil {
 		return errors.Join(err, f.Close())
+	}
+	if err := f.Sync(); err != nil {
+		l.doubt.Store(true)
+		return errors.Join(&syncError{err}, f.Close())
 	}
 	if last.records == 0 {
 		l.out, f = f, l.out

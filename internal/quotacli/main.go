@@ -10,6 +10,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math"
 	"strconv"
 	"text/tabwriter"
 
@@ -123,7 +124,7 @@ func (in *change) read(command, value string, rest []string) error {
 		return nil
 	}
 	v, err := strconv.ParseFloat(value, 64)
-	if err != nil || !(v >= 0 && v <= 1e15) {
+	if err != nil || !(v >= 0 && v <= 1e15) || math.Signbit(v) {
 		return fmt.Errorf("--value %q is neither a number nor unlimited", value)
 	}
 	in.Value = &v
