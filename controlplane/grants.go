@@ -66,6 +66,8 @@ func (s *Server) createGrant(ctx context.Context, c *call, in *createGrantIn) (c
 	switch {
 	case errors.Is(err, store.ErrGrantLimit):
 		return createGrantOut{}, kmsapi.New(kmsapi.LimitExceeded, "The key "+s.keyARN(n)+" has reached the limit of grants.")
+	case errors.Is(err, store.ErrGranteeLimit):
+		return createGrantOut{}, kmsapi.New(kmsapi.LimitExceeded, "The grants on the key "+s.keyARN(n)+" to this grantee would be too large together.")
 	case err != nil:
 		return createGrantOut{}, s.keyError(c, n, err)
 	case isTrue(in.DryRun):

@@ -81,8 +81,9 @@ func set[T int | int64 | time.Duration](v *T, dflt T) {
 	}
 }
 
-// grantCacheBytes bounds the cache of grants, and as much again that of who has none: most callers of most keys.
-const grantCacheBytes = 64 << 20
+// grantCacheBytes bounds the cache of grants, and as much again that of who has none: most callers of most keys. Every set that the control
+// plane lets be made fits: one that did not would be read from the store for each request.
+const grantCacheBytes = authz.GrantSetMax + authz.GrantSetSlack // 64 MiB
 
 // writeTimeout is how long a client may take to read one reply.
 const writeTimeout = 5 * time.Second

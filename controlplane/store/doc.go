@@ -11,6 +11,7 @@
 //	/keyplane/1/policy/<region>/<account>/<key ID>           key policy, as it was given, and whom its principals were then
 //	/keyplane/1/grant/<region>/<account>/<key ID>/<grant ID>                            record: who may do what under which constraints
 //	/keyplane/1/grantee/<region>/<account>/<key ID>/<hash of grantee>/<grant ID>        index by grantee: the grant as decisions need it
+//	/keyplane/1/granteesize/<region>/<account>/<key ID>/<hash of grantee>               how large these are together
 //	/keyplane/1/grantname/<region>/<account>/<key ID>/<hash of name and all the rest>   index of named grants, for idempotency
 //	/keyplane/1/grantcount/<region>/<account>/<key ID>                                  how many grants the key has
 //	/keyplane/1/retiring/<region>/<hash of principal>/<account>/<key ID>/<grant ID>     index by retiring principal

@@ -42,6 +42,8 @@ var (
 	ErrNoGrant = errors.New("store: no such grant")
 	// ErrGrantLimit says that the key has as many grants as it may.
 	ErrGrantLimit = errors.New("store: the key has the maximum of grants")
+	// ErrGranteeLimit says that the grants of the key to the grantee would be larger than authz.GrantSetMax.
+	ErrGranteeLimit = errors.New("store: the grantee has the maximum of grants on the key")
 )
 
 // NewGrant is what CreateGrant is asked for.
@@ -58,7 +60,7 @@ type NewGrant struct {
 }
 
 // CreateGrant writes a grant. One with a name that the same account has given already to a grant that is equal in everything but ID and
-// date is not made again: the older one is returned. ErrNotFound: no such key; ErrGrantLimit.
+// date is not made again: the older one is returned. ErrNotFound: no such key; ErrGrantLimit; ErrGranteeLimit.
 func (s *Store) CreateGrant(ctx context.Context, in NewGrant) (*Grant, error) {
 	n := in.Key
 	unlock, err := s.keys.lock(ctx, n.key())
@@ -103,11 +105,19 @@ func (s *Store) CreateGrant(ctx context.Context, in NewGrant) (*Grant, error) {
 		if count >= in.Limit {
 			return false, ErrGrantLimit
 		}
+		size, cmp, err := s.granteeSize(ctx, n, g.Grantee.ID)
+		if err != nil {
+			return false, err
+		}
+		if size += g.Size(); size > authz.GrantSetMax {
+			return false, ErrGranteeLimit
+		}
+		when = append(when, cmp)
 		if in.Dry {
 			result = g
 			return true, nil
 		}
-		then, err := g.puts(count + 1)
+		then, err := g.puts(count+1, size)
 		if err != nil {
 			return false, err
 		}
@@ -153,8 +163,39 @@ func (s *Store) grantNamed(ctx context.Context, g *Grant) (*Grant, clientv3.Cmp,
 	return older, clientv3.Cmp{}, err
 }
 
-// puts is what a transaction writes for the grant when the key has count grants with it.
-func (g *Grant) puts(count int) ([]clientv3.Op, error) {
+// granteeSize reads the sum of authz.Grant.Size over the grants of a key to a grantee, and gives the compare that it is still so. The caller
+// compares the key's counter of grants too, as it was before. Grants that were made before there were sums have none: it is made of them.
+func (s *Store) granteeSize(ctx context.Context, n KeyName, grantee string) (int64, clientv3.Cmp, error) {
+	at := n.granteeSizeKey(grantee)
+	value, revision, err := s.get(ctx, at)
+	if err == nil {
+		var st storedSize
+		err = decode(value, &st)
+		return st.Bytes, unchanged(at, revision), err
+	}
+	if !errors.Is(err, ErrNotFound) {
+		return 0, clientv3.Cmp{}, err
+	}
+	list, err := s.Grants(ctx, n.Region, n.Account, n.ID, grantee)
+	size := int64(0)
+	for i := range list {
+		size += list[i].Size()
+	}
+	return size, absent(at), err
+}
+
+// putGranteeSize is the part of a transaction that writes what granteeSize reads.
+func (n KeyName) putGranteeSize(grantee string, size int64) (clientv3.Op, error) {
+	at := n.granteeSizeKey(grantee)
+	if size <= 0 {
+		return clientv3.OpDelete(at), nil
+	}
+	value, err := encode(&storedSize{Bytes: size})
+	return clientv3.OpPut(at, string(value)), err
+}
+
+// puts is what a transaction writes for the grant when the key has count grants with it, and those to its grantee have the size.
+func (g *Grant) puts(count int, size int64) ([]clientv3.Op, error) {
 	record, err := encodeGrant(g)
 	if err != nil {
 		return nil, err
@@ -167,9 +208,13 @@ func (g *Grant) puts(count int) ([]clientv3.Op, error) {
 	if err != nil {
 		return nil, err
 	}
+	sum, err := g.Key.putGranteeSize(g.Grantee.ID, size)
+	if err != nil {
+		return nil, err
+	}
 	then := []clientv3.Op{
 		clientv3.OpPut(g.Key.grantKey(g.ID), string(record)), clientv3.OpPut(g.granteeKey(), string(entry)),
-		clientv3.OpPut(g.Key.grantCountKey(), string(counter)),
+		clientv3.OpPut(g.Key.grantCountKey(), string(counter)), sum,
 	}
 	if g.Retiring.ID != "" {
 		then = append(then, clientv3.OpPut(g.retiringKey(), string([]byte{recordFormat})))
@@ -235,8 +280,17 @@ func (s *Store) RemoveGrant(ctx context.Context, in OldGrant) (*Grant, error) {
 		if err != nil {
 			return false, err
 		}
+		size, cmp, err := s.granteeSize(ctx, n, g.Grantee.ID)
+		if err != nil {
+			return false, err
+		}
+		sum, err := n.putGranteeSize(g.Grantee.ID, size-g.Size())
+		if err != nil {
+			return false, err
+		}
+		when = append(when, cmp)
 		then := []clientv3.Op{
-			clientv3.OpDelete(n.grantKey(id)), clientv3.OpDelete(g.granteeKey()), clientv3.OpPut(n.grantCountKey(), string(counter)),
+			clientv3.OpDelete(n.grantKey(id)), clientv3.OpDelete(g.granteeKey()), clientv3.OpPut(n.grantCountKey(), string(counter)), sum,
 		}
 		if g.Retiring.ID != "" {
 			then = append(then, clientv3.OpDelete(g.retiringKey()))
@@ -260,7 +314,7 @@ func (s *Store) RemoveGrant(ctx context.Context, in OldGrant) (*Grant, error) {
 // RetirableGrants removes them when it meets them.
 func (n KeyName) deleteGrants() []clientv3.Op {
 	ops := []clientv3.Op{clientv3.OpDelete(n.grantCountKey())}
-	for _, prefix := range []string{n.grantPrefix(), n.granteesPrefix(), n.namePrefix()} {
+	for _, prefix := range []string{n.grantPrefix(), n.granteesPrefix(), n.granteeSizePrefix(), n.namePrefix()} {
 		ops = append(ops, clientv3.OpDelete(prefix, clientv3.WithPrefix()))
 	}
 	return ops
@@ -407,6 +461,10 @@ func (n KeyName) granteesPrefix() string   { return root + "grantee/" + n.path()
 func (n KeyName) granteePrefix(grantee string) string {
 	return n.granteesPrefix() + hashed("grantee", grantee) + "/"
 }
+func (n KeyName) granteeSizePrefix() string { return root + "granteesize/" + n.path() + "/" }
+func (n KeyName) granteeSizeKey(grantee string) string {
+	return n.granteeSizePrefix() + hashed("grantee", grantee)
+}
 func (n KeyName) namePrefix() string { return root + "grantname/" + n.path() + "/" }
 
 func retiringPrefix(region, retiring string) string {
@@ -468,6 +526,11 @@ func ValidGrantID(id string) bool { return validGrantID(id) }
 
 type storedCount struct {
 	Grants int `json:"grants"`
+}
+
+// storedSize is the sum of authz.Grant.Size over the grants of a key to one grantee.
+type storedSize struct {
+	Bytes int64 `json:"bytes"`
 }
 
 type storedName struct {

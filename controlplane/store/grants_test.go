@@ -300,6 +300,72 @@ func TestGrantLimitAndNames(t *testing.T) {
 	}
 }
 
+// The grants of a key to one grantee are bounded by their size together.
+func TestGranteeLimit(t *testing.T) {
+	ctx := t.Context()
+	k := mustCreate(t, shared, "grantee-limit")
+	first := mustGrant(t, newGrant(k))
+	at, one := k.granteeSizeKey(first.Grantee.ID), first.Size()
+	sum := func(want int64) {
+		t.Helper()
+		value, _, err := shared.get(ctx, at)
+		if want == 0 {
+			if !errors.Is(err, ErrNotFound) {
+				t.Errorf("%s %v", value, err)
+			}
+			return
+		}
+		if err != nil || string(value) != fmt.Sprintf("\x01{\"bytes\":%d}", want) {
+			t.Errorf("%q %v, want %d", value, err, want)
+		}
+	}
+	put := func(size int64) {
+		t.Helper()
+		if _, err := shared.client.Put(ctx, at, fmt.Sprintf("\x01{\"bytes\":%d}", size)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sum(one)
+	put(authz.GrantSetMax - one)
+	second := mustGrant(t, newGrant(k))
+	sum(authz.GrantSetMax)
+	for _, dry := range []bool{false, true} {
+		in := grantOf(newGrant(k))
+		in.Dry = dry
+		if _, err := shared.CreateGrant(ctx, in); !errors.Is(err, ErrGranteeLimit) {
+			t.Errorf("dry %v: %v", dry, err)
+		}
+	}
+	other := newGrant(k)
+	other.Grantee.ID = "AIDAOTHER"
+	mustGrant(t, other)
+	remove := func(g *Grant) {
+		t.Helper()
+		if _, err := shared.RemoveGrant(ctx, OldGrant{Key: k.KeyName, ID: g.ID, Allow: func(*Key, *Grant) error { return nil }}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	remove(second)
+	sum(authz.GrantSetMax - one)
+	second = mustGrant(t, newGrant(k))
+	// Grants that were made before there were sums count.
+	if _, err := shared.client.Delete(ctx, at); err != nil {
+		t.Fatal(err)
+	}
+	large := newGrant(k)
+	large.SourceARN = "arn:aws:s3:::b"
+	large = mustGrant(t, large)
+	sum(2*one + large.Size())
+	if _, err := shared.client.Delete(ctx, at); err != nil {
+		t.Fatal(err)
+	}
+	remove(large)
+	sum(2 * one)
+	remove(first)
+	remove(second)
+	sum(0)
+}
+
 // Two grants are the same only if everything is the same.
 func TestGrantNames(t *testing.T) {
 	k := mustCreate(t, shared, "grant-name")

@@ -104,6 +104,14 @@ func (s *GrantSet) changed(gone []uint64, missed int, recent []Grant) *GrantSet 
 
 func (s *GrantSet) isGone(i int) bool { return s.gone != nil && s.gone[i/64]&(1<<(i%64)) != 0 }
 
+// GrantSetMax bounds the grants of one key to one grantee, by the sum of Grant.Size, in bytes: 50 000 grants of 900 bytes each, which is four
+// pairs of usual length. GrantSetSlack is how much larger the set can be: recentMax grants that are gone and still take room, of which each
+// came in one request (kmsapi.BodyMax), and what belongs to no grant.
+const (
+	GrantSetMax   = 44 << 20
+	GrantSetSlack = 20 << 20
+)
+
 // setCost is a GrantSet and the headers of its two indexes, in bytes.
 const setCost = 64 + 2*96
 

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/keyplane/keyplane/internal/alloctest"
+	"github.com/keyplane/keyplane/internal/kmsapi"
 )
 
 type pairList []Pair
@@ -167,6 +168,49 @@ func manyGrants(n int, subset bool) []Grant {
 		}
 	}
 	return list
+}
+
+// A set is no larger than its grants say and GrantSetSlack, however it was made: from the store, or by changes.
+func TestGrantSizeBoundsTheSet(t *testing.T) {
+	every := Operations(0)
+	for _, name := range operationNames {
+		every |= ParseOperation(name)
+	}
+	lists := map[string][]Grant{"equals": manyGrants(3000, false), "subset": manyGrants(3000, true), "free": manyGrants(3000, false), "sourced": manyGrants(3000, true)}
+	for i := range lists["free"] {
+		g, sourced := &lists["free"][i], &lists["sourced"][i]
+		g.HasEquals, g.Equals, g.Operations = false, nil, every
+		sourced.SourceARN, sourced.Operations = fmt.Sprintf("arn:aws:s3:::bucket-%d", i), every
+	}
+	for name, list := range lists {
+		sum := func(list []Grant) (n int64) {
+			for i := range list {
+				n += list[i].Size()
+			}
+			return n
+		}
+		const fixed = 64 << 10 // what belongs to no grant
+		if got, most := NewGrantSet(slices.Clone(list)).Size(), sum(list)+fixed; got > most {
+			t.Errorf("%s: %d bytes, want at most %d", name, got, most)
+		}
+		var set *GrantSet
+		for i, g := range list {
+			set = set.With(g)
+			if got, most := set.Size(), sum(list[:i+1])+fixed; i%97 == 0 && got > most {
+				t.Errorf("%s: %d bytes with %d grants, want at most %d", name, got, i+1, most)
+			}
+		}
+		largest := list[0].Size()
+		for i, g := range list[:2*recentMax] { // those that are gone take room until the set is made anew
+			set = set.Without(g.ID)
+			if got, most := set.Size(), sum(list[i+1:])+recentMax*largest+fixed; got > most {
+				t.Errorf("%s: %d bytes without %d grants, want at most %d", name, got, i+1, most)
+			}
+		}
+	}
+	if slack := int64(recentMax*(kmsapi.BodyMax+(3<<10)) + 1<<20); slack > GrantSetSlack {
+		t.Errorf("the slack is %d, less than %d", GrantSetSlack, slack)
+	}
 }
 
 // How many grants are looked at does not depend on how many there are. A pair that all have leads nowhere.
