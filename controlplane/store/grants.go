@@ -105,14 +105,13 @@ func (s *Store) CreateGrant(ctx context.Context, in NewGrant) (*Grant, error) {
 		if count >= in.Limit {
 			return false, ErrGrantLimit
 		}
-		size, cmp, err := s.granteeSize(ctx, n, g.Grantee.ID)
+		size, err := s.granteeSize(ctx, n, g.Grantee.ID)
 		if err != nil {
 			return false, err
 		}
 		if size += g.Size(); size > authz.GrantSetMax {
 			return false, ErrGranteeLimit
 		}
-		when = append(when, cmp)
 		if in.Dry {
 			result = g
 			return true, nil
@@ -163,34 +162,40 @@ func (s *Store) grantNamed(ctx context.Context, g *Grant) (*Grant, clientv3.Cmp,
 	return older, clientv3.Cmp{}, err
 }
 
-// granteeSize reads the sum of authz.Grant.Size over the grants of a key to a grantee, and gives the compare that it is still so. The caller
-// compares the key's counter of grants too, as it was before. Grants that were made before there were sums have none: it is made of them.
-func (s *Store) granteeSize(ctx context.Context, n KeyName, grantee string) (int64, clientv3.Cmp, error) {
-	at := n.granteeSizeKey(grantee)
-	value, revision, err := s.get(ctx, at)
+// granteeSize reads the sum of authz.Grant.Size over the grants of a key to a grantee. It changes only together with the key's counter of grants,
+// which the caller has read before and compares. Grants that were made before there were sums have none: it is made of them.
+func (s *Store) granteeSize(ctx context.Context, n KeyName, grantee string) (size int64, err error) {
+	value, _, err := s.get(ctx, n.granteeSizeKey(grantee))
 	if err == nil {
 		var st storedSize
-		err = decode(value, &st)
-		return st.Bytes, unchanged(at, revision), err
+		if err = decode(value, &st); err == nil && st.Bytes < 0 {
+			err = ErrDamaged
+		}
+		return st.Bytes, err
 	}
 	if !errors.Is(err, ErrNotFound) {
-		return 0, clientv3.Cmp{}, err
+		return 0, err
 	}
 	list, err := s.Grants(ctx, n.Region, n.Account, n.ID, grantee)
-	size := int64(0)
 	for i := range list {
 		size += list[i].Size()
 	}
-	return size, absent(at), err
+	return size, err
 }
 
-// putGranteeSize is the part of a transaction that writes what granteeSize reads.
-func (n KeyName) putGranteeSize(grantee string, size int64) (clientv3.Op, error) {
-	at := n.granteeSizeKey(grantee)
-	if size <= 0 {
+// shrink is the part of a transaction that takes the grant out of the sum. One that is not there or damaged goes, and is made again when it is
+// needed: it keeps nobody from removing a grant.
+func (s *Store) shrink(ctx context.Context, g *Grant) (clientv3.Op, error) {
+	at := g.Key.granteeSizeKey(g.Grantee.ID)
+	value, _, err := s.get(ctx, at)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return clientv3.Op{}, err
+	}
+	var st storedSize
+	if err != nil || decode(value, &st) != nil || st.Bytes <= g.Size() {
 		return clientv3.OpDelete(at), nil
 	}
-	value, err := encode(&storedSize{Bytes: size})
+	value, err = encode(&storedSize{Bytes: st.Bytes - g.Size()})
 	return clientv3.OpPut(at, string(value)), err
 }
 
@@ -208,13 +213,14 @@ func (g *Grant) puts(count int, size int64) ([]clientv3.Op, error) {
 	if err != nil {
 		return nil, err
 	}
-	sum, err := g.Key.putGranteeSize(g.Grantee.ID, size)
+	sum, err := encode(&storedSize{Bytes: size})
 	if err != nil {
 		return nil, err
 	}
 	then := []clientv3.Op{
 		clientv3.OpPut(g.Key.grantKey(g.ID), string(record)), clientv3.OpPut(g.granteeKey(), string(entry)),
-		clientv3.OpPut(g.Key.grantCountKey(), string(counter)), sum,
+		clientv3.OpPut(g.Key.grantCountKey(), string(counter)),
+		clientv3.OpPut(g.Key.granteeSizeKey(g.Grantee.ID), string(sum)),
 	}
 	if g.Retiring.ID != "" {
 		then = append(then, clientv3.OpPut(g.retiringKey(), string([]byte{recordFormat})))
@@ -280,15 +286,10 @@ func (s *Store) RemoveGrant(ctx context.Context, in OldGrant) (*Grant, error) {
 		if err != nil {
 			return false, err
 		}
-		size, cmp, err := s.granteeSize(ctx, n, g.Grantee.ID)
+		sum, err := s.shrink(ctx, g)
 		if err != nil {
 			return false, err
 		}
-		sum, err := n.putGranteeSize(g.Grantee.ID, size-g.Size())
-		if err != nil {
-			return false, err
-		}
-		when = append(when, cmp)
 		then := []clientv3.Op{
 			clientv3.OpDelete(n.grantKey(id)), clientv3.OpDelete(g.granteeKey()), clientv3.OpPut(n.grantCountKey(), string(counter)), sum,
 		}

@@ -356,11 +356,22 @@ func TestGranteeLimit(t *testing.T) {
 	large.SourceARN = "arn:aws:s3:::b"
 	large = mustGrant(t, large)
 	sum(2*one + large.Size())
-	if _, err := shared.client.Delete(ctx, at); err != nil {
-		t.Fatal(err)
-	}
 	remove(large)
 	sum(2 * one)
+	// A sum that is damaged keeps nobody from removing a grant, and is made again.
+	put(-1)
+	remove(first)
+	sum(0)
+	first = mustGrant(t, newGrant(k))
+	sum(2 * one)
+	for _, damaged := range []string{"x", "\x01{\"bytes\":-1}"} {
+		if _, err := shared.client.Put(ctx, at, damaged); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := shared.CreateGrant(ctx, grantOf(newGrant(k))); !errors.Is(err, ErrDamaged) {
+			t.Errorf("%q: %v", damaged, err)
+		}
+	}
 	remove(first)
 	remove(second)
 	sum(0)
