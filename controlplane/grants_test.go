@@ -2,6 +2,7 @@ package controlplane
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"reflect"
@@ -910,6 +911,42 @@ func TestRemovalThatIsRetriedIsPublished(t *testing.T) {
 			e.unsettled.done()
 		}
 	}
+}
+
+// One grantee's grants on one key are bounded together, another grantee's apart.
+func TestGranteeLimit(t *testing.T) {
+	e := newEnv(t)
+	m := e.create("{}")
+	user, other := e.user("user"), e.user("other")
+	fill := func(bytes int) error {
+		_, err := shared.CreateGrant(t.Context(), store.NewGrant{Key: e.name(m.KeyId), Limit: kmsapi.GrantsPerKeyMax, Decide: func(*store.Key) (*store.Grant, string, error) {
+			return &store.Grant{
+				Grant: authz.Grant{
+					ID: newGrantID(), Operations: authz.OpDecrypt, HasEquals: true, Equals: []authz.Pair{{Key: []byte("k"), Value: []byte(strings.Repeat("v", bytes))}},
+				},
+				Grantee: store.Party{ID: user.who.ID, Shown: user.who.ARN}, Issuer: e.account, Created: time.UnixMilli(1),
+			}, "", nil
+		}})
+		return err
+	}
+	for _, bytes := range []int{500_000, 10_000, 300} { // larger than a request can ask for, so that it does not take long
+		n := 0
+		for ; n < 100; n++ {
+			if err := fill(bytes); errors.Is(err, store.ErrGranteeLimit) {
+				break
+			} else if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n == 100 {
+			t.Fatalf("there is no limit, %d bytes a grant", bytes)
+		}
+	}
+	body := func(e *env) string {
+		return obj("KeyId", m.KeyId, "GranteePrincipal", e.who.ARN, "Operations", describing, "Constraints", map[string]any{"EncryptionContextEquals": map[string]string{"k": strings.Repeat("v", kmsapi.GrantValueMax)}})
+	}
+	e.fails("CreateGrant", body(user), kmsapi.LimitExceeded, "The grants on the key "+m.Arn+" to this grantee would be too large together.")
+	e.ok("CreateGrant", body(other), new(map[string]any))
 }
 
 // The members of the five operations are the service model's.
