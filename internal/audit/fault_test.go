@@ -447,6 +447,35 @@ func TestDiskFull(t *testing.T) {
 	}
 }
 
+// TestCloseDiskFull: on a full disk Close does what it can and ends. The next start has what was acknowledged.
+func TestCloseDiskFull(t *testing.T) {
+	dir := mountTmpfs(t, "16m")
+	cfg := testConfig(filepath.Join(dir, "audit"))
+	l := mustOpen(t, cfg)
+	appendN(t, l, 0, 2)
+	await(t, "checkpoint", func() bool { return l.Stats().Checkpoint == 2 })
+	fill(t, filepath.Join(dir, "ballast"))
+	n := 2
+	for ; l.Append([]byte("{}")) == nil; n++ { // the last page of the segment has room for more records than that of the hashes
+	}
+	await(t, "an error of the integrator", func() bool { l.mu.Lock(); defer l.mu.Unlock(); return errors.Is(l.ckpt.behind, syscall.ENOSPC) })
+	began := time.Now()
+	if err := l.Close(); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("Close: %v", err)
+	}
+	if took := time.Since(began); took > closeMax/2 {
+		t.Errorf("Close took %v", took)
+	}
+	if err := os.Remove(filepath.Join(dir, "ballast")); err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, mustOpen(t, cfg))
+	if got := read(t, cfg.Dir); len(got) < n {
+		t.Errorf("%d records, %d were acknowledged", len(got), n)
+	}
+	mustVerify(t, cfg.Dir, nil)
+}
+
 func fill(t testing.TB, path string) {
 	t.Helper()
 	f, err := os.Create(path)
