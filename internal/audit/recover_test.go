@@ -10,6 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"log/slog"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -109,7 +111,6 @@ func TestOpenDamaged(t *testing.T) {
 				}
 			}
 		},
-		"a foreign file": func(c copyOf) { c["segment-1.log"] = []byte("x") },
 	} {
 		c := copyOf{}
 		for name, content := range v.whole {
@@ -124,6 +125,64 @@ func TestOpenDamaged(t *testing.T) {
 			if err == nil {
 				l.Close()
 			}
+		}
+	}
+}
+
+// TestForeignFiles: what is not the log's stays and stops no start, and is a fault to Verify; lost+found is none. The log's names are files of its own.
+func TestForeignFiles(t *testing.T) {
+	cfg := testConfig(t.TempDir())
+	var out bytes.Buffer
+	cfg.Logger = slog.New(slog.NewTextHandler(&out, nil))
+	at := func(name string) string { return filepath.Join(cfg.Dir, name) }
+	if err := os.Mkdir(at(lostAndFound), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	l := mustOpen(t, cfg)
+	appendN(t, l, 0, 10)
+	mustClose(t, l)
+	if out.Len() > 0 {
+		t.Errorf("lost+found: %s", &out)
+	}
+	mustVerify(t, cfg.Dir, nil)
+	for _, name := range []string{"notes", "notes" + tmpSuffix, "segment-1.log", "tiles-8", tmpSuffix, segmentName(0, plainSuffix) + tmpSuffix} {
+		if err := os.WriteFile(at(name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out.Reset()
+		mustClose(t, mustOpen(t, cfg))
+		if !strings.Contains(out.String(), "level=WARN") || !strings.Contains(out.String(), "first="+name+" files=1") {
+			t.Errorf("%s: %s", name, &out)
+		}
+		if r, err := Verify(t.Context(), cfg.Dir, testSigner().verifier, nil); !errors.Is(err, ErrTampered) || len(r.Faults) != 1 {
+			t.Errorf("%s: %+v, %v", name, r, err)
+		}
+		if err := os.Remove(at(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{probeName, checkpointTip + tmpSuffix, segmentName(7, hashesSuffix) + tmpSuffix, segmentName(7, packedSuffix) + tmpSuffix} {
+		if err := os.WriteFile(at(name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		mustVerify(t, cfg.Dir, nil)
+		mustClose(t, mustOpen(t, cfg))
+		if _, err := os.Lstat(at(name)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, name := range []string{segmentName(10, plainSuffix), segmentName(10, hashesSuffix), tilesName(1), probeName} {
+		if err := os.Symlink("/dev/null", at(name)); err != nil {
+			t.Fatal(err)
+		}
+		if l, err := Open(t.Context(), cfg); !errors.Is(err, ErrDamaged) {
+			t.Errorf("%s is a link: %v", name, err)
+			if err == nil {
+				l.Close()
+			}
+		}
+		if err := os.Remove(at(name)); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

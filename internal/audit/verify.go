@@ -117,6 +117,9 @@ func (c *verifier) run(v note.Verifier, newest []byte) error {
 	if err != nil {
 		return err
 	}
+	for _, name := range after.odd {
+		c.fault("%s is not a regular file", name)
+	}
 	for _, name := range after.foreign {
 		c.fault("%s is not a file of the log", name)
 	}
