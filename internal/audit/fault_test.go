@@ -1,9 +1,11 @@
 package audit
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -447,6 +449,35 @@ func TestDiskFull(t *testing.T) {
 	}
 }
 
+// TestCloseDiskFull: on a full disk Close does what it can and ends. The next start has what was acknowledged.
+func TestCloseDiskFull(t *testing.T) {
+	dir := mountTmpfs(t, "16m")
+	cfg := testConfig(filepath.Join(dir, "audit"))
+	l := mustOpen(t, cfg)
+	appendN(t, l, 0, 2)
+	await(t, "checkpoint", func() bool { return l.Stats().Checkpoint == 2 })
+	fill(t, filepath.Join(dir, "ballast"))
+	n := 2
+	for ; l.Append([]byte("{}")) == nil; n++ { // the last page of the segment has room for more records than that of the hashes
+	}
+	await(t, "an error of the integrator", func() bool { l.mu.Lock(); defer l.mu.Unlock(); return errors.Is(l.ckpt.behind, syscall.ENOSPC) })
+	began := time.Now()
+	if err := l.Close(); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("Close: %v", err)
+	}
+	if took := time.Since(began); took > closeMax/2 {
+		t.Errorf("Close took %v", took)
+	}
+	if err := os.Remove(filepath.Join(dir, "ballast")); err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, mustOpen(t, cfg))
+	if got := read(t, cfg.Dir); len(got) < n {
+		t.Errorf("%d records, %d were acknowledged", len(got), n)
+	}
+	mustVerify(t, cfg.Dir, nil)
+}
+
 func fill(t testing.TB, path string) {
 	t.Helper()
 	f, err := os.Create(path)
@@ -513,6 +544,90 @@ func TestRotationRefused(t *testing.T) {
 	a.awaitMore(t, "success after it", &a.good, 50)
 	t.Logf("back after %v", time.Since(began))
 	a.end(t, cfg.Dir)
+}
+
+// TestRotationLeftover: an empty segment that is there already is taken, one with something in it is not.
+func TestRotationLeftover(t *testing.T) {
+	cfg := testConfig(t.TempDir())
+	l := mustOpen(t, cfg)
+	appendN(t, l, 0, 10)
+	rotate := func(content string) string {
+		path := filepath.Join(cfg.Dir, segmentName(l.Stats().Next, plainSuffix))
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		l.seal.Store(true)
+		l.rouse()
+		return path
+	}
+	rotate("")
+	await(t, "rotation", func() bool { return l.Stats().Segments == 2 })
+	appendN(t, l, 10, 10)
+	path := rotate("x")
+	await(t, "refusal", func() bool { return errors.Is(l.Err(), fs.ErrExist) })
+	if content, err := os.ReadFile(path); err != nil || string(content) != "x" {
+		t.Errorf("%q, %v", content, err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "rotation after it", func() bool { return l.Stats().Segments == 3 && l.Err() == nil })
+	appendN(t, l, 20, 10)
+	mustClose(t, l)
+	if r := mustVerify(t, cfg.Dir, nil); r.Records != 30 {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestCheckpointUnnamed: a checkpoint that is in the file of all stays there when its own file cannot be written, and no other is signed before it can.
+func TestCheckpointUnnamed(t *testing.T) {
+	cfg := testConfig(t.TempDir())
+	s := &store{}
+	cfg.Newest, cfg.Publish = s.Newest, s.Publish
+	l := mustOpen(t, cfg)
+	appendN(t, l, 0, 10)
+	await(t, "checkpoint", func() bool { return l.Stats().Published == 10 })
+	obstacle := filepath.Join(cfg.Dir, checkpointTip+tmpSuffix)
+	if err := os.MkdirAll(filepath.Join(obstacle, "x"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	appendN(t, l, 10, 10)
+	await(t, "failure", func() bool { l.mu.Lock(); defer l.mu.Unlock(); return l.ckpt.err != nil && l.ckpt.unnamed })
+	all := load1(t, cfg.Dir, checkpointAll)
+	appendN(t, l, 20, 10)
+	await(t, "integration", func() bool { return l.Stats().Integrated == 30 })
+	for range 3 { // attempts
+		l.mu.Lock()
+		l.ckpt.err = nil
+		l.mu.Unlock()
+		await(t, "failure", func() bool { l.mu.Lock(); defer l.mu.Unlock(); return l.ckpt.err != nil })
+	}
+	if now := load1(t, cfg.Dir, checkpointAll); !bytes.Equal(now, all) {
+		t.Errorf("the file of all checkpoints was\n%s\nand is\n%s", all, now)
+	}
+	if p := l.Stats().Published; p != 10 {
+		t.Errorf("%d records are published", p)
+	}
+	if err := os.RemoveAll(obstacle); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "checkpoint", func() bool { return l.Stats().Published == 30 })
+	mustClose(t, l)
+	if now := load1(t, cfg.Dir, checkpointAll); !bytes.HasPrefix(now, all) || len(now) == len(all) {
+		t.Errorf("the file of all checkpoints was\n%s\nand is\n%s", all, now)
+	}
+	if r := mustVerify(t, cfg.Dir, s.newest); len(r.Leftovers) > 0 {
+		t.Errorf("%+v", r)
+	}
+}
+
+func load1(t testing.TB, dir, name string) []byte {
+	t.Helper()
+	content, err := os.ReadFile(filepath.Join(dir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return content
 }
 
 // TestManyCallers: more records than the groups hold are refused while the disk hangs, not queued.

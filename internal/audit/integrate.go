@@ -54,7 +54,7 @@ func (c *committed) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// integrate is the integrator. It ends when the writer has, and all is in the tree.
+// integrate is the integrator. It ends when the writer has, and all is in the tree; or with the first error after that: the next start goes on.
 func (l *Log) integrate() {
 	defer close(l.integratorDone)
 	for last := false; ; {
@@ -62,31 +62,24 @@ func (l *Log) integrate() {
 		l.mu.Lock()
 		l.ckpt.behind = err
 		l.mu.Unlock()
-		if err == nil && last {
+		if last {
 			return
 		}
 		wait := gather
 		if err != nil {
 			l.tell(slog.LevelError, "audit: hashing of records is held up", "error", err)
 			wait = retryEvery
-		}
-		if last {
-			select {
-			case <-l.ctx.Done(): // Close has given up
-				return
-			case <-time.After(wait):
-			}
-			continue
-		}
-		if err == nil {
+		} else {
 			select {
 			case <-l.grown:
 			case <-l.writerDone:
-				last = true
-				continue
 			}
 		}
-		time.Sleep(wait)
+		select {
+		case <-l.writerDone:
+			last = true
+		case <-time.After(wait):
+		}
 	}
 }
 

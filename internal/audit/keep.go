@@ -19,6 +19,7 @@ type checkpointing struct {
 	newest    Checkpoint
 	raw       []byte // newest as signed; nil: none yet
 	end       int64  // where the next one goes in the file of all
+	unnamed   bool   // newest is in the file of all, but not in its own yet
 	published uint64 // size of what is published
 	outside   []byte // what is published; nil: nothing
 
@@ -92,6 +93,11 @@ func (l *Log) checkpoint() error {
 	if damaged != nil {
 		return damaged
 	}
+	if c.unnamed {
+		if err := l.nameCheckpoint(c.raw); err != nil {
+			return err
+		}
+	}
 	if t.size > c.newest.Size {
 		if err := l.makeDurable(touched, c.newest, t); err != nil {
 			return err
@@ -109,13 +115,16 @@ func (l *Log) checkpoint() error {
 			return err
 		}
 		l.mu.Lock()
-		l.ckpt.newest, l.ckpt.raw, l.ckpt.end = next, raw, end
+		l.ckpt.newest, l.ckpt.raw, l.ckpt.end, l.ckpt.unnamed = next, raw, end, true
 		l.mu.Unlock()
+		if err := l.nameCheckpoint(raw); err != nil {
+			return err
+		}
 	}
 	return l.publish()
 }
 
-// storeCheckpoint puts raw at offset end of the file of all checkpoints, then into the file of the newest. It returns the new end.
+// storeCheckpoint puts raw at offset end of the file of all checkpoints, durable. It returns the new end.
 func (l *Log) storeCheckpoint(raw []byte, end int64) (int64, error) {
 	f, err := open(filepath.Join(l.cfg.Dir, checkpointAll), os.O_RDWR|os.O_CREATE)
 	if err != nil {
@@ -129,7 +138,19 @@ func (l *Log) storeCheckpoint(raw []byte, end int64) (int64, error) {
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return 0, err
 	}
-	return end + int64(len(line)), replaceFile(filepath.Join(l.cfg.Dir, checkpointTip), raw)
+	return end + int64(len(line)), nil
+}
+
+// nameCheckpoint puts raw, which is the last in the file of all checkpoints, into the file of the newest. Until that is done no other is signed: what
+// this file has is never removed from the other, and is at most one behind.
+func (l *Log) nameCheckpoint(raw []byte) error {
+	if err := replaceFile(filepath.Join(l.cfg.Dir, checkpointTip), raw); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.ckpt.unnamed = false
+	l.mu.Unlock()
+	return nil
 }
 
 // publish puts the newest checkpoint where Publish keeps it.

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -119,14 +118,14 @@ func (l *Log) recover(ctx context.Context) (rolledBack []byte, err error) {
 	return rolledBack, syncDir(l.cfg.Dir)
 }
 
-// tidy removes temporary files, and the plain form of a segment that was compressed.
+// tidy removes the log's temporary files, and the plain form of a segment that was compressed.
 func (l *Log) tidy() (listing, error) {
 	entries, err := os.ReadDir(l.cfg.Dir)
 	if err != nil {
 		return listing{}, err
 	}
 	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), tmpSuffix) && e.Type().IsRegular() {
+		if temporary(e.Name()) && e.Type().IsRegular() {
 			if err := os.Remove(filepath.Join(l.cfg.Dir, e.Name())); err != nil {
 				return listing{}, err
 			}
@@ -136,8 +135,11 @@ func (l *Log) tidy() (listing, error) {
 	if err != nil {
 		return files, err
 	}
-	if len(files.foreign) > 0 {
-		return files, fmt.Errorf("%w: %s is not a file of the log", ErrDamaged, filepath.Join(l.cfg.Dir, files.foreign[0]))
+	if len(files.odd) > 0 {
+		return files, fmt.Errorf("%w: %s is not a regular file", ErrDamaged, filepath.Join(l.cfg.Dir, files.odd[0]))
+	}
+	if n := len(files.foreign); n > 0 {
+		l.cfg.Logger.Warn("audit: there are files in the directory that are not the log's", "dir", l.cfg.Dir, "first", files.foreign[0], "files", n)
 	}
 	for _, first := range files.packed {
 		if !slices.Contains(files.plain, first) {

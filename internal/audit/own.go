@@ -27,31 +27,48 @@ type ownRecord struct {
 }
 
 func (l *Log) appendOwn(name string, details map[string]any) error {
-	record, err := json.Marshal(ownRecord{
-		EventVersion: "1.11", UserIdentity: map[string]string{"invokedBy": "AWS Internal"}, EventTime: time.Now().UTC().Format(time.RFC3339),
-		EventSource: ownSource, EventName: name, EventType: "AwsServiceEvent", ManagementEvent: true, EventCategory: "Management",
-		ServiceEventDetails: details,
-	})
+	record, err := ownEvent(name, time.Now().UTC().Format(time.RFC3339), details)
 	if err != nil {
 		return err
 	}
 	return l.Append(record)
 }
 
-// retainedFrom is the index in a record of retention, 0 of any other record.
+func ownEvent(name, at string, details map[string]any) ([]byte, error) {
+	return json.Marshal(ownRecord{
+		EventVersion: "1.11", UserIdentity: ownIdentity, EventTime: at, EventSource: ownSource, EventName: name, EventType: "AwsServiceEvent",
+		ManagementEvent: true, EventCategory: "Management", ServiceEventDetails: details,
+	})
+}
+
+var ownIdentity = map[string]string{"invokedBy": "AWS Internal"}
+
+// ownPrefix begins every record of the log's own, and no record of a caller.
+var ownPrefix = []byte(`{"eventVersion":"1.11","userIdentity":{"invokedBy":"AWS Internal"},"eventTime":"`)
+
+// retainedFrom is the index in a record of retention, 0 of any other record. It takes exactly what appendOwn writes, byte by byte: a record that has
+// members twice, or more of them, may be a caller's.
 func retainedFrom(record []byte) uint64 {
-	if !bytes.Contains(record, []byte(eventRetention)) {
+	if !bytes.HasPrefix(record, ownPrefix) {
 		return 0
 	}
 	var r struct {
-		EventSource         string `json:"eventSource"`
-		EventName           string `json:"eventName"`
+		EventTime           string `json:"eventTime"`
 		ServiceEventDetails struct {
 			FirstIndex uint64 `json:"firstIndex"`
 		} `json:"serviceEventDetails"`
 	}
-	if json.Unmarshal(record, &r) != nil || r.EventSource != ownSource || r.EventName != eventRetention {
+	if json.Unmarshal(record, &r) != nil {
 		return 0
 	}
-	return r.ServiceEventDetails.FirstIndex
+	first := r.ServiceEventDetails.FirstIndex
+	at, err := time.Parse(time.RFC3339, r.EventTime)
+	if err != nil || at.UTC().Format(time.RFC3339) != r.EventTime {
+		return 0
+	}
+	own, err := ownEvent(eventRetention, r.EventTime, map[string]any{"firstIndex": first})
+	if err != nil || !bytes.Equal(own, record) {
+		return 0
+	}
+	return first
 }

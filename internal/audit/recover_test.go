@@ -10,10 +10,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"log/slog"
 	"math"
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -107,7 +111,6 @@ func TestOpenDamaged(t *testing.T) {
 				}
 			}
 		},
-		"a foreign file": func(c copyOf) { c["segment-1.log"] = []byte("x") },
 	} {
 		c := copyOf{}
 		for name, content := range v.whole {
@@ -122,6 +125,64 @@ func TestOpenDamaged(t *testing.T) {
 			if err == nil {
 				l.Close()
 			}
+		}
+	}
+}
+
+// TestForeignFiles: what is not the log's stays and stops no start, and is a fault to Verify; lost+found is none. The log's names are files of its own.
+func TestForeignFiles(t *testing.T) {
+	cfg := testConfig(t.TempDir())
+	var out bytes.Buffer
+	cfg.Logger = slog.New(slog.NewTextHandler(&out, nil))
+	at := func(name string) string { return filepath.Join(cfg.Dir, name) }
+	if err := os.Mkdir(at(lostAndFound), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	l := mustOpen(t, cfg)
+	appendN(t, l, 0, 10)
+	mustClose(t, l)
+	if out.Len() > 0 {
+		t.Errorf("lost+found: %s", &out)
+	}
+	mustVerify(t, cfg.Dir, nil)
+	for _, name := range []string{"notes", "notes" + tmpSuffix, "segment-1.log", "tiles-8", tmpSuffix, segmentName(0, plainSuffix) + tmpSuffix} {
+		if err := os.WriteFile(at(name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out.Reset()
+		mustClose(t, mustOpen(t, cfg))
+		if !strings.Contains(out.String(), "level=WARN") || !strings.Contains(out.String(), "first="+name+" files=1") {
+			t.Errorf("%s: %s", name, &out)
+		}
+		if r, err := Verify(t.Context(), cfg.Dir, testSigner().verifier, nil); !errors.Is(err, ErrTampered) || len(r.Faults) != 1 {
+			t.Errorf("%s: %+v, %v", name, r, err)
+		}
+		if err := os.Remove(at(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{probeName, checkpointTip + tmpSuffix, segmentName(7, hashesSuffix) + tmpSuffix, segmentName(7, packedSuffix) + tmpSuffix} {
+		if err := os.WriteFile(at(name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		mustVerify(t, cfg.Dir, nil)
+		mustClose(t, mustOpen(t, cfg))
+		if _, err := os.Lstat(at(name)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, name := range []string{segmentName(10, plainSuffix), segmentName(10, hashesSuffix), tilesName(1), probeName} {
+		if err := os.Symlink("/dev/null", at(name)); err != nil {
+			t.Fatal(err)
+		}
+		if l, err := Open(t.Context(), cfg); !errors.Is(err, ErrDamaged) {
+			t.Errorf("%s is a link: %v", name, err)
+			if err == nil {
+				l.Close()
+			}
+		}
+		if err := os.Remove(at(name)); err != nil {
+			t.Fatal(err)
 		}
 	}
 }
@@ -172,16 +233,119 @@ func TestOpenAfterCrash(t *testing.T) {
 		s := &store{newest: v.newest}
 		cfg.Newest, cfg.Publish = s.Newest, s.Publish
 		c.save(t, cfg.Dir, nil)
+		if r, err := verify(t.Context(), cfg.Dir, testSigner().verifier, s.newest, 0); err != nil || r.Covered != 1440 ||
+			(len(r.Leftovers) == 0) != slices.Contains([]string{"temporary files", "a new segment without hashes", "hashes of a segment that was lost"}, what) {
+			t.Errorf("%s, before the start: %+v, %v", what, r, err)
+		}
 		l, err := Open(t.Context(), cfg)
 		if err != nil {
 			t.Errorf("%s: %v", what, err)
 			continue
+		}
+		if before := l.Stats(); before.Next != 1440 {
+			t.Errorf("%s: %+v", what, before)
 		}
 		before := l.Stats().Next
 		appendN(t, l, 0, 300)
 		mustClose(t, l)
 		if r := mustVerify(t, cfg.Dir, s.newest); r.Covered != before+300 {
 			t.Errorf("%s: %+v", what, r)
+		}
+	}
+}
+
+// TestVerifyBegun: a log that has no checkpoint yet is not covered, and is not taken for one that never had any.
+func TestVerifyBegun(t *testing.T) {
+	cfg := testConfig(t.TempDir())
+	cfg.CheckpointEvery = time.Hour
+	l := mustOpen(t, cfg)
+	mustVerify(t, cfg.Dir, nil)
+	appendN(t, l, 0, 10)
+	if r := mustVerify(t, cfg.Dir, nil); r.Covered != 0 || r.Checkpoints != 0 || r.Uncovered != 10 {
+		t.Errorf("%+v", r)
+	}
+	await(t, "integration", func() bool { return l.Stats().Integrated == 10 })
+	c := load(t, cfg.Dir)
+	mustClose(t, l)
+	newest := load(t, cfg.Dir)[checkpointTip]
+	dir := t.TempDir()
+	c.save(t, dir, nil)
+	if r, err := Verify(t.Context(), dir, testSigner().verifier, newest); !errors.Is(err, ErrTampered) {
+		t.Errorf("without the checkpoint that is kept elsewhere: %+v, %v", r, err)
+	}
+	// The first checkpoint, on its way.
+	all := load(t, cfg.Dir)[checkpointAll]
+	for _, part := range [][]byte{all, all[:50], {}} {
+		c[checkpointAll] = part
+		c.save(t, dir, nil)
+		if r, err := verify(t.Context(), dir, testSigner().verifier, nil, 0); err != nil || len(part) > 0 && len(r.Leftovers) == 0 {
+			t.Errorf("%d bytes of the first checkpoint: %+v, %v", len(part), r, err)
+		}
+	}
+}
+
+// TestVerifyRemoval: a removal that a crash ended in the middle verifies, and is finished at the start. Without a record of it, it does not.
+func TestVerifyRemoval(t *testing.T) {
+	cfg := testConfig(t.TempDir())
+	cfg.SegmentBytes = 4000
+	l := mustOpen(t, cfg)
+	appendN(t, l, 0, 400)
+	mustClose(t, l)
+	files, err := list(cfg.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	firsts := files.segments()
+	first := firsts[len(firsts)-10]
+	remove := func(c copyOf, before uint64) {
+		for _, s := range firsts {
+			if s < before {
+				delete(c, segmentName(s, plainSuffix))
+				delete(c, segmentName(s, packedSuffix))
+			}
+		}
+	}
+	c := load(t, cfg.Dir)
+	remove(c, first)
+	dir := t.TempDir()
+	c.save(t, dir, nil)
+	if r, err := verify(t.Context(), dir, testSigner().verifier, nil, 0); !errors.Is(err, ErrTampered) {
+		t.Fatalf("without a record of it: %+v, %v", r, err)
+	}
+
+	l = mustOpen(t, cfg)
+	if err := l.appendOwn(eventRetention, map[string]any{"firstIndex": first}); err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, l)
+	cfg.SegmentBytes = 1 << 20
+	for before := range uint64(len(firsts) - 9) { // how far the removal has come
+		c := load(t, cfg.Dir)
+		remove(c, firsts[before])
+		broken := cfg
+		broken.Dir = t.TempDir()
+		c.save(t, broken.Dir, nil)
+		r, err := verify(t.Context(), broken.Dir, testSigner().verifier, nil, 0)
+		if err != nil || r.First != firsts[before] || (before > 1) != (len(r.Leftovers) > 0) { // the first ones are those of the tile that is kept
+			t.Errorf("%d segments removed: %+v, %v", before, r, err)
+		}
+		if before > 0 { // hashes of nothing that was removed
+			name := segmentName(firsts[before]-1, hashesSuffix)
+			if _, ok := c[name]; !ok {
+				if err := os.WriteFile(filepath.Join(broken.Dir, name), make([]byte, 3*32), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				if r, err := verify(t.Context(), broken.Dir, testSigner().verifier, nil, 0); !errors.Is(err, ErrTampered) {
+					t.Errorf("%d segments removed, foreign hashes: %+v, %v", before, r, err)
+				}
+				if err := os.Remove(filepath.Join(broken.Dir, name)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		mustClose(t, mustOpen(t, broken))
+		if r := mustVerify(t, broken.Dir, nil); len(r.Leftovers) > 0 {
+			t.Errorf("%d segments removed, after a start: %+v", before, r)
 		}
 	}
 }
@@ -484,6 +648,9 @@ func TestKill(t *testing.T) {
 			}
 		}
 		acknowledged += len(ids)
+		if r, err := verify(t.Context(), dir, testSigner().verifier, nil, 0); err != nil {
+			t.Errorf("round %d, before the restart: %+v, %v", round, r, err)
+		}
 	}
 	mustClose(t, mustOpen(t, testConfig(dir)))
 	r := mustVerify(t, dir, nil)

@@ -45,6 +45,7 @@ func indexOf(name, suffix string) (uint64, bool) {
 // listing is what a directory holds, each list ascending.
 type listing struct {
 	plain, packed, hashes []uint64
+	odd                   []string // names of the log that are no regular files
 	foreign               []string // names that are none of the log's
 }
 
@@ -56,24 +57,40 @@ func list(dir string) (listing, error) {
 	}
 	for _, e := range entries {
 		name := e.Name()
-		if first, ok := indexOf(name, plainSuffix); ok && e.Type().IsRegular() {
-			l.plain = append(l.plain, first)
-		} else if first, ok := indexOf(name, packedSuffix); ok && e.Type().IsRegular() {
-			l.packed = append(l.packed, first)
-		} else if first, ok := indexOf(name, hashesSuffix); ok && e.Type().IsRegular() {
-			l.hashes = append(l.hashes, first)
-		} else if !known(name) || !e.Type().IsRegular() {
+		plain, isPlain := indexOf(name, plainSuffix)
+		packed, isPacked := indexOf(name, packedSuffix)
+		hashes, isHashes := indexOf(name, hashesSuffix)
+		switch ours := isPlain || isPacked || isHashes || known(name); {
+		case !ours && (name != lostAndFound || !e.IsDir()):
 			l.foreign = append(l.foreign, name)
+		case ours && !e.Type().IsRegular():
+			l.odd = append(l.odd, name)
+		case isPlain:
+			l.plain = append(l.plain, plain)
+		case isPacked:
+			l.packed = append(l.packed, packed)
+		case isHashes:
+			l.hashes = append(l.hashes, hashes)
 		}
 	}
 	return l, nil
 }
 
+const lostAndFound = "lost+found" // in the root of a file system
+
 func known(name string) bool {
 	if level, ok := strings.CutPrefix(name, tilesPrefix); ok {
 		return len(level) == 1 && level[0] >= '1' && level[0] <= '7'
 	}
-	return name == checkpointTip || name == checkpointAll || name == lockName || strings.HasSuffix(name, tmpSuffix)
+	return name == checkpointTip || name == checkpointAll || name == lockName || temporary(name)
+}
+
+// temporary says whether name is that of a file that the log is about to rename or to remove.
+func temporary(name string) bool {
+	target, ok := strings.CutSuffix(name, tmpSuffix)
+	_, hashes := indexOf(target, hashesSuffix)
+	_, packed := indexOf(target, packedSuffix)
+	return ok && (hashes || packed || target == checkpointTip || name == probeName)
 }
 
 // segments are the first indexes of all segments, each once.

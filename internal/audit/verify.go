@@ -31,13 +31,15 @@ type Report struct {
 	Checkpoints int
 	Segments    int
 	Took        time.Duration
+	Leftovers   []string // what a crash leaves and the next start repairs: no record and no signature is touched
 	Faults      []string // what is wrong, at most faultsMax
 }
 
 const faultsMax = 100
 
 // Verify reads the whole log and compares it with its checkpoints, and those with the public key. newest, if not nil, is the newest checkpoint that is
-// kept elsewhere: with it a complete older copy is found too. The error is ErrTampered if there are faults, and another one if the log could not
+// kept elsewhere: with it a complete older copy is found too, and that there are no checkpoints any more; without it those of a log that has none count
+// as not covered yet. The error is ErrTampered if there are faults, and another one if the log could not
 // be read. A log that is being written can be verified.
 func Verify(ctx context.Context, dir string, v note.Verifier, newest []byte) (Report, error) {
 	return verify(ctx, dir, v, newest, settleWait)
@@ -66,7 +68,8 @@ type verifier struct {
 	roots   []sizedRoot // of checkpoints, ascending, those not passed yet
 	tree    tree
 	tiles   [tileLevels]tileCheck
-	kept    uint64 // the largest index of a covered record of retention
+	kept    uint64   // the largest index of a covered record of retention
+	twice   []uint64 // segments that are there compressed and not
 }
 
 type sizedRoot struct {
@@ -90,6 +93,12 @@ func (c *verifier) fault(format string, args ...any) {
 	}
 }
 
+func (c *verifier) leftover(format string, args ...any) {
+	if len(c.report.Leftovers) < faultsMax {
+		c.report.Leftovers = append(c.report.Leftovers, fmt.Sprintf(format, args...))
+	}
+}
+
 func (c *verifier) run(v note.Verifier, newest []byte) error {
 	if err := c.checkpoints(v, newest); err != nil {
 		return err
@@ -107,6 +116,9 @@ func (c *verifier) run(v note.Verifier, newest []byte) error {
 	after, err := c.settledList()
 	if err != nil {
 		return err
+	}
+	for _, name := range after.odd {
+		c.fault("%s is not a regular file", name)
 	}
 	for _, name := range after.foreign {
 		c.fault("%s is not a file of the log", name)
@@ -150,7 +162,7 @@ func (c *verifier) checkpoints(v note.Verifier, newest []byte) error {
 				continue
 			}
 		}
-		c.report.Faults, c.roots, c.report.Checkpoints = nil, nil, 0
+		c.report.Faults, c.report.Leftovers, c.roots, c.report.Checkpoints = nil, nil, nil, 0
 		tip, err := os.ReadFile(filepath.Join(c.dir, checkpointTip))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
@@ -158,17 +170,21 @@ func (c *verifier) checkpoints(v note.Verifier, newest []byte) error {
 		if info, err := os.Lstat(filepath.Join(c.dir, checkpointTip)); err == nil {
 			c.tipTime, size = info.ModTime(), info.Size()
 		}
-		last, hasNewest, err := c.history(v, newest)
+		last, before, hasNewest, err := c.history(v, newest)
 		if err != nil {
 			return err
 		}
-		if !bytes.Equal(tip, last) {
+		switch {
+		case bytes.Equal(tip, last):
+		case bytes.Equal(tip, before): // also if both are nil: the first one
+			c.leftover("%s is the one before the last of %s", checkpointTip, checkpointAll)
+		default:
 			c.fault("%s is not the last of %s", checkpointTip, checkpointAll)
 		}
 		if newest != nil && !hasNewest {
 			c.fault("the newest checkpoint that was given is not in %s", checkpointAll)
 		}
-		if len(c.report.Faults) == 0 {
+		if len(c.report.Faults)+len(c.report.Leftovers) == 0 {
 			break
 		}
 	}
@@ -192,46 +208,50 @@ const (
 	settleWait  = 20 * time.Millisecond
 )
 
-// history reads all checkpoints and returns the last, and whether newest is one of them: the log publishes none before it has it itself.
-func (c *verifier) history(v note.Verifier, newest []byte) (last []byte, hasNewest bool, err error) {
+// history reads all checkpoints and returns the last, the one before it, and whether newest is one of them: the log publishes none before it has it itself.
+func (c *verifier) history(v note.Verifier, newest []byte) (last, before []byte, hasNewest bool, err error) {
 	f, err := open(filepath.Join(c.dir, checkpointAll), os.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, false, nil
+		return nil, nil, false, nil
 	}
 	if err != nil {
-		return nil, false, err
+		return nil, nil, false, err
 	}
 	defer f.Close()
 	r := newCheckpointReader(f)
-	var before Checkpoint
+	var lastOne Checkpoint
 	for n := 1; ; n++ {
 		msg, err := r.next()
 		if err == io.EOF {
-			return last, hasNewest, nil
+			return last, before, hasNewest, nil
+		}
+		if err == errTorn { // then the file of the newest names the last whole one
+			c.leftover("%s, number %d is incomplete", checkpointAll, n)
+			return last, last, hasNewest, nil
 		}
 		if err != nil {
 			c.fault("%s, number %d: %v", checkpointAll, n, err)
-			return last, hasNewest, nil
+			return last, last, hasNewest, nil
 		}
 		cp, err := ParseCheckpoint(msg, v)
 		if err != nil {
 			c.fault("%s, number %d: %v", checkpointAll, n, err)
-			return last, hasNewest, nil
+			return last, last, hasNewest, nil
 		}
 		switch {
 		case last == nil && cp.Previous != tlog.Hash{}:
 			c.fault("%s, number %d: those before it are missing", checkpointAll, n)
 		case last != nil && cp.Previous != checkpointHash(last):
 			c.fault("%s, number %d: it does not follow the one before it", checkpointAll, n)
-		case last != nil && (cp.Size <= before.Size || cp.Origin != before.Origin):
-			c.fault("%s, number %d: of %d records of %s after %d of %s", checkpointAll, n, cp.Size, cp.Origin, before.Size, before.Origin)
+		case last != nil && (cp.Size <= lastOne.Size || cp.Origin != lastOne.Origin):
+			c.fault("%s, number %d: of %d records of %s after %d of %s", checkpointAll, n, cp.Size, cp.Origin, lastOne.Size, lastOne.Origin)
 		}
 		c.roots = append(c.roots, sizedRoot{cp.Size, cp.Root, fmt.Sprintf("%s, number %d", checkpointAll, n)})
 		c.report.Checkpoints, c.report.Covered, c.report.Origin = n, cp.Size, cp.Origin
-		last, before = bytes.Clone(msg), cp
+		before, last, lastOne = last, bytes.Clone(msg), cp
 		hasNewest = hasNewest || bytes.Equal(msg, newest)
 		if c.ctx.Err() != nil {
-			return nil, false, c.ctx.Err()
+			return nil, nil, false, c.ctx.Err()
 		}
 	}
 }
@@ -243,15 +263,68 @@ func (c *verifier) settledList() (listing, error) {
 		if err != nil {
 			return files, err
 		}
-		twice := slices.IndexFunc(files.plain, func(first uint64) bool { return slices.Contains(files.packed, first) })
-		if twice < 0 {
+		twice := slices.DeleteFunc(slices.Clone(files.plain), func(first uint64) bool { return !slices.Contains(files.packed, first) })
+		if len(twice) == 0 {
 			return files, nil
 		}
 		if try == settleTries {
-			c.fault("%s is there twice, compressed and not", segmentName(files.plain[twice], plainSuffix))
-			return files, nil
+			c.twice = twice
+			return files, c.compareTwice()
 		}
 		time.Sleep(c.settle)
+	}
+}
+
+// compareTwice looks at segments that are there compressed and not: a crash leaves both while the plain one is about to be removed.
+func (c *verifier) compareTwice() error {
+	for _, first := range c.twice {
+		plainName, packedName := segmentName(first, plainSuffix), segmentName(first, packedSuffix)
+		if err := checkSeal(filepath.Join(c.dir, packedName)); err != nil {
+			c.fault("%s: %v", packedName, err)
+			continue
+		}
+		same, err := sameContent(filepath.Join(c.dir, plainName), filepath.Join(c.dir, packedName))
+		switch {
+		case err != nil && c.ctx.Err() == nil:
+			c.fault("%s and %s: %v", plainName, packedName, err)
+		case !same:
+			c.fault("%s is not what %s is", plainName, packedName)
+		default:
+			c.leftover("%s is there compressed as well", plainName)
+		}
+		if c.ctx.Err() != nil {
+			return c.ctx.Err()
+		}
+	}
+	return nil
+}
+
+func sameContent(plainPath, packedPath string) (bool, error) {
+	a, err := open(plainPath, os.O_RDONLY)
+	if err != nil {
+		return false, err
+	}
+	defer a.Close()
+	b, err := openPacked(packedPath)
+	if err != nil {
+		return false, err
+	}
+	defer b.Close()
+	var bufA, bufB [64 << 10]byte
+	for {
+		n, errA := io.ReadFull(a, bufA[:])
+		m, errB := io.ReadFull(b, bufB[:])
+		endA, endB := errA == io.EOF || errA == io.ErrUnexpectedEOF, errB == io.EOF || errB == io.ErrUnexpectedEOF
+		switch {
+		case errA != nil && !endA:
+			return false, errA
+		case errB != nil && !endB:
+			return false, errB
+		case !bytes.Equal(bufA[:n], bufB[:m]):
+			return false, nil
+		case endA:
+			return endB, nil
+		}
 	}
 }
 
@@ -264,7 +337,7 @@ func (c *verifier) openTiles(hashes []uint64) (map[uint64]uint64, error) {
 		if err != nil {
 			return nil, err
 		}
-		sizes[first] = c.hashCount(name, info)
+		sizes[first] = hashCount(info)
 	}
 	for level := 1; level < tileLevels; level++ {
 		f, err := open(filepath.Join(c.dir, tilesName(level)), os.O_RDONLY)
@@ -278,17 +351,22 @@ func (c *verifier) openTiles(hashes []uint64) (map[uint64]uint64, error) {
 		if err != nil {
 			return nil, errors.Join(err, f.Close())
 		}
-		c.tiles[level] = tileCheck{f: f, stream: hashStream{r: f}, have: c.hashCount(tilesName(level), info)}
+		c.tiles[level] = tileCheck{f: f, stream: hashStream{r: f}, have: hashCount(info)}
 	}
 	c.tree.store = c.tile
 	return sizes, nil
 }
 
-func (c *verifier) hashCount(name string, info fs.FileInfo) uint64 {
-	if info.Size()%tlog.HashSize != 0 {
-		c.fault("%s ends inside a hash", name)
+// hashCount counts a hash in which the file ends as one: it compares with none.
+func hashCount(info fs.FileInfo) uint64 { return uint64(info.Size()+tlog.HashSize-1) / tlog.HashSize }
+
+// unequal is a hash in a file that is not that of the records. Open computes again those that no checkpoint covers: a power cut may have left anything.
+func (c *verifier) unequal(covered bool, format string, args ...any) {
+	if covered {
+		c.fault(format, args...)
+	} else {
+		c.leftover(format, args...)
 	}
-	return uint64(info.Size() / tlog.HashSize)
 }
 
 func (c *verifier) closeTiles() {
@@ -308,7 +386,7 @@ func (c *verifier) tile(level int, h tlog.Hash) {
 	}
 	if got, err := t.stream.next(); err != nil || got != h {
 		t.wrong = true
-		c.fault("%s: hash %d is not that of the records", tilesName(level), t.seen-1)
+		c.unequal(t.seen <= c.report.Covered>>(tileHeight*level), "%s: hash %d is not that of the records", tilesName(level), t.seen-1)
 	}
 }
 
@@ -316,9 +394,15 @@ func (c *verifier) tile(level int, h tlog.Hash) {
 func (c *verifier) pruned(first uint64, hashes []uint64, sizes map[uint64]uint64) error {
 	upTo := prunedTo(first)
 	for _, h := range hashes {
-		if h < first && (h != upTo || sizes[h] != first-upTo) {
-			c.fault("%s belongs to no segment", segmentName(h, hashesSuffix))
+		if h >= first || h == upTo && sizes[h] == first-upTo {
+			continue
 		}
+		// Those of segments that were removed are removed in order, after the segments: each ends where another, or the first segment, begins.
+		if end := h + sizes[h]; end == h || end > first || end < first && !slices.Contains(hashes, end) {
+			c.fault("%s belongs to no segment", segmentName(h, hashesSuffix))
+			continue
+		}
+		c.leftover("%s is of a segment that was removed", segmentName(h, hashesSuffix))
 	}
 	t := &c.tiles[1]
 	for c.tree.size < upTo {
@@ -327,6 +411,10 @@ func (c *verifier) pruned(first uint64, hashes []uint64, sizes map[uint64]uint64
 			return nil
 		}
 		h, err := t.stream.next()
+		if err == io.ErrUnexpectedEOF {
+			c.fault("%s ends inside a hash", tilesName(1))
+			return nil
+		}
 		if err != nil {
 			return err
 		}
@@ -370,7 +458,9 @@ func (c *verifier) segment(first uint64, last bool, sizes map[uint64]uint64) (bo
 	}
 	defer src.Close()
 	_, sealed := src.(*packed)
-	if sealed {
+	if slices.Contains(c.twice, first) {
+		sealed = true
+	} else if sealed {
 		name = segmentName(first, packedSuffix)
 		if err := checkSeal(filepath.Join(c.dir, name)); err != nil {
 			c.fault("%s: %v", name, err)
@@ -415,7 +505,7 @@ func (c *verifier) segment(first uint64, last bool, sizes map[uint64]uint64) (bo
 		if leaves.seen < leaves.have && !leaves.wrong {
 			if got, err := leaves.stream.next(); err != nil || got != h {
 				leaves.wrong = true
-				c.fault("%s: record %d is not the one in %s", name, c.tree.size, hashName)
+				c.unequal(c.tree.size < c.report.Covered, "%s: record %d is not the one in %s", name, c.tree.size, hashName)
 			}
 		}
 		leaves.seen++
@@ -429,8 +519,9 @@ func (c *verifier) segment(first uint64, last bool, sizes map[uint64]uint64) (bo
 	if sealed && c.tree.size > c.report.Covered && !c.coveredNow() {
 		c.fault("%s is compressed, but no checkpoint covers it: checkpoints are missing", name)
 	}
-	if leaves.have > leaves.seen || leaves.have < min(leaves.seen, max(c.report.Covered, first)-first) {
-		c.fault("%s has %d hashes, the segment %d records", hashName, leaves.have, leaves.seen)
+	if short := leaves.have < min(leaves.seen, max(c.report.Covered, first)-first); short || leaves.have > leaves.seen {
+		covered := short || c.tree.size < c.report.Covered || c.tree.size == c.report.Covered && !last
+		c.unequal(covered, "%s has %d hashes, the segment %d records", hashName, leaves.have, leaves.seen)
 	}
 	return true, nil
 }
@@ -452,19 +543,16 @@ func (c *verifier) finish(firsts, hashes []uint64, sizes map[uint64]uint64) {
 	}
 	for level := 1; level < tileLevels; level++ {
 		t := c.tiles[level]
-		if t.have > t.seen || t.have < min(t.seen, c.report.Covered>>(tileHeight*level)) {
-			c.fault("%s has %d hashes, the records %d", tilesName(level), t.have, t.seen)
+		if short := t.have < min(t.seen, c.report.Covered>>(tileHeight*level)); short || t.have > t.seen {
+			c.unequal(short || size < c.report.Covered, "%s has %d hashes, the records %d", tilesName(level), t.have, t.seen)
 		}
 	}
 	if firsts[0] > c.kept {
 		c.fault("the records before %d are missing, and there is no record of their removal", firsts[0])
 	}
-	if size > 0 && c.report.Checkpoints == 0 {
-		c.fault("there are no checkpoints")
-	}
 	for _, h := range hashes {
 		if h >= firsts[0] && !slices.Contains(firsts, h) && (h != size || sizes[h] > 0) { // or the segment was begun a moment ago
-			c.fault("%s belongs to no segment", segmentName(h, hashesSuffix))
+			c.unequal(h < c.report.Covered, "%s belongs to no segment", segmentName(h, hashesSuffix))
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -204,6 +205,11 @@ func (l *Log) beginSegment() error {
 	next := segment{first: last.first + last.records, begun: time.Now()}
 	path := filepath.Join(l.cfg.Dir, segmentName(next.first, plainSuffix))
 	out, err := l.cfg.openSegment(path, true)
+	if errors.Is(err, fs.ErrExist) { // an attempt that could not take it back
+		if info, statErr := os.Lstat(path); statErr == nil && info.Mode().IsRegular() && info.Size() == 0 {
+			out, err = l.cfg.openSegment(path, false)
+		}
+	}
 	if err != nil {
 		return err
 	}

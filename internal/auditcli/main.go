@@ -11,6 +11,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -103,15 +104,16 @@ func verify(ctx context.Context, args []string, stdout, _ io.Writer) (int, error
 	if err := parse(fs, args, "dir", "public-key"); err != nil {
 		return misused, err
 	}
-	v, err := publicKey(*dir, *key)
-	if err != nil {
-		return failed, err
-	}
 	var newest []byte
 	if *newestFile != "" {
+		var err error
 		if newest, err = os.ReadFile(*newestFile); err != nil {
 			return failed, err
 		}
+	}
+	v, err := publicKey(*dir, *key, newest)
+	if err != nil {
+		return failed, err
 	}
 	r, err := audit.Verify(ctx, *dir, v, newest)
 	if err != nil && !errors.Is(err, audit.ErrTampered) {
@@ -119,6 +121,9 @@ func verify(ctx context.Context, args []string, stdout, _ io.Writer) (int, error
 	}
 	for _, fault := range r.Faults {
 		fmt.Fprintln(stdout, "FAULT", fault)
+	}
+	for _, leftover := range r.Leftovers {
+		fmt.Fprintln(stdout, "after a crash", leftover)
 	}
 	if r.Origin != "" {
 		fmt.Fprintln(stdout, "log          ", r.Origin)
@@ -131,6 +136,9 @@ func verify(ctx context.Context, args []string, stdout, _ io.Writer) (int, error
 	if r.Incomplete > 0 {
 		fmt.Fprintf(stdout, "incomplete    %d bytes at the end: a record that is being written, or was when the server stopped\n", r.Incomplete)
 	}
+	if len(r.Leftovers) > 0 {
+		fmt.Fprintln(stdout, "repair        the next start of the server does what the crash left undone")
+	}
 	if newest == nil {
 		fmt.Fprintln(stdout, "rollback      not checked: --newest was not given")
 	}
@@ -139,12 +147,17 @@ func verify(ctx context.Context, args []string, stdout, _ io.Writer) (int, error
 		fmt.Fprintln(stdout, "The log is NOT what was signed.")
 		return tampered, nil
 	}
+	if r.Checkpoints == 0 {
+		fmt.Fprintln(stdout, "Nothing is covered yet: there is no checkpoint.")
+		return good, nil
+	}
 	fmt.Fprintln(stdout, "All that is covered is what was signed.")
 	return good, nil
 }
 
-// publicKey is the key in a file, or the verifier key that text is itself. A PEM file names no signer: it is taken for that of the log in dir.
-func publicKey(dir, text string) (note.Verifier, error) {
+// publicKey is the key in a file, or the verifier key that text is itself. A PEM file names no signer: it is taken for that of the log in dir, or of
+// newest if that has no checkpoint yet.
+func publicKey(dir, text string, newest []byte) (note.Verifier, error) {
 	content, err := os.ReadFile(text)
 	if err == nil {
 		text = strings.TrimSpace(string(content))
@@ -167,12 +180,22 @@ func publicKey(dir, text string) (note.Verifier, error) {
 	if !ok {
 		return nil, fmt.Errorf("a public key of type %T signs no checkpoints", parsed)
 	}
-	tip, err := os.ReadFile(filepath.Join(dir, "checkpoint"))
-	if err != nil {
-		return nil, err
+	signer := newest
+	for _, file := range []string{"checkpoint", "checkpoints"} { // the first checkpoint of a log is in the second file first
+		content, err := os.ReadFile(filepath.Join(dir, file))
+		if err == nil {
+			signer = content
+			break
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
 	}
-	_, signature, _ := strings.Cut(string(tip), "\n\n— ") // c2sp.org/signed-note
+	_, signature, signed := strings.Cut(string(signer), "\n\n— ") // c2sp.org/signed-note
 	name, _, _ := strings.Cut(signature, " ")
+	if !signed {
+		name = "none" // and nothing is signed
+	}
 	return auditkey.NewVerifier(name, key)
 }
 

@@ -125,6 +125,44 @@ func TestVerify(t *testing.T) {
 	}
 }
 
+// TestVerifyBegun: a log in its first seconds, and one as a crash leaves it, with the key in either form.
+func TestVerifyBegun(t *testing.T) {
+	dir, key := newLog(t, 1)
+	vkey, err := auditkey.VerifierKey(keyName, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pemText, err := auditkey.PEM(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pemFile, newest := filepath.Join(t.TempDir(), "key.pem"), filepath.Join(t.TempDir(), "newest")
+	if err := os.WriteFile(pemFile, pemText, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(filepath.Join(dir, "checkpoint"), newest); err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range []string{vkey, pemFile} {
+		status, out, errs := run("verify", "--dir", dir, "--public-key", k)
+		if status != 0 || !strings.Contains(out, "after a crash checkpoint is the one before") || !strings.Contains(out, "All that is covered") {
+			t.Errorf("after a crash: status %d\n%s%s", status, out, errs)
+		}
+	}
+	if err := os.Remove(filepath.Join(dir, "checkpoints")); err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range []string{vkey, pemFile} {
+		status, out, errs := run("verify", "--dir", dir, "--public-key", k)
+		if status != 0 || !strings.Contains(out, "not yet       1 records") || !strings.Contains(out, "Nothing is covered yet") {
+			t.Errorf("without a checkpoint: status %d\n%s%s", status, out, errs)
+		}
+		if status, out, errs := run("verify", "--dir", dir, "--public-key", k, "--newest", newest); status != 3 || !strings.Contains(out, "FAULT") {
+			t.Errorf("but one is kept elsewhere: status %d\n%s%s", status, out, errs)
+		}
+	}
+}
+
 func TestSearch(t *testing.T) {
 	dir, _ := newLog(t, 500)
 	for _, c := range []struct {
