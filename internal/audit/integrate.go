@@ -73,12 +73,17 @@ func (l *Log) integrate() {
 			select {
 			case <-l.grown:
 			case <-l.writerDone:
+				last = true
+				continue
 			}
 		}
-		select {
-		case <-l.writerDone:
-			last = true
-		case <-time.After(wait):
+		time.Sleep(wait)
+		if err != nil {
+			select {
+			case <-l.writerDone:
+				last = true
+			default:
+			}
 		}
 	}
 }
