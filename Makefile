@@ -34,7 +34,7 @@ race: deps
 	$(GO) test -race -short -timeout 20m ./...
 
 invariants: deps
-	$(GO) test -short -tags invariants -timeout 10m ./batch/... ./cache/... ./dataplane/... ./hsm/... ./internal/...
+	$(GO) test -short -tags invariants -timeout 10m ./batch/... ./cache/... ./dataplane/... ./hsm/... ./internal/apitest ./internal/invariants
 
 # Allocations on the hot path, counted as totals: 100 000 requests of each kind on the soft token and on SoftHSM.
 alloc: deps
@@ -90,5 +90,6 @@ deps:
 	  $$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
 	fi
 
+ci: FUZZTIME = 3s
 ci: deps lint build test race invariants alloc fuzz demo
 	$(MAKE) bench BENCHFLAGS='-rounds 1 -each 2s -tables floor'

@@ -42,7 +42,7 @@ func Start(t testing.TB, opts ...Option) *Server {
 		cfg: node.Config{
 			Listen: "127.0.0.1:0", DataDir: filepath.Join(t.TempDir(), "data"), Region: Region, Account: Account, LogLevel: "warn",
 			// Generous, so that a busy machine gives no ThrottlingException where a test expects something else.
-			QueueTimeMax: 10 * time.Second, RoundTimeout: 10 * time.Second, Audit: node.AuditConfig{Timeout: 10 * time.Second},
+			QueueTimeMax: 10 * time.Second, RoundTimeout: 10 * time.Second, Audit: node.AuditConfig{Timeout: 10 * time.Second, Durability: "write"},
 		},
 		log: &logTail{},
 	}

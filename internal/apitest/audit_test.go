@@ -147,7 +147,7 @@ func TestAuditKilled(t *testing.T) {
 		}
 		wg.Wait()
 	}
-	p := Command(t, dir)
+	p := Command(t, dir, "--audit-durability", "fsync")
 	first := p.Do(t, "CreateKey", "{}")
 	first.Members(t, &key)
 	o.add(t, first)
@@ -155,7 +155,7 @@ func TestAuditKilled(t *testing.T) {
 	load(p, nil)
 	p.Kill(t)
 	answered := len(o.of)
-	p = Command(t, dir)
+	p = Command(t, dir, "--audit-durability", "write")
 	end := make(chan struct{})
 	time.AfterFunc(*killedFor/2, func() { close(end) })
 	load(p, end)
@@ -173,6 +173,9 @@ func TestAuditKilled(t *testing.T) {
 
 // TestAuditRolledBack: a server does not start with an older copy of its log, unless it is told to.
 func TestAuditRolledBack(t *testing.T) {
+	if testing.Short() {
+		t.Skip("four starts")
+	}
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "data")
 	p := Command(t, dir)
@@ -241,6 +244,9 @@ func (s *sink) until(t *testing.T, want string) time.Duration {
 // TestAuditSink: while the log's disk is full, fails or hangs no call succeeds; each is answered in a second, and a second after the disk is well they
 // succeed again. What was answered is in the log. The disk is a tmpfs of a megabyte; strace makes system calls fail and hang.
 func TestAuditSink(t *testing.T) {
+	if testing.Short() {
+		t.Skip("ten seconds")
+	}
 	if os.Getuid() != 0 {
 		t.Skip("needs root: a file system of its own, and ptrace of a process that forbids it")
 	}
@@ -254,7 +260,7 @@ func TestAuditSink(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = exec.Command("umount", "-l", log).Run() })
 	dir := filepath.Join(t.TempDir(), "data")
-	usual := writePrivate(t, t.TempDir(), "keyplane.yaml", strings.Replace(patient, "audit: {timeout: 10s}", "audit: {timeout: 250ms}", 1))
+	usual := writePrivate(t, t.TempDir(), "keyplane.yaml", strings.Replace(patient, "audit: {timeout: 10s, durability: write}", "audit: {timeout: 250ms}", 1))
 	p := Command(t, dir, "--config", usual, "--audit-dir", log)
 	var key struct{ KeyMetadata struct{ KeyId string } }
 	p.Do(t, "CreateKey", "{}").Members(t, &key)

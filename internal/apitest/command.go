@@ -78,8 +78,8 @@ func Command(t testing.TB, dir string, args ...string) *Process {
 }
 
 // patient is the configuration of every process here: on a busy machine nothing is throttled, given up or cut off where a test expects
-// something else.
-const patient = "queue_time_max: 10s\nround_timeout: 10s\nread_timeout: 30s\naudit: {timeout: 10s}\n"
+// something else. Records need not survive a power cut here.
+const patient = "queue_time_max: 10s\nround_timeout: 10s\nread_timeout: 30s\naudit: {timeout: 10s, durability: write}\n"
 
 // Launch starts the process and waits for nothing: its Endpoint is not known.
 func Launch(t testing.TB, dir string, args ...string) *Process {

@@ -69,7 +69,7 @@ func testConfig(t *testing.T) Config {
 	t.Helper()
 	t.Setenv(EnvAdminID, "AKIAIOSFODNN7EXAMPLE")
 	t.Setenv(EnvAdminSecret, "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
-	cfg := Config{Listen: "127.0.0.1:0", DataDir: filepath.Join(t.TempDir(), "data"), Region: "us-east-1", KeyCacheBytes: 1 << 20, Audit: AuditConfig{Timeout: 10 * time.Second}}
+	cfg := Config{Listen: "127.0.0.1:0", DataDir: filepath.Join(t.TempDir(), "data"), Region: "us-east-1", KeyCacheBytes: 1 << 20, Audit: AuditConfig{Timeout: 10 * time.Second, Durability: "write"}}
 	cfg.Defaults()
 	if err := cfg.Validate(); err != nil {
 		t.Fatal(err)
