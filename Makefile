@@ -38,7 +38,7 @@ invariants: deps
 
 # Allocations on the hot path, counted as totals: 100 000 requests of each kind on the soft token and on SoftHSM.
 alloc: deps
-	$(GO) test -count=1 -run Alloc -v ./batch ./cache ./controlplane ./dataplane ./hsm/... ./internal/... ./loadtest | grep -E 'alloc|^ok|^FAIL|^panic|^---'
+	$(GO) test -count=1 -run Alloc -v ./batch ./cache ./controlplane ./dataplane ./hsm/... ./internal/... ./loadtest ./ratelimit | grep -E 'alloc|^ok|^FAIL|^panic|^---'
 
 # Ten million questions of who may do what, to both evaluators: minutes. `make test` asks twenty thousand.
 differential:
