@@ -91,6 +91,6 @@ deps:
 	fi
 
 # What alloc counts, test counts too.
-ci: FUZZTIME = 3s
+ci: FUZZTIME = 2s
 ci: deps lint build test race invariants fuzz demo
 	$(MAKE) bench BENCHFLAGS='-rounds 1 -each 2s -tables floor'
