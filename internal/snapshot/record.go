@@ -20,12 +20,22 @@ type Record struct {
 	State               kmsapi.KeyState
 	Spec, Usage, Origin string
 	Revision            int64           // etcd mod revision of the key's record or of its policy, the later
-	Versions            []VersionRecord // ascending by Number, at least one
+	Versions            []VersionRecord // ascending by Number, at least one; none of a key that has a Private
 	Current             int             // index into Versions of the version that encrypts
+	Private             *PrivateKey     // of a key that is not SYMMETRIC_DEFAULT
 
 	Facts  authz.KeyFacts    // what conditions can ask
 	Policy []byte            // key policy, the document
 	Bound  map[string]string // the unique ID of each principal that the policy names, by ARN, as it was when the policy was put; nil: the policy binds by ARN alone
+}
+
+// PrivateKey is the one backing key of an asymmetric or HMAC KMS key as it is stored. It is shared and not changed.
+type PrivateKey struct {
+	ID       [32]byte // KeyMaterialID of what follows
+	Root     [8]byte  // hsm.RootID of the token whose wrapping root wraps it
+	Software bool     // used outside of the token
+	Wrapped  []byte   // private key, or HMAC key, wrapped
+	Public   []byte   // DER SubjectPublicKeyInfo; nil for HMAC
 }
 
 // VersionRecord is one derived backing key as it is stored (docs/ciphertext.md §3, suite 0x01).

@@ -20,7 +20,8 @@ type Key struct {
 	Usage    string // ENCRYPT_DECRYPT, …
 	Revision int64  // etcd mod revision of the record
 	Versions []Version
-	Current  int // index into Versions of the version that encrypts
+	Current  int         // index into Versions of the version that encrypts
+	Private  *PrivateKey // of a key that is not SYMMETRIC_DEFAULT, which has no Versions
 
 	Policy *policy.Policy // key policy, compiled
 	Facts  authz.KeyFacts // what conditions can ask

@@ -1,0 +1,115 @@
+package hsm
+
+import (
+	"errors"
+	"time"
+
+	"github.com/keyplane/keyplane/internal/keyspec"
+)
+
+// Mechanism is what is done with a private or secret key inside a token, in terms of bytes in and bytes out. Hashing, encoding and everything
+// that needs only the public key happens outside (internal/pubkey).
+type Mechanism uint8
+
+const (
+	NoMechanism      Mechanism = iota
+	SignPKCS1                  // DigestInfo → signature: CKM_RSA_PKCS
+	SignPSS256                 // SHA-256 digest → signature, salt as long as the digest: CKM_RSA_PKCS_PSS
+	SignPSS384                 // the same with SHA-384
+	SignPSS512                 // the same with SHA-512
+	SignECDSA                  // digest, of the curve's length at most → r || s: CKM_ECDSA
+	SignEd25519                // message → signature: CKM_EDDSA
+	SignEd25519ph              // 64 bytes, which HashEdDSA hashes no more → signature: CKM_EDDSA with phFlag
+	SignMLDSA                  // external μ of 64 bytes → hedged signature
+	MAC                        // message → MAC of the spec: CKM_SHA…_HMAC
+	DecryptOAEP1               // ciphertext → plaintext, SHA-1 for hash and MGF1, no label: CKM_RSA_PKCS_OAEP, or CKM_RSA_X_509 and our own decoding
+	DecryptOAEP256             // the same with SHA-256
+	DeriveECDH                 // uncompressed point of the peer, known to be on the curve → x coordinate: CKM_ECDH1_DERIVE
+	DecapsulateMLKEM           // ciphertext of the right length → shared secret
+	mechanisms
+)
+
+// Mechanisms is a set of them.
+type Mechanisms uint32
+
+// Has says whether m is in the set.
+func (s Mechanisms) Has(m Mechanism) bool { return s&(1<<m) != 0 }
+
+// With is the set and m.
+func (s Mechanisms) With(m Mechanism) Mechanisms { return s | 1<<m }
+
+var (
+	// ErrNotOffered says that no token at hand makes keys of the spec, or does what was asked with one.
+	ErrNotOffered = errors.New("hsm: the token does not offer this")
+	// ErrKeyRefused says that the token gave a key other attributes than were asked for: it could leave the token, or do more than it should.
+	ErrKeyRefused = errors.New("hsm: the token does not protect the key as it was asked to")
+)
+
+// KeyToken is a Token that makes private and secret keys, and keeps none of them: they leave it wrapped under the wrapping root and come back as
+// session objects. Methods are safe for concurrent use, and none runs on the sessions that serve rounds.
+type KeyToken interface {
+	Token
+	// Keys says what the token can do with keys of the spec: empty where it cannot make, wrap and unwrap them. It is found out by trying, once.
+	Keys(keyspec.Spec) Mechanisms
+	// GenerateKey makes a key of the spec in the token. It returns its private half (of HMAC keys: the key) wrapped under the wrapping root, and
+	// the public half as DER SubjectPublicKeyInfo, nil for HMAC. Nothing of the key stays in the token. It can take many seconds (RSA_4096).
+	GenerateKey(keyspec.Spec) (wrapped, public []byte, err error)
+	// LoadKey unwraps a key to a session object that every session of the token's present generation can use, and refuses it with ErrKeyRefused
+	// unless the attributes read back are those of a key that stays in the token and does only what the spec's keys do.
+	LoadKey(s keyspec.Spec, wrapped []byte) (LoadedKey, error)
+	// UnloadKey destroys the session object, if the token still has it.
+	UnloadKey(LoadedKey) error
+}
+
+// LoadedKey is a key that LoadKey has brought in.
+type LoadedKey struct {
+	Handle     Handle
+	Generation uint64 // of the token: in another the handle means nothing, or another key
+	Object     any    // what an implementation in Go keeps instead of a handle
+}
+
+// KeySession is a Session that uses loaded keys.
+type KeySession interface {
+	Session
+	// Use does one operation and returns the length of its result, which is in out. out has room for the longest result of the spec
+	// (keyspec.Info.Result). in and out do not overlap, and on an error out is wiped. The error is an *Error, of which those of the class's action
+	// D are the data's fault, or ErrNotOffered.
+	Use(k LoadedKey, s keyspec.Spec, m Mechanism, in, out []byte) (n int, err error)
+}
+
+// Key is a private or secret key as it is stored. It is not changed.
+type Key struct {
+	ID       [32]byte // of this key alone: the name of its handles
+	Spec     keyspec.Spec
+	Root     RootID // of the token whose wrapping root wraps it, named by its derivation root
+	Software bool   // made and used outside of the token, and sealed under the derivation root
+	Wrapped  []byte
+}
+
+// KeyJob is one operation with a private or secret key. The caller fills it, hands it to Keys.Run and reads the outcome when that returns.
+type KeyJob struct {
+	// Request.
+	Key       *Key
+	Mechanism Mechanism
+	In        []byte // not changed
+	Out       []byte // with room for the longest result
+
+	// Outcome.
+	N   int   // bytes of Out
+	Err error // nil, or one of this package's errors; a fault of the data is one for which Outcome is DataError
+
+	Attempt uint8
+}
+
+// Keys runs KeyJobs and makes keys.
+type Keys interface {
+	// Run runs a job in a round of one of the sessions for keys. The error is the job's, or that of the queue: batch's.
+	Run(j *KeyJob, now time.Time) error
+	// Generate makes a key on the first token, or in software where that is allowed and the token does not offer the spec: ErrNotOffered otherwise.
+	// The key has no ID yet. public is DER SubjectPublicKeyInfo, nil for HMAC.
+	Generate(s keyspec.Spec) (k *Key, public []byte, err error)
+	// Offers says what is done with keys of the spec, and whether in software.
+	Offers(s keyspec.Spec) (m Mechanisms, software bool)
+	// Forget unloads a key. It is loaded again when it is used again.
+	Forget(id [32]byte)
+}
