@@ -58,12 +58,13 @@ type Key struct {
 	wiped bool
 
 	memory memory // of raw
-	raw    []byte // HMAC key, ed25519.PrivateKey or secp256k1 scalar
+	raw    []byte // HMAC key or secp256k1 scalar
 
 	// For other families, one of these.
 	rsa     *rsa.PrivateKey
 	ecdsa   *ecdsa.PrivateKey
-	ecdh    *ecdh.PrivateKey // beside ecdsa
+	ecdh    *ecdh.PrivateKey   // beside ecdsa
+	ed25519 ed25519.PrivateKey // on the heap: the library caches what it computes of it under a weak pointer, which cannot point elsewhere
 	mldsa   *mldsa.PrivateKey
 	kem512  *mlkem512.PrivateKey
 	kem768  *mlkem.DecapsulationKey768
@@ -87,11 +88,7 @@ func Load(s keyspec.Spec, private []byte) (*Key, error) {
 			k.ecdh, err = k.ecdsa.ECDH()
 		}
 	case keyspec.Edwards:
-		var p ed25519.PrivateKey
-		if p, err = parseEd25519(private); err == nil {
-			err = k.keep(p)
-			clear(p)
-		}
+		k.ed25519, err = parseEd25519(private)
 	case keyspec.HMAC:
 		if len(private) != s.Info().Bits/8 {
 			return nil, ErrKey
@@ -155,10 +152,11 @@ func (k *Key) Wipe() {
 	defer k.mu.Unlock()
 	k.memory.free()
 	k.raw = nil
+	clear(k.ed25519)
 	if k.rsa != nil {
 		wipeRSA(k.rsa)
 	}
-	k.rsa, k.ecdsa, k.ecdh, k.mldsa, k.kem512, k.kem768, k.kem1024 = nil, nil, nil, nil, nil, nil, nil
+	k.rsa, k.ecdsa, k.ecdh, k.ed25519, k.mldsa, k.kem512, k.kem768, k.kem1024 = nil, nil, nil, nil, nil, nil, nil, nil
 	k.wiped = true
 }
 

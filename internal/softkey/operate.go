@@ -172,12 +172,12 @@ func (k *Key) deriveECDH(point []byte) ([]byte, error) {
 func (k *Key) signEdwards(op Op, in []byte) ([]byte, error) {
 	switch op {
 	case SignEd25519:
-		return ed25519.Sign(k.raw, in), nil
+		return ed25519.Sign(k.ed25519, in), nil
 	case SignEd25519ph:
 		if len(in) != sha512.Size {
 			return nil, ErrData
 		}
-		return ed25519.PrivateKey(k.raw).Sign(nil, in, &ed25519.Options{Hash: crypto.SHA512})
+		return k.ed25519.Sign(nil, in, &ed25519.Options{Hash: crypto.SHA512})
 	}
 	return nil, ErrUnsupported
 }
