@@ -121,10 +121,23 @@ func (s *Server) recordKeys(r *request, code kmsapi.Code) {
 			v.SharedEventID = r.shared[:]
 		}
 	}
-	if code != kmsapi.OK || r.key == nil {
+	succeeded := code == kmsapi.OK && r.key != nil
+	if !succeeded && r.attested == nil {
 		return
 	}
 	r.extra = append(r.extra[:0], '{')
+	if succeeded {
+		r.appendMaterial()
+	}
+	if r.attested != nil {
+		r.extra = appendRecipient(r.extra, r.attested) // of a refusal too: it is why a condition did not match
+	}
+	r.extra = append(r.extra, '}')
+	v.AdditionalEventData = r.extra
+}
+
+// appendMaterial appends to r.extra which key material the call used.
+func (r *request) appendMaterial() {
 	used := current(r.key)
 	if r.blob.Key == r.key.ID {
 		used = r.key.Version(r.blob.KeyVersion)
@@ -135,8 +148,6 @@ func (s *Server) recordKeys(r *request, code kmsapi.Code) {
 		r.extra = cloudtrail.AppendMember(r.extra, "sourceKeyMaterialId", used.MaterialID[:])
 		r.extra = cloudtrail.AppendMember(r.extra, "destinationKeyMaterialId", current(r.dest).MaterialID[:])
 	}
-	r.extra = append(r.extra, '}')
-	v.AdditionalEventData = r.extra
 }
 
 // appendParameters appends the members of requestParameters: what the client sent but for what must stay secret, and the algorithm and the key of a ciphertext

@@ -111,6 +111,9 @@ func (r *request) question(s *Server) *question {
 	c := &q.context
 	c.Caller, c.Now, c.SourceIP, c.SecureTransport = w, r.now, r.ip, s.cfg.TLS
 	c.UserAgent, c.Region = r.header.userAgent, s.cfg.Region
+	if r.attested != nil {
+		c.Extra = attestation(r.attested)
+	}
 	if w.Kind == policy.Service {
 		// Only a registered service can tell for which resource of its own it calls; of anybody else the headers mean nothing.
 		c.SourceArn, c.SourceAccount = r.header.value("x-amz-source-arn"), r.header.value("x-amz-source-account")

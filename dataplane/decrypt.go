@@ -22,9 +22,6 @@ func (s *Server) decrypt(r *request) kmsapi.Code {
 	if code = s.admit(r, r.key, in.algorithm); code != kmsapi.OK {
 		return code
 	}
-	if code = s.admitRecipient(r); code != kmsapi.OK {
-		return code
-	}
 	if in.ignoresCiphertext() {
 		return r.refuse(kmsapi.DryRunOperation)
 	}
@@ -45,8 +42,10 @@ func (s *Server) decrypt(r *request) kmsapi.Code {
 	r.beginBody()
 	r.memberText("EncryptionAlgorithm", kmsapi.SymmetricDefault)
 	r.member("KeyId", r.key.ARN)
-	r.member("KeyMaterialId", version.MaterialID[:])
-	r.memberBlob("Plaintext", r.plain)
+	r.memberMaterial(version.MaterialID[:])
+	if code = r.memberSecret("Plaintext", r.plain); code != kmsapi.OK {
+		return code
+	}
 	r.endBody()
 	return kmsapi.OK
 }

@@ -9,7 +9,9 @@ func (s *Server) generateDataKey(r *request) kmsapi.Code {
 	}
 	r.beginBody()
 	r.memberBlob("CiphertextBlob", r.ctext)
-	r.memberBlob("Plaintext", r.plain)
+	if code := r.memberSecret("Plaintext", r.plain); code != kmsapi.OK {
+		return code
+	}
 	r.dataKeyMembers()
 	return kmsapi.OK
 }
@@ -27,7 +29,7 @@ func (s *Server) generateDataKeyWithoutPlaintext(r *request) kmsapi.Code {
 
 func (r *request) dataKeyMembers() {
 	r.member("KeyId", r.key.ARN)
-	r.member("KeyMaterialId", current(r.key).MaterialID[:])
+	r.memberMaterial(current(r.key).MaterialID[:])
 	r.endBody()
 }
 
@@ -46,9 +48,6 @@ func (s *Server) makeDataKey(r *request) kmsapi.Code {
 		return code
 	}
 	if code = s.admit(r, r.key, nil); code != kmsapi.OK {
-		return code
-	}
-	if code = s.admitRecipient(r); code != kmsapi.OK {
 		return code
 	}
 	hasSpec, hasNumber := in.has&mKeySpec != 0, in.has&mNumberOfBytes != 0

@@ -80,6 +80,11 @@ func (s *Server) run(r *request, op *kmsapi.Operation) kmsapi.Code {
 	if code := s.charge(r, r.op.pool); code != kmsapi.OK {
 		return code
 	}
+	if r.in.has&mRecipient != 0 {
+		if code := s.recipient(r); code != kmsapi.OK {
+			return code
+		}
+	}
 	return r.op.run(s, r)
 }
 

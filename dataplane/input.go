@@ -280,8 +280,11 @@ func (in *input) check(r *request) kmsapi.Code {
 		if in.recipientAlg != nil && string(in.recipientAlg) != "RSAES_OAEP_SHA_256" {
 			v.Enum("recipient.keyEncryptionAlgorithm", in.recipientAlg, mechanismSet)
 		}
-		if in.recipientDoc != nil && len(in.recipientDoc) < 1 {
+		switch n := len(in.recipientDoc); {
+		case in.recipientDoc != nil && n < 1:
 			v.MinLength("recipient.attestationDocument", nil, 1)
+		case n > kmsapi.AttestationMax:
+			v.MaxLength("recipient.attestationDocument", nil, kmsapi.AttestationMax)
 		}
 	}
 	if in.contextNull&mContext != 0 {

@@ -242,14 +242,6 @@ func (s *Server) admitTokens(r *request) kmsapi.Code {
 	return kmsapi.OK
 }
 
-// admitRecipient refuses attestation documents: a service that cannot verify one must not answer with the plaintext.
-func (s *Server) admitRecipient(r *request) kmsapi.Code {
-	if r.in.has&mRecipient != 0 {
-		return r.refuseText(kmsapi.UnsupportedOperation, "Recipient is not offered by this version of keyplane.")
-	}
-	return kmsapi.OK
-}
-
 func factsSize(f *authz.KeyFacts) int64 {
 	n := 0
 	for i := range f.Tags {

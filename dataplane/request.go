@@ -7,6 +7,7 @@ import (
 
 	"github.com/keyplane/keyplane/cache"
 	"github.com/keyplane/keyplane/hsm"
+	"github.com/keyplane/keyplane/internal/attest"
 	"github.com/keyplane/keyplane/internal/awsjson"
 	"github.com/keyplane/keyplane/internal/blob"
 	"github.com/keyplane/keyplane/internal/cloudtrail"
@@ -32,6 +33,8 @@ type request struct {
 	scan   awsjson.Scanner
 	in     input // borrows
 	faults kmsapi.Violations
+
+	attested *attest.Document // whom the reply is for; nil without a Recipient
 
 	key, dest *snapshot.Key // what the request uses, on lease; dest is ReEncrypt's destination
 	leases    [2]cache.Lease[snapshot.Key]
@@ -125,7 +128,7 @@ func (r *request) reset() {
 	r.job.Wipe()
 	r.now, r.id = time.Time{}, [uuid.Len]byte{}
 	r.signed, r.who, r.ip, r.op = sigv4.Request{}, sigv4.Identity{}, netip.Addr{}, nil
-	r.xml = false
+	r.xml, r.attested = false, nil
 	r.blob, r.sealed = blob.Header{}, nil
 	r.ask.reset()
 	r.event, r.scanned, r.recorded = "", false, recordNone

@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"log/slog"
 	"net"
@@ -44,6 +45,9 @@ type Config struct {
 	KeyCacheBytes, AliasCacheBytes int64
 
 	TLS bool // connections are encrypted: aws:SecureTransport
+
+	// AttestationRoots are whom attestation documents have to come from: Recipient. nil: requests with one are refused.
+	AttestationRoots *x509.CertPool
 
 	ConnsMax      int           // open connections; 0 is 20 000
 	ConnsPerIPMax int           // open connections of one address; 0 is 1 000
@@ -104,6 +108,7 @@ type Server struct {
 	ids       *uuid.Generator // of requests
 	panics    atomic.Uint64
 	warnings  ratelimit.GCRA
+	refusals  ratelimit.GCRA // of attestation documents, in the log
 	strangers ratelimit.Sampler
 	unlogged  atomic.Uint64 // warnings left out since the last one
 	draining  atomic.Bool
