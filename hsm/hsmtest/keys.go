@@ -2,8 +2,10 @@ package hsmtest
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha512"
 	"errors"
+	"fmt"
 	"testing"
 
 	"github.com/keyplane/keyplane/hsm"
@@ -76,7 +78,7 @@ func testKey(t *testing.T, token hsm.KeyToken, s keyspec.Spec) {
 			continue
 		}
 		for _, session := range []hsm.KeySession{a, b, a} { // every session can use the key
-			CheckKey(t, s, m, k.Public, func(in, out []byte) (int, error) { return session.Use(k.Loaded, s, m, in, out) })
+			checkKey(t, s, m, k.Public, func(in, out []byte) (int, error) { return session.Use(k.Loaded, s, m, in, out) })
 		}
 	}
 	if m := NotData(s); token.Keys(s).Has(m) {
@@ -88,7 +90,7 @@ func testKey(t *testing.T, token hsm.KeyToken, s keyspec.Spec) {
 		if !bytes.Equal(out, make([]byte, len(out))) {
 			t.Error("the result's room is not wiped after an error")
 		}
-		CheckKey(t, s, m, k.Public, func(in, out []byte) (int, error) { return a.Use(k.Loaded, s, m, in, out) })
+		checkKey(t, s, m, k.Public, func(in, out []byte) (int, error) { return a.Use(k.Loaded, s, m, in, out) })
 	}
 
 	// A second load is the same key, and outlives the first.
@@ -100,7 +102,7 @@ func testKey(t *testing.T, token hsm.KeyToken, s keyspec.Spec) {
 		t.Error(err)
 	}
 	m := FirstOf(token.Keys(s))
-	CheckKey(t, s, m, k.Public, func(in, out []byte) (int, error) { return b.Use(again, s, m, in, out) })
+	checkKey(t, s, m, k.Public, func(in, out []byte) (int, error) { return b.Use(again, s, m, in, out) })
 	if err := token.UnloadKey(again); err != nil {
 		t.Error(err)
 	}
@@ -144,8 +146,15 @@ func testKeyReset(t *testing.T, token hsm.KeyToken) {
 		if err := token.UnloadKey(k.Loaded); err != nil {
 			t.Logf("unloading a key of an older generation: %v", err)
 		}
-		CheckKey(t, s, m, k.Public, func(in, out []byte) (int, error) { return session.Use(fresh, s, m, in, out) })
+		checkKey(t, s, m, k.Public, func(in, out []byte) (int, error) { return session.Use(fresh, s, m, in, out) })
 		return
+	}
+}
+
+func checkKey(t testing.TB, s keyspec.Spec, m hsm.Mechanism, public *pubkey.Key, use func(in, out []byte) (int, error)) {
+	t.Helper()
+	if err := CheckKey(s, m, public, use); err != nil {
+		t.Errorf("mechanism %d: %v", m, err)
 	}
 }
 
@@ -181,81 +190,92 @@ var signing = map[hsm.Mechanism][]keyspec.Algorithm{
 	hsm.SignMLDSA:     {keyspec.MLDSAShake256},
 }
 
-// CheckKey does the mechanism through use and holds the result to the public half. Of HMAC keys it holds that it is one and stays the same.
-func CheckKey(t testing.TB, s keyspec.Spec, m hsm.Mechanism, public *pubkey.Key, use func(in, out []byte) (int, error)) {
-	t.Helper()
-	must := func(in []byte) []byte {
-		t.Helper()
+// CheckKey does the mechanism through use and holds the result to the public half. Of HMAC keys it holds that it is one and stays the same. The
+// error is use's, or says what is wrong.
+func CheckKey(s keyspec.Spec, m hsm.Mechanism, public *pubkey.Key, use func(in, out []byte) (int, error)) error {
+	message := []byte("a message of a client")
+	in, want := message, []byte(nil)
+	switch m {
+	case hsm.MAC:
+		var macs [3][]byte
+		for i, in := range [][]byte{message, message, message[1:]} {
+			macs[i] = make([]byte, s.Info().Result)
+			if n, err := use(in, macs[i]); err != nil || n != len(macs[i]) {
+				return cmp.Or(err, errors.New("a MAC has another length"))
+			}
+		}
+		if !bytes.Equal(macs[0], macs[1]) || bytes.Equal(macs[0], macs[2]) {
+			return errors.New("no MACs")
+		}
+		return nil
+	case hsm.DecryptOAEP1, hsm.DecryptOAEP256:
+		in, want = make([]byte, s.Info().Public), message
+		if _, err := public.EncryptOAEP(keyspec.OAEPSHA1+keyspec.Algorithm(m-hsm.DecryptOAEP1), message, in); err != nil {
+			return err
+		}
+	case hsm.DecapsulateMLKEM:
+		in, want = make([]byte, pubkey.CiphertextBytes(s)), make([]byte, pubkey.SecretBytes)
+		if err := public.Encapsulate(want, in); err != nil {
+			return err
+		}
+	case hsm.DeriveECDH:
+		var err error
+		if in, want, err = agree(s, public); err != nil {
+			return err
+		}
+	default:
+		return checkSignatures(s, m, public, message, use)
+	}
+	out := make([]byte, s.Info().Result)
+	n, err := use(in, out)
+	if err == nil && !bytes.Equal(out[:n], want) {
+		err = errors.New("another plaintext or shared secret")
+	}
+	return err
+}
+
+// agree is the point of a fresh key and what it has in common with a public key.
+func agree(s keyspec.Spec, public *pubkey.Key) (point, secret []byte, err error) {
+	private, spki, err := softkey.Generate(s)
+	if err != nil {
+		return nil, nil, err
+	}
+	other, err := softkey.Load(s, private)
+	if err != nil {
+		return nil, nil, err
+	}
+	if point, err = public.Peer(spki); err != nil {
+		return nil, nil, err
+	}
+	secret = make([]byte, s.Info().Result)
+	n, err := other.Do(softkey.DeriveECDH, public.Raw(), secret)
+	return point, secret[:n], err
+}
+
+func checkSignatures(s keyspec.Spec, m hsm.Mechanism, public *pubkey.Key, message []byte, use func(in, out []byte) (int, error)) error {
+	algorithms := signing[m]
+	if m == hsm.SignECDSA {
+		algorithms = s.Algorithms(keyspec.SignVerify)
+	}
+	for _, a := range algorithms {
+		kind, given := pubkey.RAW, message
+		if a == keyspec.Ed25519PHSHA512 {
+			digest := sha512.Sum512(message)
+			kind, given = pubkey.DIGEST, digest[:]
+		}
+		var room [pubkey.PreparedMax]byte
+		in, ok := pubkey.Prepare(a, kind, public, given, room[:])
+		if !ok {
+			return fmt.Errorf("%v does not take the message", a)
+		}
 		out := make([]byte, s.Info().Result)
 		n, err := use(in, out)
 		if err != nil {
-			t.Fatalf("%v of %v: %v", m.Function(), s, err)
+			return err
 		}
-		return out[:n]
-	}
-	message := []byte("a message of a client")
-	switch m {
-	case hsm.MAC:
-		one := must(message)
-		if len(one) != s.Info().Result || !bytes.Equal(one, must(message)) || bytes.Equal(one, must(message[1:])) {
-			t.Errorf("%v: no MAC", s)
-		}
-	case hsm.DecryptOAEP1, hsm.DecryptOAEP256:
-		ciphertext := make([]byte, s.Info().Public)
-		if _, err := public.EncryptOAEP(keyspec.OAEPSHA1+keyspec.Algorithm(m-hsm.DecryptOAEP1), message, ciphertext); err != nil {
-			t.Fatal(err)
-		}
-		if got := must(ciphertext); !bytes.Equal(got, message) {
-			t.Errorf("decrypted: %q", got)
-		}
-	case hsm.DecapsulateMLKEM:
-		secret, ciphertext := make([]byte, pubkey.SecretBytes), make([]byte, pubkey.CiphertextBytes(s))
-		if err := public.Encapsulate(secret, ciphertext); err != nil {
-			t.Fatal(err)
-		}
-		if !bytes.Equal(must(ciphertext), secret) {
-			t.Error("another shared secret")
-		}
-	case hsm.DeriveECDH:
-		private, spki, err := softkey.Generate(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		other, err := softkey.Load(s, private)
-		if err != nil {
-			t.Fatal(err)
-		}
-		point, err := public.Peer(spki)
-		if err != nil {
-			t.Fatal(err)
-		}
-		want := make([]byte, s.Info().Result)
-		n, err := other.Do(softkey.DeriveECDH, public.Raw(), want)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !bytes.Equal(must(point), want[:n]) {
-			t.Error("another shared secret")
-		}
-	default:
-		algorithms := signing[m]
-		if m == hsm.SignECDSA {
-			algorithms = s.Algorithms(keyspec.SignVerify)
-		}
-		for _, a := range algorithms {
-			kind, given := pubkey.RAW, message
-			if a == keyspec.Ed25519PHSHA512 {
-				digest := sha512.Sum512(message)
-				kind, given = pubkey.DIGEST, digest[:]
-			}
-			var room [pubkey.PreparedMax]byte
-			in, ok := pubkey.Prepare(a, kind, public, given, room[:])
-			if !ok {
-				t.Fatalf("%v does not take the message", a)
-			}
-			if !public.Verify(a, kind, given, pubkey.AppendSignature(nil, a, must(in))) {
-				t.Errorf("%v: the signature is wrong", a)
-			}
+		if !public.Verify(a, kind, given, pubkey.AppendSignature(nil, a, out[:n])) {
+			return fmt.Errorf("%v: the signature is wrong", a)
 		}
 	}
+	return nil
 }
