@@ -2,20 +2,15 @@ package p11
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/elliptic"
-	"crypto/rsa"
-	"crypto/x509"
 	"encoding/asn1"
 	"errors"
 	"fmt"
 	"math/big"
 	"slices"
 
-	"github.com/decred/dcrd/dcrec/secp256k1/v4"
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/internal/keyspec"
+	"github.com/keyplane/keyplane/internal/pubkey"
 	"github.com/miekg/pkcs11"
 )
 
@@ -216,32 +211,27 @@ func (t *Token) generateKey(session pkcs11.SessionHandle, s keyspec.Spec) (publi
 
 // publicOf reads the public half as DER SubjectPublicKeyInfo.
 func (t *Token) publicOf(session pkcs11.SessionHandle, object pkcs11.ObjectHandle, s keyspec.Spec) ([]byte, error) {
-	read := func(attr uint) ([]byte, error) {
-		v, err := t.attribute(session, object, attr)
-		return v, failed("C_GetAttributeValue", err)
-	}
+	parts := []uint{pkcs11.CKA_EC_POINT}
 	if s.Info().Family == keyspec.RSA {
-		n, err := read(pkcs11.CKA_MODULUS)
-		if err != nil {
-			return nil, err
-		}
-		e, err := read(pkcs11.CKA_PUBLIC_EXPONENT)
-		if err != nil {
-			return nil, err
-		}
-		key := &rsa.PublicKey{N: new(big.Int).SetBytes(n), E: 65537}
-		if key.N.BitLen() != s.Info().Bits || key.N.Bit(0) == 0 || !bytes.Equal(bytes.TrimLeft(e, "\x00"), publicExponent) {
-			return nil, fmt.Errorf("p11: %w: the public half is not %s with the exponent 65537", hsm.ErrWrong, s)
-		}
-		return x509.MarshalPKIXPublicKey(key)
+		parts = []uint{pkcs11.CKA_MODULUS, pkcs11.CKA_PUBLIC_EXPONENT}
 	}
-	value, err := read(pkcs11.CKA_EC_POINT)
-	if err != nil {
-		return nil, err
+	var values [][]byte
+	for _, attr := range parts {
+		v, err := t.attribute(session, object, attr)
+		if err != nil {
+			return nil, failed("C_GetAttributeValue", err)
+		}
+		values = append(values, v)
 	}
-	public, err := spki(s, pointOf(value, s.Info().Public))
+	var public []byte
+	var err error
+	if s.Info().Family != keyspec.RSA {
+		public, err = pubkey.Marshal(s, pointOf(values[0], s.Info().Public))
+	} else if public, err = pubkey.MarshalRSA(s, values[0], publicExponent); err == nil && !bytes.Equal(bytes.TrimLeft(values[1], "\x00"), publicExponent) {
+		err = errors.New("the exponent is not 65537")
+	}
 	if err != nil {
-		return nil, fmt.Errorf("p11: %w: CKA_EC_POINT of a key for %s: %w", hsm.ErrWrong, s, err)
+		return nil, fmt.Errorf("p11: %w: the public half of a key for %s: %w", hsm.ErrWrong, s, err)
 	}
 	return public, nil
 }
@@ -261,35 +251,4 @@ func pointOf(value []byte, n int) []byte {
 		return bits.Bytes
 	}
 	return value
-}
-
-// secp256k1Prefix is what comes before the point in a SubjectPublicKeyInfo: RFC 5480, SEC 2.
-var secp256k1Prefix = []byte{0x30, 0x56, 0x30, 0x10, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x0a,
-	0x03, 0x42, 0x00}
-
-// spki is the SubjectPublicKeyInfo of a point, which is checked to be one.
-func spki(s keyspec.Spec, point []byte) ([]byte, error) {
-	if len(point) != s.Info().Public {
-		return nil, fmt.Errorf("%d bytes", len(point))
-	}
-	curve := map[keyspec.Spec]elliptic.Curve{keyspec.P256: elliptic.P256(), keyspec.P384: elliptic.P384(), keyspec.P521: elliptic.P521()}[s]
-	switch {
-	case curve != nil:
-		key, err := ecdsa.ParseUncompressedPublicKey(curve, point)
-		if err != nil {
-			return nil, err
-		}
-		return x509.MarshalPKIXPublicKey(key)
-	case s == keyspec.Secp256k1:
-		if point[0] != 4 {
-			return nil, errors.New("not uncompressed")
-		}
-		if _, err := secp256k1.ParsePubKey(point); err != nil {
-			return nil, err
-		}
-		return slices.Concat(secp256k1Prefix, point), nil
-	case s == keyspec.Ed25519:
-		return x509.MarshalPKIXPublicKey(ed25519.PublicKey(point))
-	}
-	return nil, errors.New("no curve")
 }

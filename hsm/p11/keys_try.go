@@ -2,29 +2,21 @@ package p11
 
 import (
 	"bytes"
-	"crypto"
-	"crypto/ecdsa"
-	"crypto/ed25519"
+	"crypto/ecdh"
 	"crypto/hmac"
 	"crypto/rand"
-	"crypto/rsa"
-	"crypto/sha1"
 	"crypto/sha256"
 	"crypto/sha512"
 	"crypto/subtle"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"hash"
-	"math/big"
-	"slices"
 	"sync"
 	"sync/atomic"
 
-	"github.com/decred/dcrd/dcrec/secp256k1/v4"
-	secpecdsa "github.com/decred/dcrd/dcrec/secp256k1/v4/ecdsa"
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/internal/keyspec"
+	"github.com/keyplane/keyplane/internal/pubkey"
 	"github.com/miekg/pkcs11"
 )
 
@@ -210,18 +202,6 @@ var mechanismNamesOf = map[hsm.Mechanism]string{
 // checkUse does one operation with a key and holds the result to the public half; that of an HMAC key to what the key gave before it was
 // wrapped. It needs mod.mu.
 func (t *Token) checkUse(s keyspec.Spec, m hsm.Mechanism, raw bool, made *madeKey, session, key uint) error {
-	var public any
-	var err error
-	switch {
-	case s.Info().Family == keyspec.HMAC:
-	case s == keyspec.Secp256k1:
-		public, err = secp256k1.ParsePubKey(made.public[len(secp256k1Prefix):])
-	default:
-		public, err = x509.ParsePKIXPublicKey(made.public)
-	}
-	if err != nil {
-		return err
-	}
 	out := make([]byte, s.Info().Result)
 	defer clear(out)
 	use := func(in []byte) ([]byte, error) {
@@ -229,42 +209,26 @@ func (t *Token) checkUse(s keyspec.Spec, m hsm.Mechanism, raw bool, made *madeKe
 		return out[:n], err
 	}
 	var good bool
-	switch m {
-	case hsm.SignPKCS1:
-		digest := sha256.Sum256(macMessage)
-		var sig []byte
-		sig, err = use(append(bytes.Clone(digestInfo[crypto.SHA256]), digest[:]...))
-		good = err == nil && rsa.VerifyPKCS1v15(public.(*rsa.PublicKey), crypto.SHA256, digest[:], sig) == nil
-	case hsm.SignPSS256, hsm.SignPSS384, hsm.SignPSS512:
-		h := map[hsm.Mechanism]crypto.Hash{hsm.SignPSS256: crypto.SHA256, hsm.SignPSS384: crypto.SHA384, hsm.SignPSS512: crypto.SHA512}[m]
-		digest := h.New().Sum(nil)
-		var sig []byte
-		sig, err = use(digest)
-		good = err == nil && rsa.VerifyPSS(public.(*rsa.PublicKey), h, digest, sig, &rsa.PSSOptions{SaltLength: h.Size()}) == nil
-	case hsm.DecryptOAEP1, hsm.DecryptOAEP256:
-		good, err = checkOAEP(public.(*rsa.PublicKey), m, use)
-	case hsm.SignECDSA:
-		digest := sha256.Sum256(macMessage)
-		var sig []byte
-		sig, err = use(digest[:])
-		good = err == nil && verifyECDSA(public, digest[:], sig)
-	case hsm.DeriveECDH:
-		good, err = checkECDH(public.(*ecdsa.PublicKey), use)
-	case hsm.SignEd25519:
-		var sig []byte
-		sig, err = use(macMessage)
-		good = err == nil && ed25519.Verify(public.(ed25519.PublicKey), macMessage, sig)
-	case hsm.SignEd25519ph:
-		digest := sha512.Sum512(macMessage)
-		var sig []byte
-		sig, err = use(digest[:])
-		good = err == nil && ed25519.VerifyWithOptions(public.(ed25519.PublicKey), digest[:], sig, &ed25519.Options{Hash: crypto.SHA512}) == nil
-	case hsm.MAC:
+	var err error
+	if m == hsm.MAC {
 		var mac []byte
-		mac, err = use(macMessage)
-		good = err == nil && hmac.Equal(mac, made.mac)
-		if good {
+		if mac, err = use(macMessage); err == nil && hmac.Equal(mac, made.mac) {
 			good, err = t.checkMAC(s, session)
+		}
+	} else {
+		var public *pubkey.Key
+		if public, err = pubkey.Parse(s, made.public); err != nil {
+			return err
+		}
+		switch m {
+		case hsm.DecryptOAEP1:
+			good, err = checkOAEP(public, keyspec.OAEPSHA1, use)
+		case hsm.DecryptOAEP256:
+			good, err = checkOAEP(public, keyspec.OAEPSHA256, use)
+		case hsm.DeriveECDH:
+			good, err = checkECDH(public, use)
+		default:
+			good, err = checkSignature(public, m, use)
 		}
 	}
 	if err == nil && !good {
@@ -273,45 +237,61 @@ func (t *Token) checkUse(s keyspec.Spec, m hsm.Mechanism, raw bool, made *madeKe
 	return err
 }
 
-func verifyECDSA(public any, digest, sig []byte) bool {
-	half := len(sig) / 2
-	if key, ok := public.(*ecdsa.PublicKey); ok {
-		return ecdsa.Verify(key, digest, new(big.Int).SetBytes(sig[:half]), new(big.Int).SetBytes(sig[half:]))
+// algorithmOf is an algorithm of the API for which a key of the spec uses the mechanism to sign.
+func algorithmOf(s keyspec.Spec, m hsm.Mechanism) keyspec.Algorithm {
+	switch m {
+	case hsm.SignPKCS1:
+		return keyspec.PKCS1SHA256
+	case hsm.SignPSS256:
+		return keyspec.PSSSHA256
+	case hsm.SignPSS384:
+		return keyspec.PSSSHA384
+	case hsm.SignPSS512:
+		return keyspec.PSSSHA512
+	case hsm.SignEd25519ph:
+		return keyspec.Ed25519PHSHA512
 	}
-	var r, s secp256k1.ModNScalar
-	if r.SetByteSlice(sig[:half]) || s.SetByteSlice(sig[half:]) {
-		return false
+	return s.Algorithms(keyspec.SignVerify)[0]
+}
+
+func checkSignature(public *pubkey.Key, m hsm.Mechanism, use func([]byte) ([]byte, error)) (bool, error) {
+	a := algorithmOf(public.Spec(), m)
+	message, kind := macMessage, pubkey.RAW
+	if m == hsm.SignEd25519ph {
+		message, kind = bytes.Repeat(macMessage, 64/len(macMessage)), pubkey.DIGEST
 	}
-	return secpecdsa.NewSignature(&r, &s).Verify(digest, public.(*secp256k1.PublicKey))
+	in, ok := pubkey.Prepare(a, kind, public, message, make([]byte, pubkey.PreparedMax))
+	if !ok {
+		return false, nil
+	}
+	sig, err := use(in)
+	return err == nil && public.Verify(a, kind, message, pubkey.AppendSignature(nil, a, sig)), err
 }
 
 // checkOAEP has a ciphertext decrypted, and one that is none refused.
-func checkOAEP(public *rsa.PublicKey, m hsm.Mechanism, use func([]byte) ([]byte, error)) (bool, error) {
-	h := sha256.New
-	if m == hsm.DecryptOAEP1 {
-		h = sha1.New
-	}
-	sealed, err := rsa.EncryptOAEP(h(), rand.Reader, public, macMessage, nil)
-	if err != nil {
+func checkOAEP(public *pubkey.Key, a keyspec.Algorithm, use func([]byte) ([]byte, error)) (bool, error) {
+	sealed := make([]byte, public.Spec().Info().Public)
+	if _, err := public.EncryptOAEP(a, macMessage, sealed); err != nil {
 		return false, err
 	}
 	opened, err := use(sealed)
 	if err != nil || !bytes.Equal(opened, macMessage) {
 		return false, err
 	}
-	_, err = use(bytes.Repeat([]byte{1}, public.Size()))
-	if e, ok := errors.AsType[*hsm.Error](err); ok && e.Function == "C_Decrypt" {
+	_, err = use(bytes.Repeat([]byte{1}, len(sealed)))
+	if e, ok := errors.AsType[*hsm.Error](err); ok && e.Function == "C_Decrypt" && !passing(e.CKR) {
 		return true, nil
 	}
 	return false, err
 }
 
-func checkECDH(public *ecdsa.PublicKey, use func([]byte) ([]byte, error)) (bool, error) {
-	own, err := public.ECDH()
+func checkECDH(public *pubkey.Key, use func([]byte) ([]byte, error)) (bool, error) {
+	curve := map[keyspec.Spec]ecdh.Curve{keyspec.P256: ecdh.P256(), keyspec.P384: ecdh.P384(), keyspec.P521: ecdh.P521()}[public.Spec()]
+	own, err := curve.NewPublicKey(public.Raw())
 	if err != nil {
 		return false, err
 	}
-	peer, err := own.Curve().GenerateKey(rand.Reader)
+	peer, err := curve.GenerateKey(rand.Reader)
 	if err != nil {
 		return false, err
 	}
@@ -341,5 +321,5 @@ func (t *Token) checkMAC(s keyspec.Spec, session uint) (bool, error) {
 	}
 	want := hmac.New([]func() hash.Hash{sha256.New224, sha256.New, sha512.New384, sha512.New}[s-keyspec.HMAC224], value)
 	want.Write(macMessage)
-	return slices.Equal(mac, want.Sum(nil)), nil
+	return hmac.Equal(mac, want.Sum(nil)), nil
 }

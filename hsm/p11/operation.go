@@ -3,6 +3,7 @@ package p11
 import (
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/internal/keyspec"
+	"github.com/keyplane/keyplane/internal/pubkey"
 	"github.com/miekg/pkcs11"
 )
 
@@ -79,22 +80,32 @@ func (f functions) operate(session, key uint, s keyspec.Spec, m hsm.Mechanism, r
 		}
 	}
 	if o.mechanism != pkcs11.CKM_RSA_X_509 {
-		return f.use(session, key, &o, in, out)
+		n, err = f.use(session, key, &o, in, out)
+		return n, ofData(err)
 	}
 	block = block[:o.n]
 	defer clear(block)
 	if _, err = f.use(session, key, &o, in, block); err != nil {
 		clear(out)
-		return 0, err
+		return 0, ofData(err)
 	}
 	a := keyspec.OAEPSHA1
 	if m == hsm.DecryptOAEP256 {
 		a = keyspec.OAEPSHA256
 	}
-	n, ok := decodeOAEP(a, block, out)
+	n, ok := pubkey.DecodeOAEP(a, block, out)
 	if !ok {
 		clear(out)
 		return 0, &hsm.Error{CKR: hsm.CKR_ENCRYPTED_DATA_INVALID, Function: "C_Decrypt"}
 	}
 	return n, nil
+}
+
+// ofData gives an answer its meaning: all arguments of C_Decrypt but the ciphertext are ours and good, so what is bad is a number above the
+// modulus, for which NSS says CKR_ARGUMENTS_BAD.
+func ofData(err error) error {
+	if e, ok := err.(*hsm.Error); ok && e.Function == "C_Decrypt" && e.CKR == hsm.CKR_ARGUMENTS_BAD {
+		return &hsm.Error{CKR: hsm.CKR_ENCRYPTED_DATA_INVALID, Function: e.Function}
+	}
+	return err
 }
