@@ -183,15 +183,16 @@ func (r *KeyRing) run(j *KeyJob, now time.Time) error {
 
 // hand gives j to a shard or, where its queue is full, to one of the next. It returns the shard.
 func (r *KeyRing) hand(j *KeyJob, not int, deadline time.Time) (shard int, err error) {
+	full := -1
 	for range 1 + othersMax {
 		var pickErr error
-		if shard, pickErr = r.shards.pickKey(j.Key, j.Mechanism, not, r.next.Add(1)); pickErr != nil {
+		if shard, pickErr = r.shards.pickKey(j.Key, j.Mechanism, not, full, r.next.Add(1)); pickErr != nil {
 			return 0, pickErr
 		}
 		if err = r.doCounted(shard, j, deadline); err == nil || err != r.cfg.Full {
 			break
 		}
-		not = shard
+		full = shard
 	}
 	return shard, err
 }

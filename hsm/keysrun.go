@@ -335,8 +335,9 @@ func (s *Shards) generateKey(sl *slot, spec keyspec.Spec) (wrapped, public []byt
 }
 
 // pickKey chooses a serving shard for a job with the key and counts the job there: an idle one, else the one with the fewest jobs, since
-// operations are slow and one key may be all the load there is. It avoids shard not (-1: none) and, before that, the rest of its slot.
-func (s *Shards) pickKey(k *Key, m Mechanism, not int, hint uint64) (int, error) {
+// operations are slow and one key may be all the load there is. It avoids shard full, whose queue is, shard not, on which the job failed, and
+// before that the rest of not's slot; -1 is none.
+func (s *Shards) pickKey(k *Key, m Mechanism, not, full int, hint uint64) (int, error) {
 	err := ErrNoRoot
 	best, least := -1, int32(0)
 	for n, i := 0, int(hint%uint64(len(s.shards))); n < len(s.shards); n, i = n+1, (i+1)%len(s.shards) {
@@ -356,9 +357,9 @@ func (s *Shards) pickKey(k *Key, m Mechanism, not int, hint uint64) (int, error)
 		jobs := sh.waiting.Load()
 		if not >= 0 && sh.slot == s.shards[not].slot {
 			jobs += 1 << 20
-			if i == not {
-				jobs += 1 << 20
-			}
+		}
+		if i == not || i == full {
+			jobs += 1 << 21
 		}
 		if jobs == 0 && sh.waiting.CompareAndSwap(0, 1) {
 			return i, nil
