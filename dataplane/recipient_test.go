@@ -77,6 +77,7 @@ func TestRecipient(t *testing.T) {
 	w.addKey("k1", kmsapi.StateEnabled, 1)
 	k1 := keyID("k1").String()
 	long := bytes.Repeat([]byte("0123456789abcdef"), 256) // the largest plaintext
+	tested := map[string]bool{}
 	for name, doc := range map[string][]byte{"enclave": document(t, 7, 0), "NitroTPM": tpmDocument(t)} {
 		to := recipientOf(doc)
 		for _, c := range []struct {
@@ -99,6 +100,7 @@ func TestRecipient(t *testing.T) {
 				}},
 			{"GenerateRandom", `{"NumberOfBytes":1024,` + to + `}`, "CiphertextForRecipient", nil},
 		} {
+			tested[c.op] = true
 			r := w.do(w.call(c.op, c.body))
 			var out map[string]string
 			if err := json.Unmarshal(r.body, &out); err != nil || r.status != 200 {
@@ -122,6 +124,11 @@ func TestRecipient(t *testing.T) {
 			} else if want := c.want(out); !bytes.Equal(got, want) {
 				t.Errorf("%s: %s: %x, want %x", name, c.op, got, want)
 			}
+		}
+	}
+	for _, op := range operations {
+		if op.members&mRecipient != 0 && !tested[op.Name] {
+			t.Errorf("%s takes a Recipient, and nothing tests what it answers", op.Name)
 		}
 	}
 }
