@@ -250,6 +250,34 @@ func TestRecipientRefused(t *testing.T) {
 	}
 }
 
+// As many documents are verified at once as have turns. Who gets none in time is throttled, and nobody else is.
+func TestRecipientTurns(t *testing.T) {
+	w := newWorld(t, worldConfig{server: Config{AttestationRoots: authority(t).Roots(t)}})
+	to := recipientOf(document(t, 7, 0))
+	for range cap(w.verifying) {
+		w.verifying <- struct{}{}
+	}
+	if r := w.do(w.call("GenerateRandom", `{"NumberOfBytes":8,`+to+`}`)); r.exception() != "ThrottlingException" {
+		t.Errorf("without a turn: %d %s", r.status, r.body)
+	}
+	if r := w.do(w.call("GenerateRandom", `{"NumberOfBytes":8}`)); r.status != 200 {
+		t.Errorf("without a document: %d %s", r.status, r.body)
+	}
+	for range cap(w.verifying) {
+		<-w.verifying
+	}
+	for i := range 2 * cap(w.verifying) { // every turn is given back, of a document that is refused too
+		for _, to := range []string{to, recipientOf([]byte{0})} {
+			if r := w.do(w.call("GenerateRandom", `{"NumberOfBytes":8,`+to+`}`)); (r.status == 200) != (len(to) > 1000) {
+				t.Fatalf("request %d: %d %s", i, r.status, r.body)
+			}
+		}
+	}
+	if n := len(w.verifying); n != 0 {
+		t.Errorf("%d turns were not given back", n)
+	}
+}
+
 // Records say to whom the reply was sealed, of refusals too, and nothing of the document besides.
 func TestRecipientRecords(t *testing.T) {
 	w := newWorld(t, worldConfig{server: Config{AttestationRoots: authority(t).Roots(t)}})
