@@ -15,7 +15,8 @@
 //	conn.go       when a reply has left the process, and that nothing of it stays
 //
 // Every operation has the same five verbs: scan → check → admit → do → append. It returns a kmsapi.Code and leaves the message of a refusal
-// in request.msg; only finish writes a response. In steady state nothing here allocates between the parsed header and the written reply.
+// in request.msg; only finish writes a response. In steady state nothing here allocates between the parsed header and the written reply, but for
+// requests with a Recipient.
 //
 // Goroutines are fasthttp's, one per connection; a round runs in the goroutine of one of the connections it serves (package batch).
 package dataplane

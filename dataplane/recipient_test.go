@@ -77,6 +77,7 @@ func TestRecipient(t *testing.T) {
 	w.addKey("k1", kmsapi.StateEnabled, 1)
 	k1 := keyID("k1").String()
 	long := bytes.Repeat([]byte("0123456789abcdef"), 256) // the largest plaintext
+	tested := map[string]bool{}
 	for name, doc := range map[string][]byte{"enclave": document(t, 7, 0), "NitroTPM": tpmDocument(t)} {
 		to := recipientOf(doc)
 		for _, c := range []struct {
@@ -99,6 +100,7 @@ func TestRecipient(t *testing.T) {
 				}},
 			{"GenerateRandom", `{"NumberOfBytes":1024,` + to + `}`, "CiphertextForRecipient", nil},
 		} {
+			tested[c.op] = true
 			r := w.do(w.call(c.op, c.body))
 			var out map[string]string
 			if err := json.Unmarshal(r.body, &out); err != nil || r.status != 200 {
@@ -122,6 +124,11 @@ func TestRecipient(t *testing.T) {
 			} else if want := c.want(out); !bytes.Equal(got, want) {
 				t.Errorf("%s: %s: %x, want %x", name, c.op, got, want)
 			}
+		}
+	}
+	for _, op := range operations {
+		if op.members&mRecipient != 0 && !tested[op.Name] {
+			t.Errorf("%s takes a Recipient, and nothing tests what it answers", op.Name)
 		}
 	}
 }
@@ -240,6 +247,34 @@ func TestRecipientRefused(t *testing.T) {
 		if !strings.Contains(log.String(), reason) {
 			t.Errorf("the log does not say %q:\n%s", reason, log.String())
 		}
+	}
+}
+
+// As many documents are verified at once as have turns. Who gets none in time is throttled, and nobody else is.
+func TestRecipientTurns(t *testing.T) {
+	w := newWorld(t, worldConfig{server: Config{AttestationRoots: authority(t).Roots(t)}})
+	to := recipientOf(document(t, 7, 0))
+	for range cap(w.verifying) {
+		w.verifying <- struct{}{}
+	}
+	if r := w.do(w.call("GenerateRandom", `{"NumberOfBytes":8,`+to+`}`)); r.exception() != "ThrottlingException" {
+		t.Errorf("without a turn: %d %s", r.status, r.body)
+	}
+	if r := w.do(w.call("GenerateRandom", `{"NumberOfBytes":8}`)); r.status != 200 {
+		t.Errorf("without a document: %d %s", r.status, r.body)
+	}
+	for range cap(w.verifying) {
+		<-w.verifying
+	}
+	for i := range 2 * cap(w.verifying) { // every turn is given back, of a document that is refused too
+		for _, to := range []string{to, recipientOf([]byte{0})} {
+			if r := w.do(w.call("GenerateRandom", `{"NumberOfBytes":8,`+to+`}`)); (r.status == 200) != (len(to) > 1000) {
+				t.Fatalf("request %d: %d %s", i, r.status, r.body)
+			}
+		}
+	}
+	if n := len(w.verifying); n != 0 {
+		t.Errorf("%d turns were not given back", n)
 	}
 }
 

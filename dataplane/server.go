@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -108,6 +109,7 @@ type Server struct {
 	ids       *uuid.Generator // of requests
 	panics    atomic.Uint64
 	warnings  ratelimit.GCRA
+	verifying chan struct{}  // one element for each attestation document that is being verified
 	refusals  ratelimit.GCRA // of attestation documents, in the log
 	strangers ratelimit.Sampler
 	unlogged  atomic.Uint64 // warnings left out since the last one
@@ -122,7 +124,8 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Region == "" || cfg.Ready == nil || cfg.Logger == nil {
 		return nil, errors.New("dataplane: a required field of Config is missing")
 	}
-	s := &Server{cfg: cfg, partition: keyid.Partition(cfg.Region), ids: uuid.New(), connAgeMax: time.Hour, strangers: ratelimit.Sampler{Limit: strangers}}
+	s := &Server{cfg: cfg, partition: keyid.Partition(cfg.Region), ids: uuid.New(), connAgeMax: time.Hour, strangers: ratelimit.Sampler{Limit: strangers},
+		verifying: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))}
 	var err error
 	if s.keys, err = cache.New(cfg.KeyCacheBytes, absentBytes(cfg.KeyCacheBytes), (*snapshot.Key).Wipe); err != nil {
 		return nil, err

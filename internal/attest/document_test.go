@@ -183,6 +183,17 @@ func TestRefused(t *testing.T) {
 		{"a field in capitals", a.Sign(t, at.Payload(at.Set(at.Without(fields, "nonce"), "Nonce", at.Null()))), "not the CBOR of a document"},
 		{"a field twice", a.Sign(t, at.Payload(append(slices.Clone(fields), at.Field{Name: "public_key", Value: at.Bytes(spki)}))), "not the CBOR of a document"},
 		{"a field twice, the first null", a.Sign(t, at.Payload(append(at.Set(fields, "public_key", at.Null()), at.Field{Name: "public_key", Value: at.Bytes(spki)}))), "not the CBOR of a document"},
+		{"a field twice in an indefinite map", a.Sign(t, at.IndefiniteMap(at.Payload(append(slices.Clone(fields), at.Field{Name: "public_key", Value: at.Bytes(spki)})))), "not the CBOR of a document"},
+		{"bytes behind an indefinite map", a.Sign(t, append(at.IndefiniteMap(payload), 0)), "not the CBOR of a document"},
+		{"an indefinite map without an end", a.Sign(t, append([]byte{0xbf}, payload[1:]...)), "not the CBOR of a document"},
+		{"an unknown field in an indefinite map", a.Sign(t, at.IndefiniteMap(at.Payload(at.Set(fields, "more", at.Null())))), "not the CBOR of a document"},
+		{"33 pcrs in an indefinite map", set("pcrs", func() []byte {
+			m := []byte{0xbf}
+			for i := range uint64(33) {
+				m = append(append(m, at.Uint(i)...), at.Bytes(make([]byte, 48))...)
+			}
+			return append(m, 0xff)
+		}()), "not the CBOR of a document"},
 		{"a tagged field", set("timestamp", at.Tag(1, at.Uint(uint64(now.UnixMilli())))), "not the CBOR of a document"},
 		{"a name that is no text", a.Sign(t, append([]byte{payload[0] + 1}, append(slices.Clone(payload[1:]), at.Bytes([]byte("x"))[0], 'x', 0xf6)...)), "not the CBOR of a document"},
 		{"too deep", set("nonce", at.Array(at.Array(at.Array(at.Array(at.Array()))))), "not the CBOR of a document"},

@@ -94,6 +94,7 @@ var (
 	truth      = []string{"true", "false", "True", "FALSE"}
 	addresses  = []string{"10.0.0.7", "10.0.0.0/8", "192.0.2.0/24", "2001:db8::/32", "0.0.0.0/0", "::/0", "2001:db8::1", "10.0.0.6/31", "10.0.0.8/29"}
 	teams      = []string{"red", "Red", "blue", "r*", "?ed", "*", "r?d*", "${aws:PrincipalTag/team}", "${aws:username}", "${aws:PrincipalTag/none, 'red'}", "${aws:PrincipalTag/team, 'blue'}", "r${*}", "${aws:ResourceTag/env}", "pre-${aws:PrincipalTag/team}", "${kms:EncryptionContextKeys}", "${nope}", "${kms:EncryptionContext:dept}", "caf\u00e9", ""}
+	images     = []string{"9fedcba8", "00000000", "9FEDCBA8", "9fed*", "*", "0"} // the first two are what documents attest
 	contextKey = []string{"dept", "id", "Dept", "purpose", "d*", "?d", "*", "${aws:PrincipalTag/team}"}
 
 	attributes = []attribute{
@@ -148,6 +149,9 @@ var (
 		{"kms:GrantIsForAWSResource", 'b', false, truth},
 		{"kms:RotationPeriodInDays", 'n', false, numbers},
 		{"kms:ValidTo", 'd', false, dates},
+		{"kms:RecipientAttestation:ImageSha384", 's', false, images},
+		{"kms:RecipientAttestation:PCR3", 's', false, images},
+		{"kms:RecipientAttestation:NitroTPMPCR4", 's', false, images},
 	}
 
 	operatorsOf = map[byte][]string{
@@ -634,6 +638,15 @@ func (g *generator) request(owner string, hasKey bool) Request {
 		}
 	case "kms:ScheduleKeyDeletion":
 		r.Extra = append(r.Extra, Extra{"kms:ScheduleKeyDeletionPendingWindowInDays", g.of([]string{"7", "30"})})
+	case "kms:Decrypt", "kms:GenerateDataKey", "kms:GenerateRandom", "kms:DeriveSharedSecret":
+		switch g.n(4) {
+		case 1:
+			image := g.of(images[:2])
+			r.Extra = append(r.Extra, Extra{"kms:RecipientAttestation:ImageSha384", image}, Extra{"kms:RecipientAttestation:PCR0", image},
+				Extra{"kms:RecipientAttestation:PCR3", g.of(images[:2])})
+		case 2:
+			r.Extra = append(r.Extra, Extra{"kms:RecipientAttestation:NitroTPMPCR4", g.of(images[:2])})
+		}
 	case "kms:ImportKeyMaterial":
 		r.Extra = append(r.Extra, Extra{"kms:ValidTo", g.of([]string{"1767225600", "1900000000"})}, Extra{"kms:ExpirationModel", "KEY_MATERIAL_EXPIRES"})
 	}

@@ -147,6 +147,11 @@ func keyCases() (cases []Case) {
 		{"kms:RecipientAttestation:PCR0", "9fedcba8", extra("kms:RecipientAttestation:PCR0", "9fedcba8")},
 		{"kms:RecipientAttestation:PCR0", "", extra("kms:RecipientAttestation:PCR1", "9fedcba8")},
 		{"kms:RecipientAttestation:PCR0", "", nil},
+		{"kms:RecipientAttestation:PCR31", "9fedcba8", extra("kms:RecipientAttestation:PCR31", "9fedcba8")},
+		{"kms:RecipientAttestation:PCR3", "", extra("kms:RecipientAttestation:PCR31", "9fedcba8")},
+		{"kms:RecipientAttestation:NitroTPMPCR4", "9fedcba8", extra("kms:RecipientAttestation:NitroTPMPCR4", "9fedcba8")},
+		{"kms:RecipientAttestation:NitroTPMPCR4", "", extra("kms:RecipientAttestation:PCR4", "9fedcba8")},
+		{"kms:RecipientAttestation:PCR4", "", extra("kms:RecipientAttestation:NitroTPMPCR4", "9fedcba8")},
 	} {
 		add := func(what, operator, key, value string, match bool) {
 			condition := conditionOf(operator, key, list(value))
