@@ -7,7 +7,9 @@ import (
 	"runtime/debug"
 	"testing"
 
+	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/hsm/hsmtest"
+	"github.com/keyplane/keyplane/internal/keyspec"
 )
 
 // TestAllocRound counts Go's heap only: what a module does in C is its own.
@@ -27,6 +29,54 @@ func TestAllocRound(t *testing.T) {
 			}
 		}
 	}
+	countAllocations(t, run)
+}
+
+// TestAllocUse: no mechanism allocates in Use, whatever it takes: a raw decryption, an ended stream, a derived secret.
+func TestAllocUse(t *testing.T) {
+	for name, uri := range map[string]func(testing.TB) string{"SoftHSM": hsmtest.SoftHSM, "NSS": hsmtest.NSS} {
+		t.Run(name, func(t *testing.T) {
+			token := opener(t, uri(t))(t).(*Token)
+			defer token.Close()
+			for _, spec := range []keyspec.Spec{keyspec.HMAC256, keyspec.P256, keyspec.RSA2048} {
+				s, k, public := keySession(t, token, spec)
+				var uses []func()
+				out, block, image := make([]byte, spec.Info().Result), []byte(hsm.RootIDBlock), make([]byte, 16)
+				for _, m := range mechanismsOf(spec) {
+					in, err := speedInput(spec, m, public)
+					if err != nil {
+						t.Fatal(err)
+					}
+					uses = append(uses, func() {
+						if _, err := s.Use(k, spec, m, in, out); err != nil {
+							t.Fatal(err)
+						}
+					})
+				}
+				for _, use := range uses {
+					most := map[keyspec.Spec]int{keyspec.HMAC256: 10_000, keyspec.P256: 1000, keyspec.RSA2048: 150}[spec] // by what they take
+					countAllocations(t, func(times int) {
+						for range min(times, most) {
+							use()
+						}
+					})
+				}
+				countAllocations(t, func(times int) {
+					for range min(times, 200) {
+						if err := s.Round(block, image, nil); err != nil {
+							t.Fatal(err)
+						}
+						uses[0]()
+					}
+				})
+				s.Close()
+			}
+		})
+	}
+}
+
+func countAllocations(t *testing.T, run func(n int)) {
+	t.Helper()
 	run(100)
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	var before, after runtime.MemStats
@@ -34,6 +84,6 @@ func TestAllocRound(t *testing.T) {
 	run(10_000)
 	runtime.ReadMemStats(&after)
 	if n := after.Mallocs - before.Mallocs; n > 5 { // ReadMemStats and the runtime's own background work
-		t.Errorf("%d allocations in 10 000 rounds", n)
+		t.Errorf("%d allocations in 10 000 rounds or uses", n)
 	}
 }

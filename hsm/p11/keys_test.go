@@ -31,3 +31,20 @@ func TestKeysSoftHSM(t *testing.T) {
 }
 
 func TestKeysNSS(t *testing.T) { hsmtest.TestKeyToken(t, opener(t, hsmtest.NSS(t)), nssKeys) }
+
+// keySession is a key of the spec, made, loaded, and a session to use it.
+func keySession(t testing.TB, token *Token, s keyspec.Spec) (session hsm.KeySession, k hsm.LoadedKey, public []byte) {
+	t.Helper()
+	wrapped, public, err := token.GenerateKey(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if k, err = token.LoadKey(s, wrapped); err != nil {
+		t.Fatal(err)
+	}
+	opened, err := token.OpenSession()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return opened.(hsm.KeySession), k, public
+}
