@@ -3,9 +3,11 @@ package p11
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/hsm/hsmtest"
+	"github.com/keyplane/keyplane/internal/keyspec"
 )
 
 // BenchmarkRun is GenerateDataKey jobs through the shards on a module: three blocks, a drawn nonce and 32 bytes of random each.
@@ -59,6 +61,55 @@ func BenchmarkRound(b *testing.B) {
 				}
 			})
 		}
+		token.Close()
+	}
+}
+
+// BenchmarkKeys is the module's own rate of operations with keys, in a plain loop on one and two sessions: what SpeedOf measures in a second.
+func BenchmarkKeys(b *testing.B) {
+	for name, uri := range map[string]func(testing.TB) string{"softhsm": hsmtest.SoftHSM, "nss": hsmtest.NSS} {
+		for _, c := range []struct {
+			name string
+			spec keyspec.Spec
+			m    hsm.Mechanism
+		}{
+			{"ecdsa-p256", keyspec.P256, hsm.SignECDSA}, {"rsa2048-pss", keyspec.RSA2048, hsm.SignPSS256}, {"ed25519", keyspec.Ed25519, hsm.SignEd25519},
+			{"hmac256", keyspec.HMAC256, hsm.MAC}, {"rsa2048-oaep256", keyspec.RSA2048, hsm.DecryptOAEP256}, {"ecdh-p256", keyspec.P256, hsm.DeriveECDH},
+		} {
+			for _, sessions := range []int{1, 2} {
+				b.Run(fmt.Sprintf("token=%s/operation=%s/sessions=%d", name, c.name, sessions), func(b *testing.B) {
+					if name == "nss" && c.spec == keyspec.Ed25519 {
+						b.Skip("the module does not have it")
+					}
+					fresh := uri(b)
+					for b.Loop() {
+						perSecond, err := SpeedOf(fresh, c.spec, c.m, sessions, time.Second)
+						if err != nil {
+							b.Fatal(err)
+						}
+						b.ReportMetric(perSecond, "op/s")
+					}
+				})
+			}
+		}
+	}
+}
+
+// BenchmarkUse is an operation with a key through the session: the crossing and what is around it.
+func BenchmarkUse(b *testing.B) {
+	for name, uri := range map[string]func(testing.TB) string{"softhsm": hsmtest.SoftHSM, "nss": hsmtest.NSS} {
+		token := opener(b, uri(b))(b).(*Token)
+		s, k, _ := keySession(b, token, keyspec.HMAC256)
+		b.Run("token="+name+"/operation=hmac256", func(b *testing.B) {
+			in, out := make([]byte, 32), make([]byte, 32)
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := s.Use(k, keyspec.HMAC256, hsm.MAC, in, out); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+		s.Close()
 		token.Close()
 	}
 }
