@@ -71,14 +71,20 @@ func (k Keys) LoadKey(s keyspec.Spec, sealed []byte) (hsm.LoadedKey, error) {
 
 // UnloadKey wipes a key.
 func (k Keys) UnloadKey(l hsm.LoadedKey) error {
-	l.Object.(*softkey.Key).Wipe()
+	if key, ok := l.Object.(*softkey.Key); ok {
+		key.Wipe()
+	}
 	return nil
 }
 
 // Use does one operation, with the errors that a module gives.
 func (k Keys) Use(l hsm.LoadedKey, s keyspec.Spec, m hsm.Mechanism, in, out []byte) (int, error) {
 	key, ok := l.Object.(*softkey.Key)
-	if !ok || key.Spec() != s {
+	switch {
+	case !ok:
+		clear(out)
+		return 0, &hsm.Error{CKR: hsm.CKR_KEY_HANDLE_INVALID, Function: m.Function()}
+	case key.Spec() != s:
 		clear(out)
 		return 0, &hsm.Error{CKR: hsm.CKR_KEY_TYPE_INCONSISTENT, Function: m.Function()}
 	}
@@ -151,7 +157,7 @@ func (s *session) Use(l hsm.LoadedKey, spec keyspec.Spec, m hsm.Mechanism, in, o
 	switch {
 	case s.closed:
 		err = hsm.ErrSessionClosed
-	case l.Generation != s.generation:
+	case l.Generation != s.token.generation.Load():
 		err = &hsm.Error{CKR: hsm.CKR_KEY_HANDLE_INVALID, Function: m.Function()}
 	default:
 		err = s.token.alive(s.generation, m.Function())
