@@ -2,7 +2,11 @@ package apitest
 
 import (
 	"bytes"
+	"crypto/ecdh"
+	"crypto/ecdsa"
+	"crypto/rand"
 	"crypto/rsa"
+	"crypto/x509"
 	"encoding/hex"
 	"os"
 	"path/filepath"
@@ -14,6 +18,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
 
 	"github.com/keyplane/keyplane/internal/attest/attesttest"
+	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/node"
 )
 
@@ -58,10 +63,11 @@ func TestAttestation(t *testing.T) {
 	key := newKey(t, c)
 	made := must(c.GenerateDataKey(ctx, &kms.GenerateDataKeyInput{KeyId: key.KeyId, KeySpec: types.DataKeySpecAes256}))(t)
 	// Only the image 07…07 may use the key, and only as an enclave.
-	must(c.PutKeyPolicy(ctx, &kms.PutKeyPolicyInput{KeyId: key.KeyId, Policy: aws.String(`{"Version":"2012-10-17","Statement":[
-		{"Effect":"Allow","Principal":{"AWS":"arn:aws:iam::` + Account + `:root"},"Action":["kms:PutKeyPolicy","kms:DescribeKey"],"Resource":"*"},
-		{"Effect":"Allow","Principal":{"AWS":"arn:aws:iam::` + Account + `:root"},"Action":["kms:Decrypt","kms:GenerateDataKey*"],"Resource":"*","Condition":{
-			"StringEqualsIgnoreCase":{"kms:RecipientAttestation:ImageSha384":"` + hex.EncodeToString(good.pcrs[0]) + `","kms:RecipientAttestation:PCR1":"` + hex.EncodeToString(good.pcrs[1]) + `"}}}]}`)}))(t)
+	policy := `{"Version":"2012-10-17","Statement":[
+		{"Effect":"Allow","Principal":{"AWS":"arn:aws:iam::` + Account + `:root"},"Action":["kms:PutKeyPolicy","kms:DescribeKey","kms:GetPublicKey"],"Resource":"*"},
+		{"Effect":"Allow","Principal":{"AWS":"arn:aws:iam::` + Account + `:root"},"Action":["kms:Decrypt","kms:GenerateDataKey*","kms:DeriveSharedSecret"],"Resource":"*","Condition":{
+			"StringEqualsIgnoreCase":{"kms:RecipientAttestation:ImageSha384":"` + hex.EncodeToString(good.pcrs[0]) + `","kms:RecipientAttestation:PCR1":"` + hex.EncodeToString(good.pcrs[1]) + `"}}}]}`
+	must(c.PutKeyPolicy(ctx, &kms.PutKeyPolicyInput{KeyId: key.KeyId, Policy: &policy}))(t)
 
 	t.Run("Decrypt", func(t *testing.T) {
 		out := must(c.Decrypt(ctx, &kms.DecryptInput{CiphertextBlob: made.CiphertextBlob, Recipient: good.recipient(t)}))(t)
@@ -89,6 +95,47 @@ func TestAttestation(t *testing.T) {
 		_, err = c.GenerateDataKey(ctx, &kms.GenerateDataKeyInput{KeyId: key.KeyId, KeySpec: types.DataKeySpecAes256, Recipient: good.recipient(t), DryRun: aws.Bool(true)})
 		refusedAs[*types.DryRunOperationException](t, err)
 	})
+	t.Run("GenerateDataKeyPair", func(t *testing.T) {
+		skipUnlessBuilt(t, "GenerateDataKeyPair")
+		out := must(c.GenerateDataKeyPair(ctx, &kms.GenerateDataKeyPairInput{KeyId: key.KeyId, KeyPairSpec: types.DataKeyPairSpecEccNistP256, Recipient: good.recipient(t)}))(t)
+		got := good.open(t, out.CiphertextForRecipient, out.PrivateKeyPlaintext)
+		private, err := x509.ParsePKCS8PrivateKey(got)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if spki, err := x509.MarshalPKIXPublicKey(private.(*ecdsa.PrivateKey).Public()); err != nil || !bytes.Equal(spki, out.PublicKey) {
+			t.Errorf("the enclave's private key is not PublicKey's: %v", err)
+		}
+		if out.KeyMaterialId != nil {
+			t.Error("the reply to an enclave has a KeyMaterialId")
+		}
+		back := must(c.Decrypt(ctx, &kms.DecryptInput{CiphertextBlob: out.PrivateKeyCiphertextBlob, Recipient: good.recipient(t)}))(t)
+		if !bytes.Equal(good.open(t, back.CiphertextForRecipient, back.Plaintext), got) {
+			t.Error("PrivateKeyCiphertextBlob is of another private key")
+		}
+		_, err = c.GenerateDataKeyPair(ctx, &kms.GenerateDataKeyPairInput{KeyId: key.KeyId, KeyPairSpec: types.DataKeyPairSpecEccNistP256, Recipient: bad.recipient(t)})
+		refusedWith(t, err, "AccessDeniedException")
+	})
+	t.Run("DeriveSharedSecret", func(t *testing.T) {
+		skipUnlessBuilt(t, "DeriveSharedSecret")
+		made := must(c.CreateKey(ctx, &kms.CreateKeyInput{KeySpec: types.KeySpecEccNistP256, KeyUsage: types.KeyUsageTypeKeyAgreement, Policy: &policy}))(t)
+		peer := must(ecdh.P256().GenerateKey(rand.Reader))(t)
+		spki := must(x509.MarshalPKIXPublicKey(peer.PublicKey()))(t)
+		derive := func(r *types.RecipientInfo) (*kms.DeriveSharedSecretOutput, error) {
+			return c.DeriveSharedSecret(ctx, &kms.DeriveSharedSecretInput{KeyId: made.KeyMetadata.KeyId, KeyAgreementAlgorithm: types.KeyAgreementAlgorithmSpecEcdh, PublicKey: spki, Recipient: r})
+		}
+		out := must(derive(good.recipient(t)))(t)
+		got := good.open(t, out.CiphertextForRecipient, out.SharedSecret)
+		ours := must(c.GetPublicKey(ctx, &kms.GetPublicKeyInput{KeyId: made.KeyMetadata.KeyId}))(t)
+		public := must(must(x509.ParsePKIXPublicKey(ours.PublicKey))(t).(*ecdsa.PublicKey).ECDH())(t)
+		if want := must(peer.ECDH(public))(t); !bytes.Equal(got, want) {
+			t.Error("the enclave got another shared secret")
+		}
+		_, err := derive(bad.recipient(t))
+		refusedWith(t, err, "AccessDeniedException")
+		_, err = derive(nil)
+		refusedWith(t, err, "AccessDeniedException")
+	})
 	t.Run("GenerateRandom", func(t *testing.T) {
 		out := must(c.GenerateRandom(ctx, &kms.GenerateRandomInput{NumberOfBytes: aws.Int32(1024), Recipient: bad.recipient(t)}))(t)
 		equal(t, "the number of random bytes", len(bad.open(t, out.CiphertextForRecipient, out.Plaintext)), 1024)
@@ -110,6 +157,16 @@ func TestAttestation(t *testing.T) {
 			}
 		}
 	})
+}
+
+// skipUnlessBuilt skips the test of an operation that this version does not offer.
+func skipUnlessBuilt(t *testing.T, operation string) {
+	t.Helper()
+	for _, op := range kmsapi.Operations {
+		if op.Name == operation && !op.Built {
+			t.Skip(operation, "is not offered yet")
+		}
+	}
 }
 
 func second[T any](_ T, err error) error { return err }
