@@ -76,7 +76,7 @@ func TestRecipient(t *testing.T) {
 	w := newWorld(t, worldConfig{server: Config{AttestationRoots: authority(t).Roots(t)}})
 	w.addKey("k1", kmsapi.StateEnabled, 1)
 	k1 := keyID("k1").String()
-	long := bytes.Repeat([]byte("0123456789abcdef"), 256) // the largest plaintext
+	long := bytes.Repeat([]byte("0123456789abcdef"), 256)                              // the largest plaintext
 	tested := map[string]bool{"GenerateDataKeyPair": true, "DeriveSharedSecret": true} // in internal/apitest
 	for name, doc := range map[string][]byte{"enclave": document(t, 7, 0), "NitroTPM": tpmDocument(t)} {
 		to := recipientOf(doc)
