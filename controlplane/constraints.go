@@ -6,6 +6,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/keyplane/keyplane/internal/keyspec"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 )
 
@@ -126,12 +127,13 @@ var specUsages = map[string][]string{
 	"SM2": {"ENCRYPT_DECRYPT", "SIGN_VERIFY", "KEY_AGREEMENT"},
 }
 
-// checkOffered refuses first what no KMS would make, then what this one does not offer.
-func checkOffered(in *createKeyIn) error {
+// offered is the spec of the key that is asked for, None for SYMMETRIC_DEFAULT. It refuses first what no KMS would make, then what this one does
+// not offer; whether the HSM makes keys of the spec shows when it is asked to.
+func (s *Server) offered(in *createKeyIn) (keyspec.Spec, error) {
 	spec := kmsapi.SymmetricDefault
 	switch {
 	case in.KeySpec != nil && in.CustomerMasterKeySpec != nil:
-		return kmsapi.New(kmsapi.Validation,
+		return keyspec.None, kmsapi.New(kmsapi.Validation,
 			"You cannot specify KeySpec and CustomerMasterKeySpec in the same request. CustomerMasterKeySpec is deprecated.")
 	case in.KeySpec != nil:
 		spec = *in.KeySpec
@@ -140,21 +142,21 @@ func checkOffered(in *createKeyIn) error {
 	}
 	switch {
 	case in.KeyUsage == nil && spec != kmsapi.SymmetricDefault:
-		return kmsapi.New(kmsapi.Validation, "You must specify a KeyUsage value for all KMS keys except for symmetric encryption keys.")
+		return keyspec.None, kmsapi.New(kmsapi.Validation, "You must specify a KeyUsage value for all KMS keys except for symmetric encryption keys.")
 	case in.KeyUsage != nil && !slices.Contains(specUsages[spec], *in.KeyUsage):
-		return kmsapi.New(kmsapi.Validation, "KeyUsage "+*in.KeyUsage+" is not compatible with KeySpec "+spec)
-	case spec != kmsapi.SymmetricDefault:
-		return notOffered("KeySpec " + spec)
+		return keyspec.None, kmsapi.New(kmsapi.Validation, "KeyUsage "+*in.KeyUsage+" is not compatible with KeySpec "+spec)
+	case spec != kmsapi.SymmetricDefault && (s.newKey == nil || keyspec.Of(spec) == keyspec.None): // SM2 is for China Regions
+		return keyspec.None, notOffered("KeySpec " + spec)
 	case in.Origin != nil && *in.Origin != originKMS:
-		return notOffered("Origin " + *in.Origin)
+		return keyspec.None, notOffered("Origin " + *in.Origin)
 	case in.MultiRegion != nil && *in.MultiRegion:
-		return notOffered("MultiRegion")
+		return keyspec.None, notOffered("MultiRegion")
 	case in.CustomKeyStoreId != nil:
-		return notOffered("CustomKeyStoreId")
+		return keyspec.None, notOffered("CustomKeyStoreId")
 	case in.XksKeyId != nil:
-		return notOffered("XksKeyId")
+		return keyspec.None, notOffered("XksKeyId")
 	}
-	return nil
+	return keyspec.Of(spec), nil
 }
 
 func notOffered(what string) error {

@@ -19,9 +19,11 @@ import (
 	"github.com/keyplane/keyplane/controlplane/store/storetest"
 	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/keyid"
+	"github.com/keyplane/keyplane/internal/keyspec"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/lastuse"
 	"github.com/keyplane/keyplane/internal/sigv4"
+	"github.com/keyplane/keyplane/internal/snapshot"
 )
 
 // shared is one embedded etcd for the whole package; tests keep apart by account or Region.
@@ -169,6 +171,7 @@ type env struct {
 	keyID     string        // access key of the account's administrator
 	who       *authz.Caller // whose access key it is, where that is one of cast's
 	secret    string
+	made      []keyspec.Spec // what newKey made
 }
 
 var (
@@ -208,12 +211,25 @@ func newEnvIn(t testing.TB, st *store.Store, region string) *env {
 		Region: region, Store: st, Verifier: verifier, Publisher: e.published, Audit: e.trail.append, LastUses: e.uses, Principals: e.cast, Now: e.clock.now, Logger: quiet,
 		Random: func(b []byte) error { _, err := rand.Read(b); return err },
 		Root:   func() [8]byte { return [8]byte{'t', 'e', 's', 't', 'r', 'o', 'o', 't'} },
+		NewKey: e.makeKey,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	e.published.take()
 	return e
+}
+
+// makeKey stands for the HSM: bytes that are no key, of which the control plane knows as little as of real ones. ML-DSA keys are software keys.
+func (e *env) makeKey(s keyspec.Spec) (*snapshot.PrivateKey, error) {
+	e.made = append(e.made, s)
+	k := &snapshot.PrivateKey{Root: [8]byte{'t', 'o', 'k', 'e', 'n'}, Software: s.Info().Family == keyspec.MLDSA, Wrapped: make([]byte, 40)}
+	rand.Read(k.Wrapped)
+	if n := s.Info().Public; n > 0 {
+		k.Public = make([]byte, n)
+		rand.Read(k.Public)
+	}
+	return k, nil
 }
 
 // sign makes a signed request.
@@ -296,7 +312,10 @@ type wire struct {
 
 	CreationDate, DeletionDate float64
 	Enabled, MultiRegion       bool
-	EncryptionAlgorithms       []string
+
+	EncryptionAlgorithms, SigningAlgorithms, MacAlgorithms, KeyAgreementAlgorithms, EncapsulationAlgorithms []string
+
+	KeyplaneProtection string
 }
 
 type metadataReply struct{ KeyMetadata wire }

@@ -8,6 +8,7 @@ import (
 	"github.com/keyplane/keyplane/controlplane/store"
 	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/keyid"
+	"github.com/keyplane/keyplane/internal/keyspec"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/quota"
 	"github.com/keyplane/keyplane/internal/snapshot"
@@ -43,33 +44,45 @@ func (in *createKeyIn) check(v *kmsapi.Violations) {
 }
 
 type keyMetadata struct {
-	AWSAccountId          string
-	KeyId                 string
-	Arn                   string
-	CreationDate          timestamp
-	Enabled               bool
-	Description           string
-	KeyUsage              string
-	KeyState              string
-	DeletionDate          timestamp `json:",omitzero"`
-	Origin                string
-	KeyManager            string
-	CustomerMasterKeySpec string
-	KeySpec               string
-	EncryptionAlgorithms  []string
-	MultiRegion           bool
-	CurrentKeyMaterialId  string `json:",omitempty"`
+	AWSAccountId            string
+	KeyId                   string
+	Arn                     string
+	CreationDate            timestamp
+	Enabled                 bool
+	Description             string
+	KeyUsage                string
+	KeyState                string
+	DeletionDate            timestamp `json:",omitzero"`
+	Origin                  string
+	KeyManager              string
+	CustomerMasterKeySpec   string
+	KeySpec                 string
+	EncryptionAlgorithms    []string `json:",omitempty"`
+	SigningAlgorithms       []string `json:",omitempty"`
+	MacAlgorithms           []string `json:",omitempty"`
+	KeyAgreementAlgorithms  []string `json:",omitempty"`
+	EncapsulationAlgorithms []string `json:",omitempty"`
+	MultiRegion             bool
+	CurrentKeyMaterialId    string `json:",omitempty"`
+	KeyplaneProtection      string `json:",omitempty"` // of ours: SOFTWARE, of a key that is used outside of the HSM
 }
+
+// protectionSoftware says that a key is made and used outside of the HSM.
+const protectionSoftware = "SOFTWARE"
 
 type keyMetadataOut struct{ KeyMetadata keyMetadata }
 
-// metadata is what CreateKey and DescribeKey show of a key. Every key is of spec SYMMETRIC_DEFAULT and origin AWS_KMS.
+// metadata is what CreateKey and DescribeKey show of a key. Every key is of origin AWS_KMS.
 func (s *Server) metadata(k *store.Key) keyMetadata {
 	m := keyMetadata{
 		AWSAccountId: k.Account.String(), KeyId: k.ID.String(), Arn: s.keyARN(k.KeyName), CreationDate: timestamp{k.Created},
 		Enabled: k.State == kmsapi.StateEnabled, Description: k.Description, KeyUsage: k.Usage, KeyState: k.State.String(),
 		DeletionDate: timestamp{k.DeletionDate}, Origin: k.Origin, KeyManager: "CUSTOMER", CustomerMasterKeySpec: k.Spec, KeySpec: k.Spec,
-		EncryptionAlgorithms: []string{kmsapi.SymmetricDefault}, MultiRegion: k.ID.MultiRegion,
+		MultiRegion: k.ID.MultiRegion,
+	}
+	m.setAlgorithms(k.Spec, k.Usage)
+	if k.Private != nil && k.Private.Software {
+		m.KeyplaneProtection = protectionSoftware
 	}
 	for i := range k.Versions {
 		if v := &k.Versions[i]; v.Number == k.Current {
@@ -79,7 +92,33 @@ func (s *Server) metadata(k *store.Key) keyMetadata {
 	return m
 }
 
-// CreateKey: a new symmetric encryption key, Enabled. Its first backing key is a salt from the HSM (docs/ciphertext.md §3).
+// setAlgorithms fills the one list of algorithms that the key's usage has.
+func (m *keyMetadata) setAlgorithms(spec, usage string) {
+	s, u := keyspec.Of(spec), keyspec.UsageOf(usage)
+	if s == keyspec.None {
+		m.EncryptionAlgorithms = []string{kmsapi.SymmetricDefault}
+		return
+	}
+	var names []string
+	for _, a := range s.Algorithms(u) {
+		names = append(names, a.String())
+	}
+	switch u {
+	case keyspec.EncryptDecrypt:
+		m.EncryptionAlgorithms = names
+	case keyspec.SignVerify:
+		m.SigningAlgorithms = names
+	case keyspec.GenerateVerifyMAC:
+		m.MacAlgorithms = names
+	case keyspec.KeyAgreement:
+		m.KeyAgreementAlgorithms = names
+	case keyspec.EncapsulateDecapsulate:
+		m.EncapsulationAlgorithms = names
+	}
+}
+
+// CreateKey: a new key, Enabled. The first backing key of a symmetric encryption key is a salt from the HSM (docs/ciphertext.md §3); that of
+// another key is made in the HSM, which can take seconds and is therefore the last thing before the record is written.
 func (s *Server) createKey(ctx context.Context, c *call, in *createKeyIn) (keyMetadataOut, error) {
 	c.context.Extra = in.conditions()
 	if err := c.permitAccount(c.action, "*"); err != nil {
@@ -90,7 +129,8 @@ func (s *Server) createKey(ctx context.Context, c *call, in *createKeyIn) (keyMe
 			return keyMetadataOut{}, err
 		}
 	}
-	if err := checkOffered(in); err != nil {
+	spec, err := s.offered(in)
+	if err != nil {
 		return keyMetadataOut{}, err
 	}
 	tags, err := tagsOf(in.Tags)
@@ -101,23 +141,40 @@ func (s *Server) createKey(ctx context.Context, c *call, in *createKeyIn) (keyMe
 	if in.Policy != nil {
 		document = []byte(*in.Policy)
 	}
-	k := s.draft(c, deref(in.Description), tags)
+	k := s.draft(c, spec, deref(in.KeyUsage), deref(in.Description), tags)
 	if k.Policy, err = s.newPolicy(c, k, s.anyKeyARN(c.account()), document, in.BypassPolicyLockoutSafetyCheck); err != nil {
 		return keyMetadataOut{}, err
 	}
 	defer k.Wipe()
+	limit := s.quotaOf(k.Account, quota.KeysPerAccount)
+	if spec != keyspec.None {
+		n, err := s.store.KeyCount(ctx, s.region, k.Account)
+		if err != nil {
+			return keyMetadataOut{}, err
+		}
+		if n >= limit { // decided again in the transaction
+			return keyMetadataOut{}, keyLimit()
+		}
+		if k.Private, err = s.newKey(spec); err != nil {
+			return keyMetadataOut{}, fmt.Errorf("controlplane: making a key: %w", err)
+		}
+		// The HSM may have taken all of the operation's time.
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
+		defer cancel()
+	}
 	// A fresh key ID is taken, or was once, only if the random numbers are broken; a second try tells a collision from that.
 	for range 2 {
 		if err := s.draw(k); err != nil {
 			return keyMetadataOut{}, err
 		}
-		err = s.store.CreateKey(ctx, k, s.quotaOf(k.Account, quota.KeysPerAccount))
+		err = s.store.CreateKey(ctx, k, limit)
 		s.publishKey(k.KeyName, err) // that there is no such key may be cached
 		if errors.Is(err, store.ErrExists) {
 			continue
 		}
 		if errors.Is(err, store.ErrKeyLimit) {
-			return keyMetadataOut{}, kmsapi.New(kmsapi.LimitExceeded, "The account has reached the limit of KMS keys in this Region.")
+			return keyMetadataOut{}, keyLimit()
 		}
 		if err != nil {
 			return keyMetadataOut{}, err
@@ -128,20 +185,27 @@ func (s *Server) createKey(ctx context.Context, c *call, in *createKeyIn) (keyMe
 	return keyMetadataOut{}, errors.New("controlplane: the HSM's random numbers repeat")
 }
 
-// draft is a new key that has neither an ID nor a salt yet.
-func (s *Server) draft(c *call, description string, tags []store.Tag) *store.Key {
+func keyLimit() error {
+	return kmsapi.New(kmsapi.LimitExceeded, "The account has reached the limit of KMS keys in this Region.")
+}
+
+// draft is a new key that has neither an ID nor a backing key yet. spec is keyspec.None for a symmetric encryption key.
+func (s *Server) draft(c *call, spec keyspec.Spec, usage, description string, tags []store.Tag) *store.Key {
 	k := &store.Key{
 		KeyName: store.KeyName{Region: s.region, Account: c.account()}, Description: description, State: kmsapi.StateEnabled,
-		Spec: kmsapi.SymmetricDefault, Usage: kmsapi.EncryptDecrypt, Origin: originKMS, Created: c.now, Current: 1, Versions: make([]store.Version, 1),
+		Spec: spec.String(), Usage: usage, Origin: originKMS, Created: c.now,
 	}
 	for _, t := range tags {
 		k.SetTag(t)
 	}
-	k.Versions[0].Number, k.Versions[0].Created = k.Current, c.now
+	if spec == keyspec.None {
+		k.Spec, k.Usage, k.Current, k.Versions = kmsapi.SymmetricDefault, kmsapi.EncryptDecrypt, 1, make([]store.Version, 1)
+		k.Versions[0].Number, k.Versions[0].Created = k.Current, c.now
+	}
 	return k
 }
 
-// draw gives a draft its ID and the salt of its first version.
+// draw gives a draft its ID, and its first version a salt or its private key the name that goes with the ID.
 func (s *Server) draw(k *store.Key) error {
 	var random [16 + 32]byte
 	defer clear(random[:])
@@ -149,6 +213,12 @@ func (s *Server) draw(k *store.Key) error {
 		return fmt.Errorf("controlplane: random bytes for a key: %w", err)
 	}
 	k.ID = keyid.NewID([16]byte(random[:16]), false)
+	if k.Private != nil {
+		named := *k.Private
+		named.ID = snapshot.PrivateKeyID(k.Account, k.ID, named.Wrapped, named.Public)
+		k.Private = &named
+		return nil
+	}
 	v := &k.Versions[0]
 	v.Root = s.root()
 	copy(v.Salt[:], random[16:])

@@ -16,10 +16,12 @@ import (
 	"github.com/keyplane/keyplane/internal/awsquery"
 	"github.com/keyplane/keyplane/internal/cloudtrail"
 	"github.com/keyplane/keyplane/internal/keyid"
+	"github.com/keyplane/keyplane/internal/keyspec"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/policy"
 	"github.com/keyplane/keyplane/internal/quota"
 	"github.com/keyplane/keyplane/internal/sigv4"
+	"github.com/keyplane/keyplane/internal/snapshot"
 	"github.com/keyplane/keyplane/internal/uuid"
 	"github.com/keyplane/keyplane/ratelimit"
 )
@@ -46,11 +48,16 @@ type Principals interface {
 
 // Config is what a Server is made of. Every field is required that has no word on what nil or 0 is.
 type Config struct {
-	Region     string
-	Store      *store.Store
-	Verifier   *sigv4.Verifier
-	Random     func([]byte) error // fills the slice from the HSM: salts and key IDs; an error may wrap a *kmsapi.Error
-	Root       func() [8]byte     // hsm.RootID that new key versions are made under
+	Region   string
+	Store    *store.Store
+	Verifier *sigv4.Verifier
+	Random   func([]byte) error // fills the slice from the HSM: salts and key IDs; an error may wrap a *kmsapi.Error
+	Root     func() [8]byte     // hsm.RootID that new key versions are made under
+
+	// NewKey makes a private or HMAC key of the spec in the HSM, without an ID. It can take many seconds. What is not offered is a *kmsapi.Error,
+	// UnsupportedOperation; other errors may wrap one. nil: no spec but SYMMETRIC_DEFAULT is offered.
+	NewKey func(keyspec.Spec) (*snapshot.PrivateKey, error)
+
 	Publisher  Publisher
 	Principals Principals
 	Now        func() time.Time // nil: time.Now
@@ -96,6 +103,7 @@ type Server struct {
 	verifier          *sigv4.Verifier
 	random            func([]byte) error
 	root              func() [8]byte
+	newKey            func(keyspec.Spec) (*snapshot.PrivateKey, error) // nil: none
 	publisher         Publisher
 	principals        Principals
 	now               func() time.Time
@@ -122,7 +130,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		region: cfg.Region, partition: keyid.Partition(cfg.Region), store: cfg.Store, verifier: cfg.Verifier, random: cfg.Random,
-		root: cfg.Root, publisher: cfg.Publisher, principals: cfg.Principals, now: cfg.Now, log: cfg.Logger,
+		root: cfg.Root, newKey: cfg.NewKey, publisher: cfg.Publisher, principals: cfg.Principals, now: cfg.Now, log: cfg.Logger,
 		deletionInterval: cfg.DeletionInterval, iam: cfg.IAM, quotas: cfg.Quotas,
 	}
 	s.lastUses, s.sink, s.events, s.strangers.Limit = cfg.LastUses, cfg.Audit, uuid.New(), strangers

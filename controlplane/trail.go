@@ -54,8 +54,9 @@ var (
 	metadataShown = shown{"KeyMetadata", structure, with(
 		scalars("AWSAccountId KeyId Arn"), shown{name: "CreationDate", form: date}, shown{name: "Enabled"}, shown{name: "Description"}, shown{name: "KeyUsage"},
 		shown{name: "KeyState"}, shown{name: "DeletionDate", form: date}, shown{name: "Origin"}, shown{name: "KeyManager"},
-		shown{name: "CustomerMasterKeySpec"}, shown{name: "KeySpec"}, shown{name: "EncryptionAlgorithms", form: list}, shown{name: "MultiRegion"},
-		shown{name: "CurrentKeyMaterialId"},
+		shown{name: "CustomerMasterKeySpec"}, shown{name: "KeySpec"}, shown{name: "EncryptionAlgorithms", form: list}, shown{name: "SigningAlgorithms", form: list},
+		shown{name: "MacAlgorithms", form: list}, shown{name: "KeyAgreementAlgorithms", form: list}, shown{name: "EncapsulationAlgorithms", form: list},
+		shown{name: "MultiRegion"}, shown{name: "CurrentKeyMaterialId"}, shown{name: "KeyplaneProtection"},
 	)}
 )
 

@@ -6,9 +6,11 @@ import (
 	"runtime"
 	"runtime/debug"
 	"testing"
+	"time"
 
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/hsm/hsmtest"
+	"github.com/keyplane/keyplane/internal/keyspec"
 )
 
 // TestAllocRun: nothing is allocated per round, neither in process nor where a goroutine watches over the module.
@@ -47,5 +49,57 @@ func TestAllocRun(t *testing.T) {
 				t.Errorf("%d allocations in 10 000 rounds", n)
 			}
 		})
+	}
+}
+
+// TestAllocKeys: a job with a warm key allocates what Go's crypto does for it, and nothing besides.
+func TestAllocKeys(t *testing.T) {
+	plain := softToken(t).(hsm.KeyToken)
+	for name, token := range map[string]hsm.Token{"in process": plain, "watched": hsmtest.NewFaulty(plain)} {
+		for _, s := range []keyspec.Spec{keyspec.HMAC256, keyspec.Ed25519} {
+			t.Run(name+" "+s.String(), func(t *testing.T) {
+				r := newKeyRig(t, 0, func(c *hsm.KeyRingConfig) { c.Tokens = []hsm.Token{token} })
+				k := r.key(t, s)
+				j := &hsm.KeyJob{Key: k.Key, Mechanism: hsmtest.FirstOf(hsm.MechanismsOf(s)), In: make([]byte, 64), Out: make([]byte, 64)}
+				run := func(n int) {
+					for range n {
+						if err := r.Run(j, time.Now()); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+				loaded, err := plain.LoadKey(s, k.Wrapped)
+				if err != nil {
+					t.Fatal(err)
+				}
+				session, err := plain.OpenSession()
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer session.Close()
+				bare := func(n int) {
+					for range n {
+						if _, err := session.(hsm.KeySession).Use(loaded, s, j.Mechanism, j.In, j.Out); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+				defer debug.SetGCPercent(debug.SetGCPercent(-1))
+				const jobs = 5000
+				mallocs := func(f func(int)) uint64 {
+					f(1000)
+					var before, after runtime.MemStats
+					runtime.ReadMemStats(&before)
+					f(jobs)
+					runtime.ReadMemStats(&after)
+					return after.Mallocs - before.Mallocs
+				}
+				want := mallocs(bare)
+				if got := mallocs(run); got > want+20 { // the runtime's own: supervisors' timers, ReadMemStats
+					t.Errorf("%d allocations in %d jobs, %d without us", got, jobs, want)
+				}
+				t.Logf("%d allocations a job, all of Go's crypto", want/jobs)
+			})
+		}
 	}
 }

@@ -76,7 +76,7 @@ func Final(err error) Result {
 	switch {
 	case errors.Is(err, ErrTimeout):
 		return Timeout
-	case errors.Is(err, ErrUnavailable), errors.Is(err, ErrNoRoot), errors.Is(err, ErrNoRoots):
+	case errors.Is(err, ErrUnavailable), errors.Is(err, ErrNoRoot), errors.Is(err, ErrNoRoots), errors.Is(err, ErrNotOffered):
 		return Unavailable
 	}
 	return Internal

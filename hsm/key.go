@@ -2,6 +2,7 @@ package hsm
 
 import (
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"github.com/keyplane/keyplane/internal/keyspec"
@@ -28,6 +29,42 @@ const (
 	DecapsulateMLKEM           // ciphertext of the right length → shared secret
 	mechanisms
 )
+
+// Function is the PKCS#11 function that gives, or would give, the mechanism's result.
+func (m Mechanism) Function() string {
+	switch m {
+	case DecryptOAEP1, DecryptOAEP256:
+		return "C_Decrypt"
+	case DeriveECDH:
+		return "C_DeriveKey"
+	case DecapsulateMLKEM:
+		return "C_DecapsulateKey"
+	}
+	return "C_Sign"
+}
+
+// MechanismsOf are those that there are for keys of the spec.
+func MechanismsOf(s keyspec.Spec) (all Mechanisms) {
+	i := s.Info()
+	switch i.Family {
+	case keyspec.RSA:
+		return all.With(SignPKCS1).With(SignPSS256).With(SignPSS384).With(SignPSS512).With(DecryptOAEP1).With(DecryptOAEP256)
+	case keyspec.EC:
+		all = all.With(SignECDSA)
+		if i.Usages&keyspec.KeyAgreement != 0 {
+			all = all.With(DeriveECDH)
+		}
+	case keyspec.Edwards:
+		return all.With(SignEd25519).With(SignEd25519ph)
+	case keyspec.HMAC:
+		return all.With(MAC)
+	case keyspec.MLDSA:
+		return all.With(SignMLDSA)
+	case keyspec.MLKEM:
+		return all.With(DecapsulateMLKEM)
+	}
+	return all
+}
 
 // Mechanisms is a set of them.
 type Mechanisms uint32
@@ -77,6 +114,15 @@ type KeySession interface {
 	Use(k LoadedKey, s keyspec.Spec, m Mechanism, in, out []byte) (n int, err error)
 }
 
+// SoftwareKeys makes and uses keys outside of the tokens, which it seals under the derivation root of the first. Its methods do what those of
+// KeyToken and KeySession do. They are safe for concurrent use and return in reasonable time.
+type SoftwareKeys interface {
+	GenerateKey(keyspec.Spec) (sealed, public []byte, err error)
+	LoadKey(s keyspec.Spec, sealed []byte) (LoadedKey, error)
+	UnloadKey(LoadedKey) error
+	Use(k LoadedKey, s keyspec.Spec, m Mechanism, in, out []byte) (n int, err error)
+}
+
 // Key is a private or secret key as it is stored. It is not changed.
 type Key struct {
 	ID       [32]byte // of this key alone: the name of its handles
@@ -99,7 +145,15 @@ type KeyJob struct {
 	Err error // nil, or one of this package's errors; a fault of the data is one for which Outcome is DataError
 
 	Attempt uint8
+
+	ticket atomic.Uint64 // of the hand-in, as in Job
 }
+
+// KeyInMax is the longest In: the longest message that the API signs, or makes a MAC of. Out is as long as keyspec.Info.Result, or longer.
+const KeyInMax = 4096
+
+// keyOutMax has room for the longest result, the signature of ML_DSA_87.
+const keyOutMax = 4640
 
 // Keys runs KeyJobs and makes keys.
 type Keys interface {

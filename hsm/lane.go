@@ -27,6 +27,9 @@ type lane struct {
 	used            int    // bytes of pool spent since it was last full
 	last            [blockLen]byte
 
+	use    use     // what opUse does, with in and out
+	orphan *handle // the key of the call that hangs: the goroutine's to release, like abandoned
+
 	watched   bool
 	op        op
 	call      chan struct{} // unbuffered: op and the slices are the goroutine's from the send until done
@@ -41,6 +44,7 @@ type op uint8
 const (
 	opOpen op = iota
 	opRound
+	opUse
 )
 
 // newLane opens a session on the slot and proves it: the known answer, and random that does not repeat. roundMax 0 makes a canary.
@@ -49,12 +53,16 @@ func (s *Shards) newLane(sl *slot, roundMax int) (*lane, error) {
 	if sl.stuck.Load() >= stuckMax {
 		return nil, ErrTimeout
 	}
+	var inLen, outLen int
+	if s.keys != nil && roundMax > 0 {
+		roundMax, inLen, outLen = 0, KeyInMax, keyOutMax // one operation at a time
+	}
 	nonces := roundMax * 2 * nonceLen
 	l := &lane{
 		slot:    sl,
 		gen:     sl.token.Generation(),
-		in:      make([]byte, 0, (roundMax*jobBlocks+1)*blockLen),
-		out:     make([]byte, 0, (roundMax*jobBlocks+1)*blockLen),
+		in:      make([]byte, 0, max(inLen, (roundMax*jobBlocks+1)*blockLen)),
+		out:     make([]byte, 0, max(outLen, (roundMax*jobBlocks+1)*blockLen)),
 		random:  make([]byte, 0, align(roundMax*RandomMax+nonces)+blockLen),
 		pool:    make([]byte, nonces),
 		used:    nonces,
@@ -144,15 +152,21 @@ func (l *lane) work(wg *sync.WaitGroup) {
 	if l.abandoned {
 		l.slot.stuck.Add(-1)
 	}
+	if l.orphan != nil {
+		l.slot.handles.release(l.orphan)
+	}
 }
 
 func (l *lane) act() error {
-	if l.op == opOpen {
+	switch l.op {
+	case opOpen:
 		session, err := l.slot.token.OpenSession()
 		if err == nil {
 			l.session = session
 		}
 		return err
+	case opUse:
+		return l.useKey()
 	}
 	return l.session.Round(l.in, l.out, l.random)
 }

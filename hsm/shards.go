@@ -25,6 +25,7 @@ type ShardsConfig struct {
 // use, but for the one rule of Run. Shards do not close their tokens.
 type Shards struct {
 	cfg    ShardsConfig
+	keys   *keyConfig // of shards for KeyJobs; nil: for Jobs
 	slots  []*slot
 	shards []*shard
 	roots  []RootID // distinct, in token order
@@ -45,6 +46,9 @@ type shard struct {
 	nonce  []byte     // the leader's: random of the operating system for one round
 	claims []claim    // the leader's: on the jobs of its round, one each
 
+	keyClaims []keyClaim   // the same where rounds are of KeyJobs
+	waiting   atomic.Int32 // KeyJobs handed to this shard, in its queue or in a round
+
 	rounds, jobs, blocks, random, failures, retries, replaced atomic.Uint64
 
 	_ [64]byte // keep neighbours' counters off this cache line
@@ -54,7 +58,10 @@ func (sh *shard) serving() bool { return sh.up.Load() && sh.slot.state.Load() ==
 
 // NewShards opens SessionsPerToken sessions on every token and proves each: two sessions of a token give the same known answer, and the
 // answer names the root. A token that cannot serve at the start is an error: what is configured and dead is for the operator to decide.
-func NewShards(cfg ShardsConfig) (*Shards, error) {
+func NewShards(cfg ShardsConfig) (*Shards, error) { return newShards(cfg, nil) }
+
+// newShards is NewShards, with keys for shards whose rounds are of KeyJobs.
+func newShards(cfg ShardsConfig, keys *keyConfig) (*Shards, error) {
 	if len(cfg.Tokens) == 0 || cfg.SessionsPerToken < 1 || cfg.RoundMax < 1 || cfg.RoundMax > 1024 || cfg.RoundTimeout < 0 {
 		return nil, fmt.Errorf("hsm: config out of range: %d tokens, %d sessions, rounds of %d, timeout %v",
 			len(cfg.Tokens), cfg.SessionsPerToken, cfg.RoundMax, cfg.RoundTimeout)
@@ -68,11 +75,14 @@ func NewShards(cfg ShardsConfig) (*Shards, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Shards{cfg: cfg, stop: make(chan struct{})}
+	s := &Shards{cfg: cfg, keys: keys, stop: make(chan struct{})}
 	lanes := make([][]*lane, len(cfg.Tokens))
 	for i, token := range cfg.Tokens {
 		sl := newSlot(token, cfg.Logger)
 		s.slots = append(s.slots, sl)
+		if keys != nil {
+			sl.offers, sl.handles = keys.offers[i], s.newHandles(sl, keys.handlesMax)
+		}
 		var err error
 		if lanes[i], err = s.openSlot(sl); err != nil {
 			for _, ls := range lanes {
@@ -87,7 +97,12 @@ func NewShards(cfg ShardsConfig) (*Shards, error) {
 	for n := 0; n < cfg.SessionsPerToken; n++ {
 		for i, sl := range s.slots {
 			if n < len(lanes[i]) {
-				sh := &shard{slot: sl, lane: lanes[i][n], nonce: make([]byte, 0, cfg.RoundMax*2*nonceLen), claims: make([]claim, 0, cfg.RoundMax)}
+				sh := &shard{slot: sl, lane: lanes[i][n]}
+				if keys == nil {
+					sh.nonce, sh.claims = make([]byte, 0, cfg.RoundMax*2*nonceLen), make([]claim, 0, cfg.RoundMax)
+				} else {
+					sh.keyClaims = make([]keyClaim, 0, cfg.RoundMax)
+				}
 				sh.up.Store(true)
 				s.shards = append(s.shards, sh)
 				sl.shards = append(sl.shards, sh)

@@ -53,6 +53,9 @@ type slot struct {
 	log     *slog.Logger
 	shards  []*shard // set before anything runs
 
+	offers  []Mechanisms // by spec; nil where rounds are of Jobs
+	handles *handles     // the same
+
 	state atomicState
 	stuck atomic.Int32  // calls that have not come back
 	wake  chan struct{} // capacity 1: the supervisor has work
@@ -252,10 +255,13 @@ func (s *Shards) openLane(sl *slot, roundMax int) (*lane, error) {
 
 // canary asks whether the token still gives the known answer, on a session of its own: nil if it does.
 // Single flight, at most five a second; a verdict is shared for 100 ms.
-func (s *Shards) canary(sl *slot) error {
+func (s *Shards) canary(sl *slot) error { return s.canaryWithin(sl, verdictAge) }
+
+// canaryWithin is canary where a verdict of another age is good enough. From canaryEvery on nobody waits for his turn.
+func (s *Shards) canaryWithin(sl *slot, age time.Duration) error {
 	sl.canaryMu.Lock()
 	defer sl.canaryMu.Unlock()
-	if !sl.verdictAt.IsZero() && time.Since(sl.verdictAt) < verdictAge {
+	if !sl.verdictAt.IsZero() && time.Since(sl.verdictAt) < age {
 		return sl.verdict
 	}
 	if wait := canaryEvery - time.Since(sl.canaryFrom); wait > 0 {

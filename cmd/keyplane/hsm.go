@@ -3,6 +3,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -13,7 +14,7 @@ import (
 )
 
 const hsmUsage = `usage: keyplane hsm init  --hsm URI [--hsm URI ...]
-       keyplane hsm probe --hsm URI [--hsm URI ...]
+       keyplane hsm probe --hsm URI [--hsm URI ...] [--json]
 `
 
 // hsmCommand is `keyplane hsm`.
@@ -40,6 +41,10 @@ func hsmCommand(args []string, stdout, stderr io.Writer) int {
 	fs.SetOutput(stderr)
 	fs.Var(&uris, "hsm", "PKCS#11 `URI` of a token (RFC 7512), may be repeated")
 	portable := fs.Bool("portable-crypto", false, "as for keyplane serve")
+	asJSON := new(bool)
+	if args[0] == "probe" {
+		fs.BoolVar(asJSON, "json", false, "print a line of JSON for each token")
+	}
 	if err := fs.Parse(args[1:]); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return 0
@@ -53,6 +58,9 @@ func hsmCommand(args []string, stdout, stderr io.Writer) int {
 	if err := aesgcm.Configure(aesgcm.Options{Portable: *portable}); err != nil {
 		fmt.Fprintln(stderr, "keyplane hsm:", err)
 		return 1
+	}
+	if *asJSON {
+		action = hsmProbeJSON
 	}
 	status := 0
 	for _, uri := range uris {
@@ -84,4 +92,16 @@ func hsmProbe(uri string, w io.Writer) error {
 	}
 	_, err = fmt.Fprintf(w, "AES-GCM of envelope data on this host: %s\n", aesgcm.Path())
 	return err
+}
+
+// hsmProbeJSON is the report as one line of JSON, with the host's AES-GCM beside it.
+func hsmProbeJSON(uri string, w io.Writer) error {
+	report, err := p11.Probe(uri)
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(w).Encode(struct {
+		p11.Report
+		AESGCM string `json:"host_aes_gcm"`
+	}{report, aesgcm.Path()})
 }

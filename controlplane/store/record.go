@@ -25,13 +25,14 @@ type Key struct {
 	Usage        string          // ENCRYPT_DECRYPT, …
 	Origin       string          // AWS_KMS, …
 	Created      time.Time
-	DeletionDate time.Time // zero unless the state is PendingDeletion
-	Versions     []Version // ascending by Number
-	Current      uint32    // Number of the version that encrypts
-	Tags         []Tag     // ascending by Key, no key twice
-	Aliases      []string  // "alias/…", ascending; the aliases that point at this key
-	Revision     int64     // etcd mod revision; not part of the record
-	Policy       Policy    // a record of its own; shared by the copies of a Key, and not changed
+	DeletionDate time.Time            // zero unless the state is PendingDeletion
+	Versions     []Version            // ascending by Number; none of a key that has a Private
+	Current      uint32               // Number of the version that encrypts
+	Private      *snapshot.PrivateKey // of a key that is not SYMMETRIC_DEFAULT; shared by the copies of a Key, and not changed
+	Tags         []Tag                // ascending by Key, no key twice
+	Aliases      []string             // "alias/…", ascending; the aliases that point at this key
+	Revision     int64                // etcd mod revision; not part of the record
+	Policy       Policy               // a record of its own; shared by the copies of a Key, and not changed
 }
 
 // Version is one derived backing key.
@@ -46,7 +47,7 @@ type Tag struct {
 	Value string `json:"value"`
 }
 
-// Wipe clears the salts. The other fields stay readable.
+// Wipe clears the salts. The other fields stay readable; a private key is wrapped, and no secret.
 func (k *Key) Wipe() {
 	for i := range k.Versions {
 		clear(k.Versions[i].Salt[:])
@@ -132,12 +133,12 @@ func (k *Key) Facts() authz.KeyFacts {
 }
 
 // record is the part of the key that the data plane gets. It has its own copies of the salts. Current is -1 if no version has the
-// current number, which Check refuses.
+// current number, which Check refuses of a key that has versions.
 func (k *Key) record() *snapshot.Record {
 	r := &snapshot.Record{
 		ID: k.ID, Account: k.Account, Region: k.Region, State: k.State, Spec: k.Spec, Usage: k.Usage, Origin: k.Origin,
 		Revision: max(k.Revision, k.Policy.Revision), Versions: make([]snapshot.VersionRecord, len(k.Versions)), Current: -1,
-		Facts: k.Facts(), Policy: k.Policy.Document, Bound: k.Policy.Bound,
+		Private: k.Private, Facts: k.Facts(), Policy: k.Policy.Document, Bound: k.Policy.Bound,
 	}
 	for i := range k.Versions {
 		r.Versions[i] = k.Versions[i].VersionRecord
@@ -164,8 +165,9 @@ type storedKey struct {
 	Origin       string          `json:"origin"`
 	Created      int64           `json:"created"`
 	DeletionDate int64           `json:"deletionDate,omitzero"`
-	Versions     []storedVersion `json:"versions"`
-	Current      uint32          `json:"current"`
+	Versions     []storedVersion `json:"versions,omitempty"`
+	Current      uint32          `json:"current,omitzero"`
+	Private      *storedPrivate  `json:"private,omitzero"`
 	Tags         []Tag           `json:"tags,omitempty"`
 	Aliases      []string        `json:"aliases,omitempty"`
 }
@@ -176,6 +178,15 @@ type storedVersion struct {
 	Salt       []byte `json:"salt"`
 	MaterialID string `json:"materialId"`
 	Created    int64  `json:"created"`
+}
+
+// storedPrivate is the backing key of an asymmetric or HMAC KMS key.
+type storedPrivate struct {
+	Root     string `json:"root"` // hex
+	Software bool   `json:"software,omitzero"`
+	Wrapped  []byte `json:"wrapped"`
+	Public   []byte `json:"public,omitempty"` // DER; none of HMAC keys
+	ID       string `json:"id"`               // hex
 }
 
 func encodeKey(k *Key) ([]byte, error) {
@@ -196,6 +207,11 @@ func encodeKey(k *Key) ([]byte, error) {
 			Number: v.Number, Root: hex.EncodeToString(v.Root[:]), Salt: v.Salt[:], MaterialID: string(v.MaterialID[:]),
 			Created: v.Created.UnixMilli(),
 		})
+	}
+	if p := k.Private; p != nil {
+		st.Private = &storedPrivate{
+			Root: hex.EncodeToString(p.Root[:]), Software: p.Software, Wrapped: p.Wrapped, Public: p.Public, ID: hex.EncodeToString(p.ID[:]),
+		}
 	}
 	return encode(&st)
 }
@@ -231,6 +247,14 @@ func decodeKey(n KeyName, value []byte, revision int64) (*Key, error) {
 		copy(v.Salt[:], sv.Salt)
 		copy(v.MaterialID[:], sv.MaterialID)
 		k.Versions = append(k.Versions, v)
+	}
+	if sp := st.Private; sp != nil {
+		p := &snapshot.PrivateKey{Software: sp.Software, Wrapped: sp.Wrapped, Public: sp.Public}
+		if !decodeHex(p.Root[:], sp.Root) || !decodeHex(p.ID[:], sp.ID) {
+			k.Wipe()
+			return nil, ErrDamaged
+		}
+		k.Private = p
 	}
 	if err := k.check(); err != nil {
 		k.Wipe()

@@ -17,6 +17,11 @@ const (
 	Reset               // Token.Reset
 	OpenAudit           // Token.OpenAuditSession
 	Sign                // AuditSession.Sign
+	Use                 // KeySession.Use
+	Load                // KeyToken.LoadKey
+	Unload              // KeyToken.UnloadKey
+	Generate            // KeyToken.GenerateKey
+	ops
 )
 
 // Forever is a Fault's Times that never runs out.
@@ -32,7 +37,7 @@ type Fault struct {
 	Hang  <-chan struct{} // the call does not go on before this is closed
 
 	CKR            hsm.CKR // refused with this code
-	Function       string  // from this function; "" means C_Encrypt
+	Function       string  // from this function; "" means the one that such a call is for
 	Err            error   // refused with this
 	Wrong          bool    // one bit of every block, or of the signature, is flipped
 	Short          bool    // the second half is missing
@@ -46,10 +51,11 @@ type Faulty struct {
 	hsm.Token
 	lost      atomic.Uint64 // generations lost to faults
 	loggedOut atomic.Bool
+	loaded    atomic.Int64 // keys
 
 	mu     sync.Mutex
 	script []Fault
-	calls  [5]int
+	calls  [ops]int
 }
 
 // NewFaulty wraps token. Without faults it does what token does.
@@ -107,7 +113,10 @@ func (f *Faulty) next(op Op) Fault {
 }
 
 // before does what comes before the call; an error is instead of it.
-func (f *Faulty) before(x Fault) error {
+func (f *Faulty) before(x Fault) error { return f.beforeIn(x, "C_Encrypt") }
+
+// beforeIn is before for a call of another function.
+func (f *Faulty) beforeIn(x Fault, function string) error {
 	time.Sleep(x.Delay)
 	if x.Hang != nil {
 		<-x.Hang
@@ -119,9 +128,8 @@ func (f *Faulty) before(x Fault) error {
 		f.loggedOut.Store(true)
 	}
 	if x.CKR != hsm.CKR_OK {
-		function := x.Function
-		if function == "" {
-			function = "C_Encrypt"
+		if x.Function != "" {
+			function = x.Function
 		}
 		return &hsm.Error{CKR: x.CKR, Function: function}
 	}

@@ -4,12 +4,12 @@ import (
 	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
-	"encoding/asn1"
 	"errors"
 	"fmt"
 	"slices"
 
 	"github.com/keyplane/keyplane/hsm"
+	"github.com/keyplane/keyplane/internal/keyspec"
 	"github.com/miekg/pkcs11"
 )
 
@@ -139,11 +139,7 @@ func (t *Token) checkPair(session pkcs11.SessionHandle, publicObject, private pk
 
 // ecPoint reads CKA_EC_POINT: an uncompressed point in a DER octet string; some modules leave the wrapping out.
 func ecPoint(value []byte) (*ecdsa.PublicKey, error) {
-	var point []byte
-	if rest, err := asn1.Unmarshal(value, &point); err != nil || len(rest) > 0 {
-		point = value
-	}
-	public, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), point)
+	public, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), pointOf(value, keyspec.P256.Info().Public))
 	if err != nil {
 		return nil, fmt.Errorf("p11: CKA_EC_POINT of the %s: %w", auditName, err)
 	}

@@ -13,32 +13,35 @@ import (
 
 // Report is what a probe found out about a token.
 type Report struct {
-	Token          hsm.TokenInfo
-	Library        string // description and version of the module
-	Cryptoki       string // version of the interface
-	SessionMax     uint   // 0: the token does not say
-	RWSessionMax   uint
-	PINMin, PINMax uint
-	Mechanisms     []Mechanism
-	Roots          bool // the roots are there and as they must be
-	RootsFault     string
-	Audit          string // what there is of an audit key, or could be
-	Offers         []Offer
+	Token        hsm.TokenInfo `json:"token"`
+	Library      string        `json:"library"`      // description and version of the module
+	Cryptoki     string        `json:"cryptoki"`     // version of the interface
+	SessionMax   uint          `json:"sessions_max"` // 0: the token does not say
+	RWSessionMax uint          `json:"sessions_rw_max"`
+	PINMin       uint          `json:"pin_min"`
+	PINMax       uint          `json:"pin_max"`
+	Roots        bool          `json:"roots"` // the roots are there and as they must be
+	RootsFault   string        `json:"roots_fault,omitempty"`
+	Audit        string        `json:"audit_key"` // what there is of an audit key, or could be
+	Offers       []Offer       `json:"key_specs"`
+	Mechanisms   []Mechanism   `json:"mechanisms"`
 }
 
 // Mechanism is one that the token lists. Key sizes are in the mechanism's own unit: bits or bytes.
 type Mechanism struct {
-	Type           uint
-	Name           string
-	KeyMin, KeyMax uint
-	Flags          uint
+	Type   uint   `json:"type"`
+	Name   string `json:"name"` // "-": none that matters here
+	KeyMin uint   `json:"key_min"`
+	KeyMax uint   `json:"key_max"`
+	Flags  uint   `json:"flags"`
 }
 
-// Offer says what of a KMS key spec keyplane could do inside this token.
+// Offer says what of a KMS key spec keyplane does inside this token.
 type Offer struct {
-	KeySpec    string
-	Algorithms []string // operations that worked when tried; for the post-quantum specs that are only listed, none
-	Missing    []string // algorithm: why not
+	KeySpec    string   `json:"key_spec"`
+	Mechanisms []string `json:"mechanisms,omitempty"` // of hsm: what worked with a key that was made, wrapped and unwrapped here
+	Algorithms []string `json:"algorithms,omitempty"` // of the API that come of it
+	Missing    []string `json:"missing,omitempty"`    // mechanism, or "keys": why not
 }
 
 // Probe opens the token and finds out what it can do. Mechanism lists lie, so everything an offer names has been done with session keys,
@@ -144,13 +147,16 @@ func (r Report) WriteTo(w io.Writer) (int64, error) {
 		fmt.Fprintf(&b, "roots      %s\n", r.RootsFault)
 	}
 	fmt.Fprintf(&b, "audit key  %s\n", r.Audit)
-	b.WriteString("\nKMS key specs that can live in this token, with what worked when tried (RSA with 2048 bits):\n")
+	b.WriteString("\nKMS key specs whose keys can be in this token, with what worked when tried (RSA with 2048 bits):\n")
 	for _, o := range r.Offers {
-		what := strings.Join(o.Algorithms, " ")
-		if what == "" {
-			what = "-"
+		algorithms := strings.Join(o.Algorithms, " ")
+		if algorithms == "" {
+			algorithms = "-"
 		}
-		fmt.Fprintf(&b, "  %-23s %s\n", o.KeySpec, what)
+		fmt.Fprintf(&b, "  %-23s %s\n", o.KeySpec, algorithms)
+		if len(o.Mechanisms) > 0 {
+			fmt.Fprintf(&b, "  %-23s   by %s\n", "", strings.Join(o.Mechanisms, ", "))
+		}
 		for _, m := range o.Missing {
 			fmt.Fprintf(&b, "  %-23s   not %s\n", "", m)
 		}
@@ -178,6 +184,7 @@ var mechanismNames = map[uint]string{
 	pkcs11.CKM_AES_KEY_WRAP: "CKM_AES_KEY_WRAP", pkcs11.CKM_AES_KEY_WRAP_PAD: "CKM_AES_KEY_WRAP_PAD",
 	pkcs11.CKM_RSA_PKCS_KEY_PAIR_GEN: "CKM_RSA_PKCS_KEY_PAIR_GEN", pkcs11.CKM_RSA_PKCS: "CKM_RSA_PKCS",
 	pkcs11.CKM_RSA_PKCS_OAEP: "CKM_RSA_PKCS_OAEP", pkcs11.CKM_RSA_PKCS_PSS: "CKM_RSA_PKCS_PSS",
+	pkcs11.CKM_RSA_X_509: "CKM_RSA_X_509", ckmAESKeyWrapKWP: "CKM_AES_KEY_WRAP_KWP",
 	pkcs11.CKM_RSA_AES_KEY_WRAP: "CKM_RSA_AES_KEY_WRAP",
 	pkcs11.CKM_EC_KEY_PAIR_GEN:  "CKM_EC_KEY_PAIR_GEN", pkcs11.CKM_ECDSA: "CKM_ECDSA", pkcs11.CKM_ECDH1_DERIVE: "CKM_ECDH1_DERIVE",
 	ckmECEdwardsKeyPairGen: "CKM_EC_EDWARDS_KEY_PAIR_GEN", ckmEdDSA: "CKM_EDDSA",

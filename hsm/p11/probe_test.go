@@ -1,6 +1,8 @@
 package p11
 
 import (
+	"encoding/json"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -21,11 +23,11 @@ func probe(t *testing.T, uri string) (Report, string) {
 	return r, b.String()
 }
 
-// offers is "spec algorithm", for everything that worked.
+// offers is "spec algorithm" and "spec mechanism", for everything that worked.
 func offers(r Report) []string {
 	var all []string
 	for _, o := range r.Offers {
-		for _, a := range o.Algorithms {
+		for _, a := range append(slices.Clone(o.Algorithms), o.Mechanisms...) {
 			all = append(all, o.KeySpec+" "+a)
 		}
 	}
@@ -34,7 +36,7 @@ func offers(r Report) []string {
 
 // TestProbe holds the probe to what is known of the two modules: each lacks something that its mechanism list does not admit.
 func TestProbe(t *testing.T) {
-	common := []string{"SYMMETRIC_DEFAULT SYMMETRIC_DEFAULT", "RSA_2048 RSAES_OAEP_SHA_1", "RSA_4096 RSASSA_PSS_SHA_512",
+	common := []string{"SYMMETRIC_DEFAULT SYMMETRIC_DEFAULT", "RSA_2048 RSAES_OAEP_SHA_256", "ECC_NIST_P256 DeriveECDH", "RSA_2048 RSAES_OAEP_SHA_1", "RSA_4096 RSASSA_PSS_SHA_512",
 		"RSA_2048 RSASSA_PKCS1_V1_5_SHA_256", "ECC_NIST_P256 ECDSA_SHA_256", "ECC_NIST_P384 ECDSA_SHA_384", "ECC_NIST_P521 ECDSA_SHA_512",
 		"ECC_NIST_P256 ECDH", "HMAC_224 HMAC_SHA_224", "HMAC_512 HMAC_SHA_512"}
 	for _, test := range []struct {
@@ -42,11 +44,11 @@ func TestProbe(t *testing.T) {
 		has, not  []string
 	}{
 		{"SoftHSM", hsmtest.SoftHSM(t),
-			[]string{"ECC_SECG_P256K1 ECDSA_SHA_256", "ECC_NIST_EDWARDS25519 ED25519_SHA_512"},
-			// It takes the parameters of Ed25519ph and signs plain Ed25519; it knows OAEP with SHA-1 only.
-			[]string{"RSA_2048 RSAES_OAEP_SHA_256", "ECC_NIST_EDWARDS25519 ED25519_PH_SHA_512"}},
+			[]string{"ECC_SECG_P256K1 ECDSA_SHA_256", "RSA_2048 DecryptOAEP256 (CKM_RSA_X_509, decoded by keyplane)"},
+			// It makes Ed25519 keys and does not wrap them.
+			[]string{"ECC_NIST_EDWARDS25519 ED25519_SHA_512", "ECC_NIST_EDWARDS25519 ED25519_PH_SHA_512"}},
 		{"NSS", hsmtest.NSS(t),
-			[]string{"RSA_2048 RSAES_OAEP_SHA_256"},
+			[]string{"RSA_2048 DecryptOAEP256"},
 			[]string{"ECC_SECG_P256K1 ECDSA_SHA_256", "ECC_NIST_EDWARDS25519 ED25519_SHA_512"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -68,10 +70,16 @@ func TestProbe(t *testing.T) {
 			if r.Roots || !strings.Contains(text, "the token has no keyplane roots") {
 				t.Error("roots reported before there are any")
 			}
-			for _, want := range []string{"CKM_AES_ECB", "no stated limit", "ML_KEM: no such mechanism", r.Token.Serial, "Cryptoki 2.40"} {
+			for _, want := range []string{"CKM_AES_ECB", "no stated limit", "not keys: no such mechanism", r.Token.Serial, "Cryptoki 2.40"} {
 				if !strings.Contains(text, want) {
 					t.Errorf("report lacks %q", want)
 				}
+			}
+			var back Report
+			if encoded, err := json.Marshal(r); err != nil {
+				t.Error(err)
+			} else if err := json.Unmarshal(encoded, &back); err != nil || !reflect.DeepEqual(back, r) {
+				t.Errorf("JSON: %v\n%s", err, encoded)
 			}
 			if _, err := InitRoots(test.uri); err != nil {
 				t.Fatal(err)

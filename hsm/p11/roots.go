@@ -169,6 +169,13 @@ func (t *Token) read(session pkcs11.SessionHandle, object pkcs11.ObjectHandle) (
 	for _, u := range usageNames {
 		wanted = append(wanted, u.attr)
 	}
+	return t.readThese(session, object, wanted)
+}
+
+// secretParts are the attributes that no token may tell of a key in it.
+var secretParts = []uint{pkcs11.CKA_VALUE, pkcs11.CKA_PRIVATE_EXPONENT, pkcs11.CKA_PRIME_1}
+
+func (t *Token) readThese(session pkcs11.SessionHandle, object pkcs11.ObjectHandle, wanted []uint) (attributes, error) {
 	a := attributes{}
 	for _, attr := range wanted {
 		value, err := t.attribute(session, object, attr)
@@ -178,7 +185,7 @@ func (t *Token) read(session pkcs11.SessionHandle, object pkcs11.ObjectHandle) (
 		if err != nil {
 			return nil, failed("C_GetAttributeValue", err)
 		}
-		if attr != pkcs11.CKA_VALUE {
+		if !slices.Contains(secretParts, attr) {
 			a[attr] = value
 		} else if len(value) > 0 {
 			clear(value)

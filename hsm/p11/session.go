@@ -22,7 +22,8 @@ type session struct {
 	streams    bool
 	began      time.Time // the active operation; zero: none
 	closed     bool
-	gone       bool // with the module, which was finalised behind our back: a late C_CloseSession crashes SoftHSM
+	block      []byte // scratch of Use, made when it is first needed
+	gone       bool   // with the module, which was finalised behind our back: a late C_CloseSession crashes SoftHSM
 }
 
 // OpenSession opens a read-only session and finds the derivation root by its CKA_ID.

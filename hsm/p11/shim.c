@@ -6,15 +6,59 @@
 
 #define CKR_OK 0UL
 #define CKR_GENERAL_ERROR 5UL
+#define CKR_FUNCTION_NOT_SUPPORTED 0x54UL
 #define CKU_USER 1UL
 #define CKF_OS_LOCKING_OK 2UL
 #define CKM_AES_ECB 0x1081UL
+#define CKM_ECDH1_DERIVE 0x1050UL
+#define CKD_NULL 1UL
+#define CKZ_DATA_SPECIFIED 1UL
+#define CKO_SECRET_KEY 4UL
+#define CKK_GENERIC_SECRET 0x10UL
+#define CKA_CLASS 0UL
+#define CKA_TOKEN 1UL
+#define CKA_PRIVATE 2UL
+#define CKA_VALUE 0x11UL
+#define CKA_KEY_TYPE 0x100UL
+#define CKA_SENSITIVE 0x103UL
+#define CKA_VALUE_LEN 0x161UL
+#define CKA_EXTRACTABLE 0x162UL
 
 typedef struct {
 	unsigned long mechanism;
 	void *parameter;
 	unsigned long parameter_len;
 } ck_mechanism;
+
+typedef struct {
+	unsigned long type;
+	void *value;
+	unsigned long value_len;
+} ck_attribute;
+
+// Parameters of mechanisms: PKCS#11 3.0 §2.1.7, §2.1.10, §2.3.10, §2.3.16.
+typedef struct {
+	unsigned long hash, mgf, salt_len;
+} ck_pss_params;
+
+typedef struct {
+	unsigned long hash, mgf, source;
+	const void *label;
+	unsigned long label_len;
+} ck_oaep_params;
+
+typedef struct {
+	unsigned char prehash;
+	unsigned long context_len;
+	const unsigned char *context;
+} ck_eddsa_params;
+
+typedef struct {
+	unsigned long kdf, shared_len;
+	const unsigned char *shared;
+	unsigned long public_len;
+	const unsigned char *public;
+} ck_ecdh1_params;
 
 // CK_C_INITIALIZE_ARGS. NSS calls the reserved member LibraryParameters and reads one more pointer after it, which must be NULL.
 typedef struct {
@@ -31,12 +75,25 @@ struct kp_functions {
 	unsigned long (*C_Finalize)(void *);
 	void *functions_2_to_17[16];
 	unsigned long (*C_Login)(unsigned long, unsigned long, const unsigned char *, unsigned long);
-	void *functions_19_to_28[10];
+	void *functions_19_to_21[3];
+	unsigned long (*C_DestroyObject)(unsigned long, unsigned long);
+	void *functions_23[1];
+	unsigned long (*C_GetAttributeValue)(unsigned long, unsigned long, ck_attribute *, unsigned long);
+	void *functions_25_to_28[4];
 	unsigned long (*C_EncryptInit)(unsigned long, ck_mechanism *, unsigned long);
 	unsigned long (*C_Encrypt)(unsigned long, const unsigned char *, unsigned long, unsigned char *, unsigned long *);
 	unsigned long (*C_EncryptUpdate)(unsigned long, const unsigned char *, unsigned long, unsigned char *, unsigned long *);
 	unsigned long (*C_EncryptFinal)(unsigned long, unsigned char *, unsigned long *);
-	void *functions_33_to_63[31];
+	unsigned long (*C_DecryptInit)(unsigned long, ck_mechanism *, unsigned long);
+	unsigned long (*C_Decrypt)(unsigned long, const unsigned char *, unsigned long, unsigned char *, unsigned long *);
+	void *functions_35_to_41[7];
+	unsigned long (*C_SignInit)(unsigned long, ck_mechanism *, unsigned long);
+	unsigned long (*C_Sign)(unsigned long, const unsigned char *, unsigned long, unsigned char *, unsigned long *);
+	void *functions_44_to_59[16];
+	unsigned long (*C_WrapKey)(unsigned long, ck_mechanism *, unsigned long, unsigned long, unsigned char *, unsigned long *);
+	void *functions_61[1];
+	unsigned long (*C_DeriveKey)(unsigned long, ck_mechanism *, unsigned long, ck_attribute *, unsigned long, unsigned long *);
+	void *functions_63[1];
 	unsigned long (*C_GenerateRandom)(unsigned long, unsigned char *, unsigned long);
 	void *functions_65_to_67[3];
 };
@@ -151,6 +208,131 @@ kp_result kp_round(kp_functions *f, unsigned long session, unsigned long key, un
 	}
 	if (n > 0) {
 		wipe(out, 0, n);
+	}
+	return r;
+}
+
+kp_result kp_end(kp_functions *f, unsigned long session)
+{
+	unsigned char rest[16];
+	unsigned long len = sizeof rest;
+	kp_result r = {f->C_EncryptFinal(session, rest, &len), KP_ENCRYPT_FINAL};
+	if (r.rv == CKR_OK && len != 0) {
+		r.rv = CKR_GENERAL_ERROR;
+		r.phase = KP_LENGTH;
+	}
+	return r;
+}
+
+// derive makes the shared secret a session object, because C_DeriveKey has no other place for it, reads and destroys it.
+static kp_used derive(kp_functions *f, unsigned long session, unsigned long key, const unsigned char *in, unsigned long in_len, unsigned char *out,
+                      unsigned long n)
+{
+	kp_used r = {CKR_FUNCTION_NOT_SUPPORTED, KP_DERIVE_KEY, 0};
+	if (!f->C_DeriveKey || !f->C_GetAttributeValue || !f->C_DestroyObject) {
+		return r;
+	}
+	ck_ecdh1_params p;
+	memset(&p, 0, sizeof p);
+	p.kdf = CKD_NULL;
+	p.public = in;
+	p.public_len = in_len;
+	ck_mechanism m = {CKM_ECDH1_DERIVE, &p, sizeof p};
+	unsigned long class = CKO_SECRET_KEY, type = CKK_GENERIC_SECRET, secret = 0;
+	unsigned char yes = 1, no = 0;
+	ck_attribute template[] = {
+		{CKA_CLASS, &class, sizeof class}, {CKA_KEY_TYPE, &type, sizeof type},  {CKA_VALUE_LEN, &n, sizeof n},    {CKA_TOKEN, &no, sizeof no},
+		{CKA_PRIVATE, &yes, sizeof yes},   {CKA_SENSITIVE, &no, sizeof no}, {CKA_EXTRACTABLE, &yes, sizeof yes},
+	};
+	r.rv = f->C_DeriveKey(session, &m, key, template, sizeof template / sizeof template[0], &secret);
+	if (r.rv != CKR_OK) {
+		return r;
+	}
+	ck_attribute value = {CKA_VALUE, out, n};
+	r.rv = f->C_GetAttributeValue(session, secret, &value, 1);
+	r.phase = KP_GET_VALUE;
+	r.n = value.value_len;
+	unsigned long rv = f->C_DestroyObject(session, secret);
+	if (r.rv == CKR_OK && rv != CKR_OK) {
+		r.rv = rv;
+		r.phase = KP_DESTROY;
+	}
+	return r;
+}
+
+kp_used kp_use(kp_functions *f, unsigned long session, unsigned long key, kp_operation op, const unsigned char *in, unsigned long in_len,
+               unsigned char *out, unsigned long out_len)
+{
+	kp_used r = {CKR_FUNCTION_NOT_SUPPORTED, KP_DONE, out_len};
+	ck_pss_params pss = {op.hash, op.mgf, op.salt_len};
+	ck_oaep_params oaep = {op.hash, op.mgf, CKZ_DATA_SPECIFIED, NULL, 0};
+	ck_eddsa_params eddsa;
+	memset(&eddsa, 0, sizeof eddsa);
+	eddsa.prehash = 1;
+	ck_mechanism m = {op.mechanism, NULL, 0};
+	switch (op.parameter) {
+	case KP_PSS:
+		m.parameter = &pss;
+		m.parameter_len = sizeof pss;
+		break;
+	case KP_OAEP:
+		m.parameter = &oaep;
+		m.parameter_len = sizeof oaep;
+		break;
+	case KP_PREHASH:
+		m.parameter = &eddsa;
+		m.parameter_len = sizeof eddsa;
+		break;
+	}
+	if (in == NULL) {
+		in = (const unsigned char *)""; // no module takes NULL for data, even where its length is 0
+	}
+	switch (op.how) {
+	case KP_SIGNS:
+		r.phase = KP_SIGN_INIT;
+		if (f->C_SignInit && f->C_Sign) {
+			r.rv = f->C_SignInit(session, &m, key);
+		}
+		if (r.rv == CKR_OK) {
+			r.rv = f->C_Sign(session, in, in_len, out, &r.n);
+			r.phase = KP_SIGN;
+		}
+		break;
+	case KP_DECRYPTS:
+		r.phase = KP_DECRYPT_INIT;
+		if (f->C_DecryptInit && f->C_Decrypt) {
+			r.rv = f->C_DecryptInit(session, &m, key);
+		}
+		if (r.rv == CKR_OK) {
+			r.rv = f->C_Decrypt(session, in, in_len, out, &r.n);
+			r.phase = KP_DECRYPT;
+		}
+		break;
+	case KP_DERIVES:
+		r = derive(f, session, key, in, in_len, out, op.n);
+		break;
+	}
+	if (r.rv == CKR_OK && (r.n > out_len || (op.n != 0 && r.n != op.n))) {
+		r.rv = CKR_GENERAL_ERROR;
+		r.phase = KP_LENGTH;
+	}
+	if (r.rv != CKR_OK) {
+		wipe(out, 0, out_len);
+	}
+	return r;
+}
+
+kp_used kp_wrap(kp_functions *f, unsigned long session, unsigned long mechanism, unsigned long root, unsigned long key, unsigned char *out,
+                unsigned long out_len)
+{
+	kp_used r = {CKR_FUNCTION_NOT_SUPPORTED, KP_WRAP_KEY, out_len};
+	ck_mechanism m = {mechanism, NULL, 0};
+	if (f->C_WrapKey) {
+		r.rv = f->C_WrapKey(session, &m, root, key, out, &r.n);
+	}
+	if (r.rv == CKR_OK && r.n > out_len) {
+		r.rv = CKR_GENERAL_ERROR;
+		r.phase = KP_LENGTH;
 	}
 	return r;
 }

@@ -5,12 +5,15 @@ package p11
 #cgo linux LDFLAGS: -ldl
 #cgo noescape kp_round
 #cgo nocallback kp_round
+#cgo noescape kp_use
+#cgo nocallback kp_use
 #include <stdlib.h>
 #include "shim.h"
 */
 import "C"
 
 import (
+	"bytes"
 	"errors"
 	"runtime"
 	"unsafe"
@@ -69,19 +72,87 @@ func (f functions) round(session, key uint, m mode, in, out, random []byte) erro
 	if r.rv == 0 {
 		return nil
 	}
-	switch r.phase {
-	case C.KP_RANDOM:
-		return ckr("C_GenerateRandom", uint64(r.rv))
-	case C.KP_ENCRYPT_INIT:
-		return ckr("C_EncryptInit", uint64(r.rv))
-	case C.KP_ENCRYPT_UPDATE:
-		return ckr("C_EncryptUpdate", uint64(r.rv))
-	case C.KP_ENCRYPT_FINAL:
-		return ckr("C_EncryptFinal", uint64(r.rv))
+	return phaseError(r.rv, r.phase)
+}
+
+// phaseError is the error of a crossing that ended in phase.
+func phaseError(rv, phase C.ulong) error {
+	switch phase {
 	case C.KP_LENGTH:
 		return hsm.ErrWrong
+	default:
+		return ckr(phaseNames[phase], uint64(rv))
 	}
-	return ckr("C_Encrypt", uint64(r.rv))
+}
+
+var phaseNames = [...]string{
+	C.KP_DONE: "C_Encrypt", C.KP_RANDOM: "C_GenerateRandom", C.KP_ENCRYPT_INIT: "C_EncryptInit", C.KP_ENCRYPT: "C_Encrypt",
+	C.KP_ENCRYPT_UPDATE: "C_EncryptUpdate", C.KP_ENCRYPT_FINAL: "C_EncryptFinal", C.KP_SIGN_INIT: "C_SignInit", C.KP_SIGN: "C_Sign",
+	C.KP_DECRYPT_INIT: "C_DecryptInit", C.KP_DECRYPT: "C_Decrypt", C.KP_DERIVE_KEY: "C_DeriveKey", C.KP_GET_VALUE: "C_GetAttributeValue",
+	C.KP_DESTROY: "C_DestroyObject", C.KP_WRAP_KEY: "C_WrapKey",
+}
+
+// end ends the encryption that stays active in the session.
+func (f functions) end(session uint) error {
+	r := C.kp_end(f.list, C.ulong(session))
+	if r.rv == 0 {
+		return nil
+	}
+	return phaseError(r.rv, r.phase)
+}
+
+// operation is what is done with a key: shim.h.
+type operation struct {
+	how, mechanism, parameter uint
+	hash, mgf, salt           uint
+	n                         int // bytes of the result; 0: any number
+}
+
+const (
+	signs    = C.KP_SIGNS
+	decrypts = C.KP_DECRYPTS
+	derives  = C.KP_DERIVES
+
+	withPSS     = C.KP_PSS
+	withOAEP    = C.KP_OAEP
+	withPrehash = C.KP_PREHASH
+)
+
+// initFunction is the first function that the operation calls.
+func (o operation) initFunction() string {
+	switch o.how {
+	case signs:
+		return "C_SignInit"
+	case decrypts:
+		return "C_DecryptInit"
+	}
+	return "C_DeriveKey"
+}
+
+// use is the crossing of one operation with a key, on the terms of round. On an error out is wiped.
+func (f functions) use(session, key uint, o *operation, in, out []byte) (n int, err error) {
+	r := C.kp_use(f.list, C.ulong(session), C.ulong(key), C.kp_operation{
+		how: C.ulong(o.how), mechanism: C.ulong(o.mechanism), parameter: C.ulong(o.parameter),
+		hash: C.ulong(o.hash), mgf: C.ulong(o.mgf), salt_len: C.ulong(o.salt), n: C.ulong(o.n),
+	}, (*C.uchar)(unsafe.SliceData(in)), C.ulong(len(in)), (*C.uchar)(unsafe.SliceData(out)), C.ulong(len(out)))
+	if r.rv == 0 {
+		return int(r.n), nil
+	}
+	return 0, phaseError(r.rv, r.phase)
+}
+
+// wrappedMax is more than a wrapped key has: an RSA_4096 one has 2384 bytes.
+const wrappedMax = 4096
+
+// wrap wraps a key. The result starts with format.
+func (f functions) wrap(session, mechanism, root, key uint, format byte) ([]byte, error) {
+	out := make([]byte, 1+wrappedMax)
+	out[0] = format
+	r := C.kp_wrap(f.list, C.ulong(session), C.ulong(mechanism), C.ulong(root), C.ulong(key), (*C.uchar)(&out[1]), wrappedMax)
+	if r.rv != 0 {
+		return nil, phaseError(r.rv, r.phase)
+	}
+	return bytes.Clone(out[:1+r.n]), nil
 }
 
 func (f functions) streams() bool { return C.kp_streams(f.list) != 0 }

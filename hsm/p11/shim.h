@@ -6,8 +6,11 @@
 
 typedef struct kp_functions kp_functions;
 
-// Where a round ended.
-enum kp_phase { KP_DONE, KP_RANDOM, KP_ENCRYPT_INIT, KP_ENCRYPT, KP_ENCRYPT_UPDATE, KP_ENCRYPT_FINAL, KP_LENGTH };
+// Where a round or a use ended.
+enum kp_phase {
+	KP_DONE, KP_RANDOM, KP_ENCRYPT_INIT, KP_ENCRYPT, KP_ENCRYPT_UPDATE, KP_ENCRYPT_FINAL, KP_LENGTH,
+	KP_SIGN_INIT, KP_SIGN, KP_DECRYPT_INIT, KP_DECRYPT, KP_DERIVE_KEY, KP_GET_VALUE, KP_DESTROY, KP_WRAP_KEY
+};
 
 // How a round encrypts: C_EncryptInit and C_Encrypt; or one operation that stays active over many rounds, which KP_BEGIN starts, KP_NEXT goes
 // on with and KP_RENEW ends and starts again, by C_EncryptInit, C_EncryptUpdate and C_EncryptFinal.
@@ -32,6 +35,35 @@ unsigned long kp_login(kp_functions *f, unsigned long session, const unsigned ch
 // failure both outputs are wiped.
 kp_result kp_round(kp_functions *f, unsigned long session, unsigned long key, unsigned long mode, const unsigned char *in, unsigned char *out,
                    unsigned long n, unsigned char *random, unsigned long random_len);
+
+// kp_end ends the encryption that KP_BEGIN began: a session does one thing at a time.
+kp_result kp_end(kp_functions *f, unsigned long session);
+
+// What kp_use does: C_SignInit and C_Sign; C_DecryptInit and C_Decrypt; C_DeriveKey with CKM_ECDH1_DERIVE, C_GetAttributeValue and C_DestroyObject.
+enum kp_how { KP_SIGNS, KP_DECRYPTS, KP_DERIVES };
+
+// The parameter of its mechanism: none, CK_RSA_PKCS_PSS_PARAMS, CK_RSA_PKCS_OAEP_PARAMS without a label, CK_EDDSA_PARAMS with phFlag.
+enum kp_parameter { KP_NONE, KP_PSS, KP_OAEP, KP_PREHASH };
+
+typedef struct {
+	unsigned long how, mechanism, parameter;
+	unsigned long hash, mgf, salt_len; // where the parameter has them
+	unsigned long n;                   // bytes of the result; 0: any number
+} kp_operation;
+
+typedef struct {
+	unsigned long rv; // CK_RV
+	unsigned long phase;
+	unsigned long n; // bytes of the result
+} kp_used;
+
+// kp_use does one operation with a private or secret key. in may be NULL where in_len is 0. On any failure out is wiped.
+kp_used kp_use(kp_functions *f, unsigned long session, unsigned long key, kp_operation op, const unsigned char *in, unsigned long in_len,
+               unsigned char *out, unsigned long out_len);
+
+// kp_wrap wraps a key into out in one call: NSS answers the question for the length with too few bytes.
+kp_used kp_wrap(kp_functions *f, unsigned long session, unsigned long mechanism, unsigned long root, unsigned long key, unsigned char *out,
+                unsigned long out_len);
 
 // kp_streams says whether the module has the functions of the modes besides KP_SINGLE.
 int kp_streams(kp_functions *f);

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/keyplane/keyplane/hsm"
+	"github.com/keyplane/keyplane/internal/keyspec"
 	"github.com/miekg/pkcs11"
 )
 
@@ -23,6 +24,10 @@ type Token struct {
 
 	streaming atomic.Int32  // streamsUnknown, …: found out by the first session
 	streamAge time.Duration // tests change it
+
+	ring    ring // what owns the loaded keys
+	known   [keyspec.MLKEM1024 + 1]knowledge
+	namesDB atomic.Bool // C_UnwrapKey wants to be told dbName
 
 	// attribute reads one attribute of an object; tests put a token that lies here.
 	attribute func(pkcs11.SessionHandle, pkcs11.ObjectHandle, uint) ([]byte, error)
@@ -202,10 +207,16 @@ func (t *Token) Reset() error {
 		return err
 	}
 	t.generation.Add(1)
+	if t.ring.mu.TryLock() { // else whoever has it, or comes next, finds that its generation is over
+		t.mod.mu.RLock()
+		t.dropRing()
+		t.mod.mu.RUnlock()
+		t.ring.mu.Unlock()
+	}
 	return nil
 }
 
-// Close closes the anchor. Sessions must be closed before.
+// Close closes the anchor, and ends the loaded keys. Sessions must be closed before.
 func (t *Token) Close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -214,8 +225,12 @@ func (t *Token) Close() error {
 	}
 	t.closed = true
 	t.generation.Add(1)
-	t.handles.Add(1)
 	t.mod.mu.RLock()
+	if t.ring.mu.TryLock() { // else a call hangs in it
+		t.dropRing()
+		t.ring.mu.Unlock()
+	}
+	t.handles.Add(1)
 	err := t.mod.ctx.CloseSession(t.anchor)
 	t.mod.mu.RUnlock()
 	t.mod.release()

@@ -29,6 +29,7 @@ type Config struct {
 type Token struct {
 	info       hsm.TokenInfo
 	root       cipher.Block // of R; safe for concurrent use; its key schedule cannot be wiped
+	wrapping   cipher.Block // of W; the same
 	id         hsm.RootID
 	audit      *ecdsa.PrivateKey // nil: the file is of a version without; cannot be wiped either
 	generation atomic.Uint64
@@ -79,9 +80,12 @@ func open(cfg Config, cost int) (*Token, error) {
 	if err != nil {
 		return nil, fmt.Errorf("softtoken: %s: %w", cfg.Dir, err)
 	}
-	// The second root wraps keys; nothing here wraps any, so it is not kept.
 	defer secret.Wipe(keys)
 	block, err := aes.NewCipher(keys[:rootLen])
+	if err != nil {
+		return nil, fmt.Errorf("softtoken: %w", err)
+	}
+	wrapping, err := aes.NewCipher(keys[rootLen : 2*rootLen])
 	if err != nil {
 		return nil, fmt.Errorf("softtoken: %w", err)
 	}
@@ -91,7 +95,7 @@ func open(cfg Config, cost int) (*Token, error) {
 			return nil, fmt.Errorf("softtoken: audit key: %w", err)
 		}
 	}
-	t := &Token{root: block, audit: audit, info: hsm.TokenInfo{
+	t := &Token{root: block, wrapping: wrapping, audit: audit, info: hsm.TokenInfo{
 		Label: f.Label, Serial: f.Serial, Manufacturer: "keyplane", Model: "soft token", Module: "soft token",
 		Software: true, InProcess: true,
 	}}

@@ -13,7 +13,7 @@ type rule struct {
 
 // leaves are the internal packages that both planes share.
 var leaves = []string{
-	"internal/aesgcm", "internal/audit", "internal/authz", "internal/awsjson", "internal/awsquery", "internal/blob", "internal/bytesconv", "internal/cloudtrail", "internal/granttoken", "internal/invariants", "internal/kdf", "internal/keyid",
+	"internal/aesgcm", "internal/audit", "internal/authz", "internal/awsjson", "internal/awsquery", "internal/blob", "internal/bytesconv", "internal/cloudtrail", "internal/granttoken", "internal/invariants", "internal/kdf", "internal/keyid", "internal/keyspec",
 	"internal/kmsapi", "internal/lastuse", "internal/pkcs11uri", "internal/policy", "internal/secret", "internal/sigv4", "internal/simulate", "internal/snapshot", "internal/uuid",
 }
 
@@ -43,7 +43,7 @@ var rules = []rule{
 		why:   "a client: it signs and measures, and knows the server by its wire protocol only"},
 
 	// The planes, never sideways.
-	{pkg: "dataplane", ours: append([]string{"batch", "cache", "ratelimit", "hsm", "internal/attest", "internal/quota"}, leaves...), third: []string{"github.com/valyala/fasthttp"},
+	{pkg: "dataplane", ours: append([]string{"batch", "cache", "ratelimit", "hsm", "internal/attest", "internal/pubkey", "internal/quota", "internal/softkey"}, leaves...), third: []string{"github.com/valyala/fasthttp"},
 		not:   []string{"net/http", "database/sql", "os/exec"},
 		reach: []string{ours("controlplane"), "go.etcd.io", "google.golang.org/grpc", ours("hsm/p11"), ours("hsm/softtoken"), "github.com/miekg/pkcs11"},
 		why:   "serves from snapshots: hsm for its types, no storage, no tokens, no other plane"},
@@ -77,7 +77,8 @@ var rules = []rule{
 	{pkg: "hsm/p11", ours: []string{"hsm", "internal/secret", "internal/kdf", "internal/pkcs11uri", "internal/invariants", "internal/keyspec", "internal/pubkey"}, third: []string{"github.com/miekg/pkcs11"},
 		not: []string{"net/http"}, reach: []string{ours("batch"), ours("dataplane"), ours("controlplane")}, why: "the only cgo that calls PKCS#11 modules"},
 	{pkg: "hsm/softtoken", ours: []string{"hsm", "internal/secret", "internal/kdf", "internal/invariants", "internal/keyspec", "internal/pubkey", "internal/softkey"}, not: []string{"net/http"},
-		reach: []string{"runtime/cgo", ours("batch"), ours("dataplane"), ours("controlplane")}, why: "pure Go, for builds without cgo"},
+		reach: []string{ours("hsm/p11"), "github.com/miekg/pkcs11", ours("batch"), ours("dataplane"), ours("controlplane")},
+		why:   "no module, for builds without cgo; crypto/x509, for PKCS #8, brings Go's own net with it, which uses cgo where there is one"},
 	{pkg: "hsm/hsmtest", ours: []string{"hsm", "internal/secret", "internal/kdf", "internal/pkcs11uri", "internal/invariants", "internal/keyspec", "internal/pubkey", "internal/softkey"},
 		why: "the conformance suite, which each implementation's tests call"},
 	{pkg: "hsm/hsmtest/slowhsm", ours: []string{"hsm", "internal/pkcs11uri"}, reach: []string{"runtime/cgo", "net/http"},
@@ -105,10 +106,10 @@ var rules = []rule{
 	{pkg: "internal/kdf/xaes", ours: []string{"internal/kdf", "internal/aesgcm"}, reach: aboveLeaves, why: "the derivation and the cipher together"},
 	{pkg: "internal/keyid", ours: []string{"internal/kmsapi"}, reach: aboveLeaves, why: "faults of a name are exceptions"},
 	{pkg: "internal/keyspec", reach: aboveLeaves, why: "a table; imports nothing"},
-	{pkg: "internal/pubkey", ours: []string{"internal/keyspec"}, third: []string{"filippo.io/mldsa", "github.com/decred/dcrd/dcrec/secp256k1/v4"},
+	{pkg: "internal/pubkey", ours: []string{"internal/keyspec"}, third: []string{"filippo.io/mldsa", "github.com/decred/dcrd/dcrec/secp256k1/v4", "github.com/cloudflare/circl/kem/mlkem/mlkem512"},
 		reach: aboveLeaves, why: "what needs no private key; one library for each algorithm that Go's lacks"},
 	{pkg: "internal/softkey", ours: []string{"internal/keyspec", "internal/pubkey", "internal/secret"},
-		third: []string{"filippo.io/mldsa", "github.com/decred/dcrd/dcrec/secp256k1/v4", "golang.org/x/sys/unix"}, reach: aboveLeaves,
+		third: []string{"filippo.io/mldsa", "github.com/decred/dcrd/dcrec/secp256k1/v4", "github.com/cloudflare/circl/kem/mlkem/mlkem512", "golang.org/x/sys/unix"}, reach: aboveLeaves,
 		why: "private keys in software, for the soft token and for what a token lacks"},
 	{pkg: "internal/attest", third: []string{"github.com/fxamacker/cbor/v2"}, reach: aboveLeaves, why: "attestation documents in, facts out; CMS out"},
 	{pkg: "internal/kmsapi", not: []string{"net", "net/http"}, reach: aboveLeaves, why: "tables; imports nothing of ours"},
@@ -129,8 +130,9 @@ var rules = []rule{
 		why: "pure: bytes of a request in, code out; signing keys are secrets, scopes name accounts; whom a key speaks for is authz's Caller"},
 	{pkg: "internal/simulate", ours: []string{"internal/authz", "internal/policy", "internal/keyid", "internal/kmsapi"}, reach: aboveLeaves,
 		why: "questions to authz that a person writes, and its answers in words"},
-	{pkg: "internal/snapshot", ours: []string{"internal/authz", "internal/policy", "internal/keyid", "internal/kmsapi", "internal/secret", "internal/invariants"}, reach: aboveLeaves,
+	{pkg: "internal/snapshot", ours: []string{"internal/authz", "internal/policy", "internal/keyid", "internal/keyspec", "internal/kmsapi", "internal/secret", "internal/invariants"}, reach: aboveLeaves,
 		why: "where the planes meet"},
+	{pkg: "internal/wycheproof", reach: aboveLeaves, why: "vectors of others, read for tests"},
 	{pkg: "internal/uuid", reach: aboveLeaves, why: "imports nothing of ours"},
 }
 

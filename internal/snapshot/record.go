@@ -8,6 +8,7 @@ import (
 
 	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/keyid"
+	"github.com/keyplane/keyplane/internal/keyspec"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 )
 
@@ -31,7 +32,7 @@ type Record struct {
 
 // PrivateKey is the one backing key of an asymmetric or HMAC KMS key as it is stored. It is shared and not changed.
 type PrivateKey struct {
-	ID       [32]byte // KeyMaterialID of what follows
+	ID       [32]byte // PrivateKeyID of what follows
 	Root     [8]byte  // hsm.RootID of the token whose wrapping root wraps it
 	Software bool     // used outside of the token
 	Wrapped  []byte   // private key, or HMAC key, wrapped
@@ -56,14 +57,17 @@ func (r *Record) Wipe() {
 var (
 	// ErrNotFound says that there is no such KMS key or alias in this account and Region.
 	ErrNotFound = errors.New("snapshot: no such key or alias")
-	// ErrDamaged says that a record exists but cannot be trusted: it does not decode, or a salt does not give its material ID.
+	// ErrDamaged says that a record exists but cannot be trusted: it does not decode, or a salt or private key does not give its ID.
 	ErrDamaged = errors.New("snapshot: the record is damaged")
 )
 
 // Check holds the record's invariants: at least one version, numbers ascending from 1 or more, Current among them, and every salt giving
-// its material ID. ErrDamaged otherwise.
+// its material ID; of a key that is not SYMMETRIC_DEFAULT no version but a private key that gives its ID. ErrDamaged otherwise.
 func (r *Record) Check() error {
-	if len(r.Versions) == 0 || r.Current < 0 || r.Current >= len(r.Versions) || r.State.String() == "" {
+	if s := keyspec.Of(r.Spec); s != keyspec.None {
+		return r.checkPrivate(s)
+	}
+	if r.Private != nil || len(r.Versions) == 0 || r.Current < 0 || r.Current >= len(r.Versions) || r.State.String() == "" {
 		return ErrDamaged
 	}
 	var last uint32
@@ -77,22 +81,26 @@ func (r *Record) Check() error {
 	return nil
 }
 
+func (r *Record) checkPrivate(s keyspec.Spec) error {
+	p := r.Private
+	switch {
+	case r.State.String() == "" || len(r.Versions) != 0 || s.Info().Usages&keyspec.UsageOf(r.Usage) == 0:
+	case p == nil || len(p.Wrapped) == 0 || (len(p.Public) == 0) != (s.Info().Public == 0):
+	case p.ID != PrivateKeyID(r.Account, r.ID, p.Wrapped, p.Public):
+	default:
+		return nil
+	}
+	return ErrDamaged
+}
+
 // materialIDLabel separates this hash from every other use of SHA-256 (docs/ciphertext.md §4).
 const materialIDLabel = "keyplane key material v1"
 
 // MaterialID is the key material ID of a derived backing key, in lower-case hex (docs/ciphertext.md §4).
 func MaterialID(a keyid.Account, id keyid.ID, version uint32, salt *[32]byte) [64]byte {
-	var in [len(materialIDLabel) + 6 + 1 + 16 + 4 + 32]byte
+	var in [len(materialIDLabel) + keyNameBytes + 4 + 32]byte
 	b := append(in[:0], materialIDLabel...)
-	var account [8]byte
-	binary.BigEndian.PutUint64(account[:], uint64(a))
-	b = append(b, account[2:]...) // an account is below 10^12, hence six bytes
-	if id.MultiRegion {
-		b = append(b, 1)
-	} else {
-		b = append(b, 0)
-	}
-	b = append(b, id.UUID[:]...)
+	b = appendKeyName(b, a, id)
 	b = binary.BigEndian.AppendUint32(b, version)
 	b = append(b, salt[:]...)
 	sum := sha256.Sum256(b)
@@ -100,4 +108,36 @@ func MaterialID(a keyid.Account, id keyid.ID, version uint32, salt *[32]byte) [6
 	var out [64]byte
 	hex.Encode(out[:], sum[:])
 	return out
+}
+
+// privateKeyIDLabel does the same for the IDs of private keys.
+const privateKeyIDLabel = "keyplane private key v1"
+
+// PrivateKeyID names what is stored of a private or HMAC key: SHA-256 of the label, the account (six bytes, big-endian), the form of the key ID
+// (one byte), its UUID, the length of wrapped (four bytes, big-endian), wrapped, and public to the end. A wrapped key that was moved to another
+// KMS key, or given another public key, does not have the ID that is stored with it.
+func PrivateKeyID(a keyid.Account, id keyid.ID, wrapped, public []byte) (sum [32]byte) {
+	h := sha256.New()
+	var in [len(privateKeyIDLabel) + keyNameBytes + 4]byte
+	b := appendKeyName(append(in[:0], privateKeyIDLabel...), a, id)
+	h.Write(binary.BigEndian.AppendUint32(b, uint32(len(wrapped))))
+	h.Write(wrapped)
+	h.Write(public)
+	h.Sum(sum[:0])
+	return sum
+}
+
+const keyNameBytes = 6 + 1 + 16
+
+// appendKeyName appends the account, which is below 10^12 and hence six bytes, and the key ID with its form.
+func appendKeyName(b []byte, a keyid.Account, id keyid.ID) []byte {
+	var account [8]byte
+	binary.BigEndian.PutUint64(account[:], uint64(a))
+	b = append(b, account[2:]...)
+	if id.MultiRegion {
+		b = append(b, 1)
+	} else {
+		b = append(b, 0)
+	}
+	return append(b, id.UUID[:]...)
 }

@@ -1,0 +1,85 @@
+package hsmtest
+
+import (
+	"github.com/keyplane/keyplane/hsm"
+	"github.com/keyplane/keyplane/internal/keyspec"
+)
+
+// lent is the Object of a key that Faulty has loaded: the inner token's, whose generations are others.
+type lent struct{ inner hsm.LoadedKey }
+
+// Keys is nothing where the inner token is no KeyToken.
+func (f *Faulty) Keys(s keyspec.Spec) hsm.Mechanisms {
+	if t, ok := f.Token.(hsm.KeyToken); ok {
+		return t.Keys(s)
+	}
+	return 0
+}
+
+func (f *Faulty) GenerateKey(s keyspec.Spec) (wrapped, public []byte, err error) {
+	function := "C_GenerateKeyPair"
+	if s.Info().Family == keyspec.HMAC {
+		function = "C_GenerateKey"
+	}
+	if err := f.beforeIn(f.next(Generate), function); err != nil {
+		return nil, nil, err
+	}
+	if f.loggedOut.Load() {
+		return nil, nil, &hsm.Error{CKR: hsm.CKR_USER_NOT_LOGGED_IN, Function: function}
+	}
+	return f.Token.(hsm.KeyToken).GenerateKey(s)
+}
+
+func (f *Faulty) LoadKey(s keyspec.Spec, wrapped []byte) (hsm.LoadedKey, error) {
+	if err := f.beforeIn(f.next(Load), "C_UnwrapKey"); err != nil {
+		return hsm.LoadedKey{}, err
+	}
+	if f.loggedOut.Load() {
+		return hsm.LoadedKey{}, &hsm.Error{CKR: hsm.CKR_USER_NOT_LOGGED_IN, Function: "C_UnwrapKey"}
+	}
+	generation := f.Generation()
+	inner, err := f.Token.(hsm.KeyToken).LoadKey(s, wrapped)
+	if err != nil {
+		return hsm.LoadedKey{}, err
+	}
+	f.loaded.Add(1)
+	return hsm.LoadedKey{Handle: inner.Handle, Generation: generation, Object: &lent{inner}}, nil
+}
+
+func (f *Faulty) UnloadKey(k hsm.LoadedKey) error {
+	err := f.beforeIn(f.next(Unload), "C_DestroyObject")
+	f.loaded.Add(-1) // a key of an older generation went with it
+	if inner := f.Token.(hsm.KeyToken).UnloadKey(k.Object.(*lent).inner); err == nil {
+		err = inner
+	}
+	return err
+}
+
+// Loaded is how many keys were loaded and not unloaded.
+func (f *Faulty) Loaded() int { return int(f.loaded.Load()) }
+
+// Use runs on a session of the token. Wrong flips a bit of the result.
+func (s *faultySession) Use(k hsm.LoadedKey, spec keyspec.Spec, m hsm.Mechanism, in, out []byte) (n int, err error) {
+	f, function := s.token, m.Function()
+	x := f.next(Use)
+	err = f.beforeIn(x, function)
+	switch {
+	case err != nil:
+	case f.loggedOut.Load():
+		err = &hsm.Error{CKR: hsm.CKR_USER_NOT_LOGGED_IN, Function: function}
+	case s.generation != f.Generation():
+		err = &hsm.Error{CKR: hsm.CKR_SESSION_HANDLE_INVALID, Function: function}
+	case k.Generation != f.Generation():
+		err = &hsm.Error{CKR: hsm.CKR_KEY_HANDLE_INVALID, Function: function}
+	default:
+		n, err = s.Session.(hsm.KeySession).Use(k.Object.(*lent).inner, spec, m, in, out)
+	}
+	if err != nil {
+		clear(out)
+		return 0, err
+	}
+	if x.Wrong {
+		out[0] ^= 1
+	}
+	return n, nil
+}

@@ -1,0 +1,402 @@
+package hsm
+
+import (
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"github.com/keyplane/keyplane/internal/invariants"
+	"github.com/keyplane/keyplane/internal/keyspec"
+)
+
+// keyConfig is what makes Shards run rounds of KeyJobs. Their lanes prove themselves, and answer for canaries, with an AES block as all others
+// do; their tokens are KeyTokens and their sessions KeySessions.
+type keyConfig struct {
+	handlesMax int
+	offers     [][]Mechanisms // by token and spec
+}
+
+// keyClaim is what a round remembers of a job it has taken.
+type keyClaim struct {
+	ticket    uint64
+	key       *Key
+	mechanism Mechanism
+	done      bool // it has had its turn
+}
+
+// holds says that the job is still the one that was taken.
+func (c *keyClaim) holds(j *KeyJob) bool {
+	return j.ticket.Load() == c.ticket && j.Key == c.key && j.Mechanism == c.mechanism
+}
+
+// handIn gives the job a ticket. It reports false if the job is handed in already.
+func (j *KeyJob) handIn() (ticket uint64, ok bool) {
+	ticket = tickets.Add(1)
+	ok = j.ticket.CompareAndSwap(0, ticket)
+	invariants.Check(ok, "a job was handed in twice")
+	return ticket, ok
+}
+
+// check holds a job to its limits.
+func (j *KeyJob) check() error {
+	k := j.Key
+	if k == nil || k.Spec.Info().Family == 0 || len(j.In) > KeyInMax || len(j.Out) < k.Spec.Info().Result || !MechanismsOf(k.Spec).Has(j.Mechanism) {
+		return ErrJob
+	}
+	return nil
+}
+
+// unusable is the error of a key that could not be brought into the token. What the token said of the wrapped key is no fault of the client's
+// data, so nobody finds it in here.
+type unusable struct{ cause error }
+
+func (u *unusable) Error() string        { return "hsm: the key is unusable: " + u.cause.Error() }
+func (u *unusable) Is(target error) bool { return target == ErrUnavailable }
+
+// use is one operation on a lane.
+type use struct {
+	key       LoadedKey
+	spec      keyspec.Spec
+	mechanism Mechanism
+	n         int // bytes of out
+}
+
+// useKey is the call into the session.
+func (l *lane) useKey() (err error) {
+	session, ok := l.session.(KeySession)
+	if !ok {
+		return ErrNotOffered
+	}
+	u := &l.use
+	if u.n, err = session.Use(u.key, u.spec, u.mechanism, l.in, l.out); err == nil && (u.n < 0 || u.n > len(l.out)) {
+		err = ErrWrong
+	}
+	return err
+}
+
+// runKeys runs one round on a shard and leaves an outcome in every job. One caller per shard at a time: it is batch's run function. It returns
+// within a few RoundTimeouts for each job whatever the module does, and keeps nothing of the jobs.
+//
+// Each job is one call, on the lane's own memory. After an error the class decides (class.go), as in Run: if the fault was the session's or the
+// handle's, the job is run once more on the replacement; otherwise a job in its first attempt gets an error that is Retryable.
+func (s *Shards) runKeys(n int, round []*KeyJob) {
+	sh := s.shards[n]
+	sh.mu.Lock()
+	ended := false
+	defer func() {
+		if !ended {
+			// A panic, which the caller of batch recovers: what the round left in the lane must not meet the next one's jobs.
+			sh.drop()
+			sh.slot.kick()
+		}
+		sh.mu.Unlock()
+	}()
+	for len(round) > s.cfg.RoundMax {
+		round[len(round)-1].Err = ErrJob
+		round = round[:len(round)-1]
+	}
+	sh.keyClaims = sh.keyClaims[:0]
+	for _, j := range round {
+		sh.keyClaims = append(sh.keyClaims, keyClaim{ticket: j.ticket.Load(), key: j.Key, mechanism: j.Mechanism})
+		j.N, j.Err = 0, sh.admitKey(j)
+	}
+	sh.rounds.Add(1)
+	for i, j := range round {
+		if c := &sh.keyClaims[i]; !c.done && j.Err == nil {
+			s.runGroup(sh, round, i)
+		}
+	}
+	clear(sh.keyClaims) // of keys
+	ended = true
+}
+
+// admitKey checks a job's limits and that the shard's token can do it.
+func (sh *shard) admitKey(j *KeyJob) error {
+	switch err := j.check(); {
+	case err != nil:
+		return err
+	case j.Key.Software || j.Key.Root != sh.slot.root:
+		return ErrNoRoot
+	case !sh.slot.offers[j.Key.Spec].Has(j.Mechanism):
+		return ErrNotOffered
+	}
+	return nil
+}
+
+// runGroup runs those jobs of the round that have the first one's key: one look-up of the handle serves them.
+func (s *Shards) runGroup(sh *shard, round []*KeyJob, first int) {
+	g := group{key: sh.keyClaims[first].key, handles: sh.slot.handles}
+	defer g.release() // also after a panic
+	for i := first; i < len(round); i++ {
+		c, j := &sh.keyClaims[i], round[i]
+		if c.done || c.key == nil || c.key != g.key && (c.key.ID != g.key.ID || c.key.Spec != g.key.Spec) {
+			continue
+		}
+		c.done = true
+		if c.holds(j) && j.Err == nil {
+			s.runKey(sh, &g, c, j)
+		}
+	}
+}
+
+// group is a key of a round and its handle, nil while it is not lent.
+type group struct {
+	key     *Key
+	handles *handles
+	handle  *handle
+}
+
+func (g *group) release() {
+	if g.handle != nil {
+		g.handles.release(g.handle)
+		g.handle = nil
+	}
+}
+
+// lose gives up a handle that the token does not know any more.
+func (g *group) lose() {
+	if g.handle != nil {
+		g.handles.lose(g.handle)
+		g.release()
+	}
+}
+
+// runKey runs one job, and once more if that may help.
+func (s *Shards) runKey(sh *shard, g *group, c *keyClaim, j *KeyJob) {
+	sh.jobs.Add(1)
+	for again := false; ; again = true {
+		if s.closed.Load() {
+			j.Err = ErrUnavailable
+			return
+		}
+		if err := s.ready(sh); err != nil {
+			sh.failKey(c, j, err, true)
+			return
+		}
+		err, loading := sh.tryKey(g, c, j)
+		if err == nil {
+			return
+		}
+		sh.failures.Add(1)
+		err, retry := s.reactKey(sh, err, loading)
+		if e, ok := errors.AsType[*Error](err); ok && (e.CKR == CKR_KEY_HANDLE_INVALID || e.CKR == CKR_OBJECT_HANDLE_INVALID) {
+			g.lose()
+		}
+		if retry == nowhere || retry == elsewhere || again || j.Attempt > 0 {
+			sh.failKey(c, j, err, retry != nowhere && !again)
+			return
+		}
+		sh.retries.Add(1)
+	}
+}
+
+// tryKey looks the handle up, runs the job and delivers. On an error nothing is delivered; loading says that it came before the job's own call.
+// It wipes the lane in any case, but for a lane whose call has not come back: that one wipes itself, and has the handle till then.
+func (sh *shard) tryKey(g *group, c *keyClaim, j *KeyJob) (err error, loading bool) {
+	if g.handle != nil && g.handle.key.Generation != sh.slot.token.Generation() {
+		g.release() // the token was reset since
+	}
+	if g.handle == nil {
+		if g.handle, err = g.handles.acquire(g.key); err != nil {
+			return err, true
+		}
+	}
+	l := sh.lane
+	l.in = append(l.in[:0], j.In...)
+	l.out = l.out[:g.key.Spec.Info().Result]
+	l.use = use{key: g.handle.key, spec: g.key.Spec, mechanism: c.mechanism}
+	err = l.do(opUse)
+	if err != nil {
+		if l.abandoned {
+			l.orphan, g.handle = g.handle, nil
+			return err, false
+		}
+	} else if c.holds(j) {
+		j.N = copy(j.Out, l.out[:l.use.n])
+	}
+	l.use = use{}
+	l.wipe()
+	return err, false
+}
+
+// where says where a job that failed may be run once more.
+type where uint8
+
+const (
+	nowhere where = iota
+	here
+	elsewhere
+)
+
+// reactKey does what the table says after a failed job and returns the error that the job gets if it is not run again.
+func (s *Shards) reactKey(sh *shard, err error, loading bool) (error, where) {
+	sl := sh.slot
+	c := classOf(err)
+	switch {
+	case errors.Is(err, ErrNotOffered):
+		return err, nowhere
+	case loading && errors.Is(err, ErrKeyRefused):
+		sl.alarm("a key is not what was stored", err)
+		return &unusable{err}, nowhere
+	case c.Has(actD):
+		if c.Has(actCanary) {
+			if bad := s.canaryWithin(sl, canaryEvery); bad != nil {
+				s.judge(sl, bad)
+				sl.quarantine(err)
+				sh.drop()
+				return ErrUnavailable, elsewhere
+			}
+			// Not counted as the token's fault: whoever sends bad data would take the token from everybody.
+		}
+		if loading {
+			sl.alarm("a stored key does not unwrap", err)
+			return &unusable{err}, nowhere
+		}
+		return err, nowhere
+	}
+	if s.react(sh, err) {
+		return err, here
+	}
+	if c.Has(actR) && s.budget(1) {
+		return err, elsewhere
+	}
+	return err, nowhere
+}
+
+// failKey leaves err in the job; where other is true, a job in its first attempt may go to another shard.
+func (sh *shard) failKey(c *keyClaim, j *KeyJob, err error, other bool) {
+	if !c.holds(j) {
+		return
+	}
+	j.Err = err
+	if other && j.Attempt == 0 {
+		if err == ErrUnavailable {
+			j.Err = unavailableHere
+		} else {
+			j.Err = &refusal{err}
+		}
+		sh.retries.Add(1)
+	}
+}
+
+// newHandles makes the slot's loaded keys.
+func (s *Shards) newHandles(sl *slot, max int) *handles {
+	token := sl.token.(KeyToken)
+	return newHandles(max,
+		func(k *Key) (LoadedKey, error) { return s.loadKey(sl, token, k) },
+		func(k LoadedKey) {
+			// A key that the token does not give up is gone with its generation. There is nobody to tell but of a call that hangs.
+			if err := s.bounded(sl, func() error { return token.UnloadKey(k) }); errors.Is(err, ErrTimeout) {
+				s.judge(sl, err)
+			}
+		},
+		token.Generation)
+}
+
+// loadKey loads a key, waiting at most RoundTimeout. One that comes later is unloaded again.
+func (s *Shards) loadKey(sl *slot, token KeyToken, k *Key) (LoadedKey, error) {
+	var loaded LoadedKey
+	var over atomic.Bool // for whoever comes second, of the call that ends and the caller who does not wait any more
+	err := s.bounded(sl, func() (err error) {
+		if loaded, err = token.LoadKey(k.Spec, k.Wrapped); err == nil && over.Swap(true) {
+			return token.UnloadKey(loaded)
+		}
+		return err
+	})
+	if errors.Is(err, ErrTimeout) && !over.Swap(true) || err != nil && !errors.Is(err, ErrTimeout) {
+		return LoadedKey{}, err
+	}
+	return loaded, nil // in time, or a moment later
+}
+
+// generateKey makes a key in the slot's token. It is called on a goroutine of its own.
+func (s *Shards) generateKey(sl *slot, spec keyspec.Spec) (wrapped, public []byte, err error) {
+	token := sl.token.(KeyToken)
+	for again := false; ; again = true {
+		gen := token.Generation()
+		wrapped, public, err = token.GenerateKey(spec)
+		c := classOf(err)
+		if err == nil || errors.Is(err, ErrNotOffered) {
+			return wrapped, public, err
+		}
+		if again || !c.Has(actL|actH) || c.Has(actQ) || s.reset(sl, gen) != nil {
+			break
+		}
+	}
+	if errors.Is(err, ErrKeyRefused) {
+		sl.alarm("the token does not protect a key that it made", err)
+		return nil, nil, err
+	}
+	s.judge(sl, err)
+	if classOf(err).Has(actD) { // of data that the token itself has made
+		err = &unusable{err}
+	}
+	return nil, nil, err
+}
+
+// pickKey chooses a serving shard for a job with the key and counts the job there: an idle one, else the one with the fewest jobs, since
+// operations are slow and one key may be all the load there is. It avoids shard full, whose queue is, shard not, on which the job failed, and
+// before that the rest of not's slot; -1 is none.
+func (s *Shards) pickKey(k *Key, m Mechanism, not, full int, hint uint64) (int, error) {
+	err := ErrNoRoot
+	best, least := -1, int32(0)
+	for n, i := 0, int(hint%uint64(len(s.shards))); n < len(s.shards); n, i = n+1, (i+1)%len(s.shards) {
+		sh := s.shards[i]
+		switch {
+		case sh.slot.root != k.Root:
+			continue
+		case !sh.slot.offers[k.Spec].Has(m):
+			if err != ErrUnavailable {
+				err = ErrNotOffered
+			}
+			continue
+		case !sh.serving():
+			err = ErrUnavailable
+			continue
+		}
+		jobs := sh.waiting.Load()
+		if not >= 0 && sh.slot == s.shards[not].slot {
+			jobs += 1 << 20
+		}
+		if i == not || i == full {
+			jobs += 1 << 21
+		}
+		if jobs == 0 && sh.waiting.CompareAndSwap(0, 1) {
+			return i, nil
+		}
+		if best < 0 || jobs < least {
+			best, least = i, jobs
+		}
+	}
+	if best < 0 {
+		return 0, err
+	}
+	s.shards[best].waiting.Add(1)
+	return best, nil
+}
+
+var errGenerateTimeout = errors.Join(ErrTimeout, errors.New("hsm: the token makes no key in time"))
+
+// generateOn is generateKey, waited for until the timer fires. seat is given back when the call ends, however late.
+func (s *Shards) generateOn(sl *slot, spec keyspec.Spec, late <-chan time.Time, seat func()) (wrapped, public []byte, err error) {
+	type made struct {
+		wrapped, public []byte
+		err             error
+	}
+	done := make(chan made, 1)
+	s.workers.Add(1)
+	go func() {
+		defer s.workers.Done()
+		defer seat()
+		var m made
+		m.wrapped, m.public, m.err = s.generateKey(sl, spec)
+		done <- m
+	}()
+	select {
+	case m := <-done:
+		return m.wrapped, m.public, m.err
+	case <-late:
+		sl.alarm("no key in time", errGenerateTimeout, "spec", spec.String())
+		return nil, nil, errGenerateTimeout
+	}
+}

@@ -1,0 +1,381 @@
+package p11
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/keyplane/keyplane/hsm"
+	"github.com/keyplane/keyplane/internal/keyspec"
+	"github.com/miekg/pkcs11"
+)
+
+var (
+	_ hsm.KeyToken   = (*Token)(nil)
+	_ hsm.KeySession = (*session)(nil)
+)
+
+// Wrapped keys are a format byte and what C_WrapKey gave: of a private key its PKCS #8 PrivateKeyInfo, of a secret key its value, in
+// AES key wrap with padding.
+const (
+	wrapsKWP = 1 // CKM_AES_KEY_WRAP_KWP
+	wrapsPad = 2 // CKM_AES_KEY_WRAP_PAD, which is RFC 5649 on some modules, and RFC 3394 over PKCS #7 padding on others
+)
+
+// wrappers are the mechanisms, best first.
+var wrappers = []struct {
+	format    byte
+	mechanism uint
+}{{wrapsKWP, ckmAESKeyWrapKWP}, {wrapsPad, pkcs11.CKM_AES_KEY_WRAP_PAD}}
+
+// ring is the session that owns the loaded keys: session objects end with the session that made them, and every other can use them. It
+// lives as long as the token's generation, and does nothing else.
+type ring struct {
+	mu         sync.Mutex // of the session too: it is one goroutine's at a time
+	open       bool
+	session    pkcs11.SessionHandle
+	generation uint64
+	handles    uint64 // Token.handles when it was opened
+	root       pkcs11.ObjectHandle
+}
+
+// withRing runs f on the ring of the present generation. f holds the module.
+func (t *Token) withRing(f func(r *ring) error) error {
+	t.mu.Lock()
+	slot, login, closed, generation, handles := t.slot, t.login, t.closed, t.generation.Load(), t.handles.Load()
+	t.mu.Unlock()
+	if closed {
+		return hsm.ErrSessionClosed
+	}
+	t.ring.mu.Lock()
+	defer t.ring.mu.Unlock()
+	t.mod.mu.RLock()
+	defer t.mod.mu.RUnlock()
+	if t.ring.generation < generation { // a later one is as good: somebody was faster
+		t.dropRing()
+	}
+	if !t.ring.open {
+		session, err := t.openKeySession(slot, login)
+		if err != nil {
+			return err
+		}
+		root, err := t.findRoot(session, wrappingRoot)
+		if err != nil {
+			_ = t.mod.ctx.CloseSession(session) // the first error is the one to report
+			return err
+		}
+		t.ring.open, t.ring.session, t.ring.root, t.ring.generation, t.ring.handles = true, session, root, generation, handles
+	}
+	return f(&t.ring)
+}
+
+// dropRing closes the ring's session, and with it ends the keys, unless the module has lost it. It needs t.ring.mu and mod.mu.
+func (t *Token) dropRing() {
+	if t.ring.open && t.ring.handles == t.handles.Load() {
+		_ = t.mod.ctx.CloseSession(t.ring.session) // what cannot be closed is lost anyway
+	}
+	t.ring.open = false
+}
+
+// openKeySession opens a session that is logged in. It needs mod.mu.
+func (t *Token) openKeySession(slot uint, login bool) (pkcs11.SessionHandle, error) {
+	session, err := t.mod.ctx.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION)
+	if err != nil {
+		return 0, failed("C_OpenSession", err)
+	}
+	if err := t.wantLogin(session, login); err != nil {
+		_ = t.mod.ctx.CloseSession(session) // the first error is the one to report
+		return 0, err
+	}
+	return session, nil
+}
+
+// withKeySession runs f on a session of its own. f holds the module.
+func (t *Token) withKeySession(f func(slot uint, session pkcs11.SessionHandle) error) error {
+	t.mu.Lock()
+	slot, login, closed := t.slot, t.login, t.closed
+	t.mu.Unlock()
+	if closed {
+		return hsm.ErrSessionClosed
+	}
+	t.mod.mu.RLock()
+	defer t.mod.mu.RUnlock()
+	session, err := t.openKeySession(slot, login)
+	if err != nil {
+		return err
+	}
+	defer t.mod.ctx.CloseSession(session)
+	return f(slot, session)
+}
+
+// wrapper is the mechanism to wrap with. It needs mod.mu.
+func (t *Token) wrapper(slot uint) (format byte, mechanism uint, err error) {
+	for _, w := range wrappers {
+		info, err := t.mod.ctx.GetMechanismInfo(slot, mech(w.mechanism, nil))
+		switch {
+		case err == nil && info.Flags&pkcs11.CKF_WRAP != 0 && info.Flags&pkcs11.CKF_UNWRAP != 0:
+			return w.format, w.mechanism, nil
+		case err != nil && err != pkcs11.Error(pkcs11.CKR_MECHANISM_INVALID):
+			return 0, 0, failed("C_GetMechanismInfo", err)
+		}
+	}
+	return 0, 0, &hsm.Error{CKR: hsm.CKR_MECHANISM_INVALID, Function: "C_WrapKey"}
+}
+
+// GenerateKey makes the key on a session of its own, wraps it and destroys it; then it loads what it wrapped and uses that once, so that nothing
+// is given out that would not come back.
+func (t *Token) GenerateKey(s keyspec.Spec) (wrapped, public []byte, err error) {
+	if err := t.offers(s); err != nil {
+		return nil, nil, err
+	}
+	var made madeKey
+	err = t.withKeySession(func(slot uint, session pkcs11.SessionHandle) error {
+		root, err := t.findRoot(session, wrappingRoot)
+		if err == nil {
+			made, err = t.makeKey(slot, session, root, s)
+		}
+		return err
+	})
+	if err == nil {
+		err = t.prove(s, &made)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	return made.wrapped, made.public, nil
+}
+
+// madeKey is a key that is nowhere but here.
+type madeKey struct {
+	wrapped, public []byte
+	mac             []byte // of HMAC keys, that of macMessage: what takes the place of a public half
+}
+
+var macMessage = []byte("keyplane")
+
+// makeKey generates and wraps a key, and destroys what it generated whatever happens. It needs mod.mu.
+func (t *Token) makeKey(slot uint, session pkcs11.SessionHandle, root pkcs11.ObjectHandle, s keyspec.Spec) (made madeKey, err error) {
+	format, wrapper, err := t.wrapper(slot)
+	if err != nil {
+		return made, err
+	}
+	public, private, err := t.generateKey(session, s)
+	if err != nil {
+		return made, err
+	}
+	defer func() {
+		for _, object := range []pkcs11.ObjectHandle{private, public} {
+			if object == 0 {
+				continue
+			}
+			if derr := t.mod.ctx.DestroyObject(session, object); derr != nil && err == nil {
+				made, err = madeKey{}, failed("C_DestroyObject", derr)
+			}
+		}
+	}()
+	a, err := t.readKey(session, private, s)
+	if err != nil {
+		return made, err
+	}
+	if err = checkKey(s, a, true); err != nil {
+		return made, fmt.Errorf("p11: a key just made: %w", err)
+	}
+	if public != 0 {
+		if made.public, err = t.publicOf(session, public, s); err != nil {
+			return made, err
+		}
+	} else {
+		made.mac = make([]byte, s.Info().Result)
+		if _, err = t.mod.fns.operate(uint(session), uint(private), s, hsm.MAC, false, macMessage, made.mac, nil); err != nil {
+			return made, err
+		}
+	}
+	made.wrapped, err = t.mod.fns.wrap(uint(session), wrapper, uint(root), uint(private), format)
+	return made, err
+}
+
+// unwrap brings a key in and refuses it unless it is what it was asked to be. It needs mod.mu.
+func (t *Token) unwrap(session pkcs11.SessionHandle, root pkcs11.ObjectHandle, s keyspec.Spec, wrapped []byte) (pkcs11.ObjectHandle, error) {
+	mechanism := uint(0)
+	for _, w := range wrappers {
+		if len(wrapped) > 0 && wrapped[0] == w.format {
+			mechanism = w.mechanism
+		}
+	}
+	switch {
+	case !wrappedLength(s, len(wrapped)-1):
+		return 0, &hsm.Error{CKR: hsm.CKR_WRAPPED_KEY_LEN_RANGE, Function: "C_UnwrapKey"}
+	case mechanism == 0:
+		return 0, &hsm.Error{CKR: hsm.CKR_WRAPPED_KEY_INVALID, Function: "C_UnwrapKey"}
+	}
+	template := keyTemplate(s, false)
+	if t.namesDB.Load() {
+		template = append(template, dbName(s)...)
+	}
+	object, err := t.mod.ctx.UnwrapKey(session, mech(mechanism, nil), root, wrapped[1:], template)
+	if (err == pkcs11.Error(pkcs11.CKR_TEMPLATE_INCOMPLETE) || err == pkcs11.Error(pkcs11.CKR_KEY_TYPE_INCONSISTENT)) && !t.namesDB.Load() && dbName(s) != nil {
+		if object, err = t.mod.ctx.UnwrapKey(session, mech(mechanism, nil), root, wrapped[1:], append(template, dbName(s)...)); err == nil {
+			t.namesDB.Store(true)
+		}
+	}
+	if err != nil {
+		return 0, failed("C_UnwrapKey", err)
+	}
+	a, err := t.readKey(session, object, s)
+	if err == nil {
+		a, err = t.narrow(session, object, s, a)
+	}
+	if err == nil {
+		err = checkKey(s, a, false)
+	}
+	if err != nil {
+		if derr := t.mod.ctx.DestroyObject(session, object); derr != nil {
+			err = errors.Join(err, failed("C_DestroyObject", derr))
+		}
+		return 0, err
+	}
+	return object, nil
+}
+
+// narrow takes away the usages that a key was not to have: NSS gives an RSA key that it unwraps all that its kind can do, whatever the template
+// says, and lets them be taken away. The attributes are those afterwards.
+func (t *Token) narrow(session pkcs11.SessionHandle, object pkcs11.ObjectHandle, s keyspec.Spec, a attributes) (attributes, error) {
+	var no []*pkcs11.Attribute
+	for _, u := range possibleUsages(s.Info().Family) {
+		if a.is(u, true) && !slices.Contains(keyUsages(s), u) {
+			no = append(no, pkcs11.NewAttribute(u, false))
+		}
+	}
+	if len(no) == 0 {
+		return a, nil
+	}
+	if err := t.mod.ctx.SetAttributeValue(session, object, no); err != nil {
+		return a, nil // checkKey says what is wrong with it
+	}
+	return t.readKey(session, object, s)
+}
+
+// wrappedLength says whether a key of the spec could be n bytes when it is wrapped: whole blocks of 8 bytes and one more, after a padding of 0 to
+// 7 bytes or of 1 to 8.
+func wrappedLength(s keyspec.Spec, n int) bool {
+	if info := s.Info(); info.Family == keyspec.HMAC {
+		return n == info.Bits/8/8*8+16 || n == info.Bits/8+8
+	}
+	return n >= 24 && n%8 == 0 && n <= wrappedMax
+}
+
+// dbName is what NSS wants to be told of an EC private key that it unwraps: the name under which its database would have it. It is a session
+// object and never gets there.
+func dbName(s keyspec.Spec) []*pkcs11.Attribute {
+	if s.Info().Family != keyspec.EC {
+		return nil
+	}
+	return []*pkcs11.Attribute{pkcs11.NewAttribute(ckaNSSDB, []byte("keyplane"))}
+}
+
+// LoadKey unwraps the key on the ring.
+func (t *Token) LoadKey(s keyspec.Spec, wrapped []byte) (k hsm.LoadedKey, err error) {
+	if err := t.offers(s); err != nil {
+		return k, err
+	}
+	return t.load(s, wrapped)
+}
+
+func (t *Token) load(s keyspec.Spec, wrapped []byte) (k hsm.LoadedKey, err error) {
+	err = t.withRing(func(r *ring) error {
+		object, err := t.unwrap(r.session, r.root, s, wrapped)
+		if e, ok := errors.AsType[*hsm.Error](err); ok && e.CKR == hsm.CKR_SESSION_HANDLE_INVALID {
+			r.open = false // somebody closed it
+		}
+		k = hsm.LoadedKey{Handle: hsm.Handle(object), Generation: r.generation}
+		return err
+	})
+	if err != nil {
+		return hsm.LoadedKey{}, err
+	}
+	return k, nil
+}
+
+// UnloadKey destroys the object. One of another generation is not looked for: it ended with its ring.
+func (t *Token) UnloadKey(k hsm.LoadedKey) error {
+	t.ring.mu.Lock()
+	defer t.ring.mu.Unlock()
+	if !t.ring.open || k.Generation != t.ring.generation || k.Generation != t.generation.Load() {
+		return nil
+	}
+	t.mod.mu.RLock()
+	defer t.mod.mu.RUnlock()
+	err := t.mod.ctx.DestroyObject(t.ring.session, pkcs11.ObjectHandle(k.Handle))
+	if err == pkcs11.Error(pkcs11.CKR_OBJECT_HANDLE_INVALID) {
+		return nil
+	}
+	return failed("C_DestroyObject", err)
+}
+
+// prove loads a key that was just made, uses it once and unloads it. The result has to be right by the public half.
+func (t *Token) prove(s keyspec.Spec, made *madeKey) error {
+	k, err := t.load(s, made.wrapped)
+	if err != nil {
+		return err
+	}
+	offer := t.known[s].offer.Load()
+	var m hsm.Mechanism
+	for _, m = range mechanismsOf(s) {
+		if offer != nil && offer.mechanisms.Has(m) {
+			break
+		}
+	}
+	err = t.withKeySession(func(_ uint, session pkcs11.SessionHandle) error {
+		return t.checkUse(s, m, offer != nil && offer.raw.Has(m), made, uint(session), uint(k.Handle))
+	})
+	if uerr := t.UnloadKey(k); err == nil {
+		err = uerr
+	}
+	return err
+}
+
+// Use does one operation. It allocates nothing unless it fails.
+func (s *session) Use(k hsm.LoadedKey, spec keyspec.Spec, m hsm.Mechanism, in, out []byte) (n int, err error) {
+	if len(out) < spec.Info().Result {
+		panic("p11: out is shorter than the longest result")
+	}
+	offer := s.token.known[spec].offer.Load()
+	switch {
+	case s.closed:
+		clear(out)
+		return 0, hsm.ErrSessionClosed
+	case offer == nil || !offer.mechanisms.Has(m): // a loaded key has been offered
+		clear(out)
+		return 0, hsm.ErrNotOffered
+	}
+	raw := offer.raw.Has(m)
+	if g := s.token.generation.Load(); k.Generation != g || s.generation != g {
+		clear(out)
+		o := operationOf(spec, m, raw)
+		if k.Generation != g {
+			return 0, &hsm.Error{CKR: hsm.CKR_KEY_HANDLE_INVALID, Function: o.initFunction()}
+		}
+		return 0, &hsm.Error{CKR: hsm.CKR_SESSION_HANDLE_INVALID, Function: o.initFunction()}
+	}
+	if raw && s.block == nil {
+		s.block = make([]byte, keyspec.RSA4096.Info().Public)
+	}
+	mod := s.token.mod
+	mod.mu.RLock()
+	if !s.began.IsZero() { // a session does one thing at a time
+		s.began = time.Time{}
+		err = mod.fns.end(uint(s.handle))
+	}
+	if err == nil {
+		n, err = mod.fns.operate(uint(s.handle), uint(k.Handle), spec, m, raw, in, out, s.block)
+	} else {
+		clear(out)
+	}
+	mod.mu.RUnlock()
+	if e, ok := err.(*hsm.Error); ok && e.CKR == hsm.CKR_CRYPTOKI_NOT_INITIALIZED {
+		s.gone = true
+	}
+	return n, err
+}
