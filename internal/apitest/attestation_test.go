@@ -8,6 +8,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/hex"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -118,7 +119,11 @@ func TestAttestation(t *testing.T) {
 	})
 	t.Run("DeriveSharedSecret", func(t *testing.T) {
 		skipUnlessBuilt(t, "DeriveSharedSecret")
-		made := must(c.CreateKey(ctx, &kms.CreateKeyInput{KeySpec: types.KeySpecEccNistP256, KeyUsage: types.KeyUsageTypeKeyAgreement, Policy: &policy}))(t)
+		made, err := c.CreateKey(ctx, &kms.CreateKeyInput{KeySpec: types.KeySpecEccNistP256, KeyUsage: types.KeyUsageTypeKeyAgreement, Policy: &policy})
+		if unsupported := new(types.UnsupportedOperationException); errors.As(err, &unsupported) {
+			t.Skip("keys for it are not offered yet")
+		}
+		must(made, err)(t)
 		peer := must(ecdh.P256().GenerateKey(rand.Reader))(t)
 		spki := must(x509.MarshalPKIXPublicKey(peer.PublicKey()))(t)
 		derive := func(r *types.RecipientInfo) (*kms.DeriveSharedSecretOutput, error) {
@@ -131,7 +136,7 @@ func TestAttestation(t *testing.T) {
 		if want := must(peer.ECDH(public))(t); !bytes.Equal(got, want) {
 			t.Error("the enclave got another shared secret")
 		}
-		_, err := derive(bad.recipient(t))
+		_, err = derive(bad.recipient(t))
 		refusedWith(t, err, "AccessDeniedException")
 		_, err = derive(nil)
 		refusedWith(t, err, "AccessDeniedException")
