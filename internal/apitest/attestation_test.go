@@ -8,7 +8,6 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/hex"
-	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -19,7 +18,6 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
 
 	"github.com/keyplane/keyplane/internal/attest/attesttest"
-	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/node"
 )
 
@@ -97,7 +95,6 @@ func TestAttestation(t *testing.T) {
 		refusedAs[*types.DryRunOperationException](t, err)
 	})
 	t.Run("GenerateDataKeyPair", func(t *testing.T) {
-		skipUnlessBuilt(t, "GenerateDataKeyPair")
 		out := must(c.GenerateDataKeyPair(ctx, &kms.GenerateDataKeyPairInput{KeyId: key.KeyId, KeyPairSpec: types.DataKeyPairSpecEccNistP256, Recipient: good.recipient(t)}))(t)
 		got := good.open(t, out.CiphertextForRecipient, out.PrivateKeyPlaintext)
 		private, err := x509.ParsePKCS8PrivateKey(got)
@@ -118,12 +115,7 @@ func TestAttestation(t *testing.T) {
 		refusedWith(t, err, "AccessDeniedException")
 	})
 	t.Run("DeriveSharedSecret", func(t *testing.T) {
-		skipUnlessBuilt(t, "DeriveSharedSecret")
-		made, err := c.CreateKey(ctx, &kms.CreateKeyInput{KeySpec: types.KeySpecEccNistP256, KeyUsage: types.KeyUsageTypeKeyAgreement, Policy: &policy})
-		if unsupported := new(types.UnsupportedOperationException); errors.As(err, &unsupported) {
-			t.Skip("keys for it are not offered yet")
-		}
-		must(made, err)(t)
+		made := must(c.CreateKey(ctx, &kms.CreateKeyInput{KeySpec: types.KeySpecEccNistP256, KeyUsage: types.KeyUsageTypeKeyAgreement, Policy: &policy}))(t)
 		peer := must(ecdh.P256().GenerateKey(rand.Reader))(t)
 		spki := must(x509.MarshalPKIXPublicKey(peer.PublicKey()))(t)
 		derive := func(r *types.RecipientInfo) (*kms.DeriveSharedSecretOutput, error) {
@@ -136,7 +128,7 @@ func TestAttestation(t *testing.T) {
 		if want := must(peer.ECDH(public))(t); !bytes.Equal(got, want) {
 			t.Error("the enclave got another shared secret")
 		}
-		_, err = derive(bad.recipient(t))
+		_, err := derive(bad.recipient(t))
 		refusedWith(t, err, "AccessDeniedException")
 		_, err = derive(nil)
 		refusedWith(t, err, "AccessDeniedException")
@@ -162,16 +154,6 @@ func TestAttestation(t *testing.T) {
 			}
 		}
 	})
-}
-
-// skipUnlessBuilt skips the test of an operation that this version does not offer.
-func skipUnlessBuilt(t *testing.T, operation string) {
-	t.Helper()
-	for _, op := range kmsapi.Operations {
-		if op.Name == operation && !op.Built {
-			t.Skip(operation, "is not offered yet")
-		}
-	}
 }
 
 func second[T any](_ T, err error) error { return err }
