@@ -1,6 +1,9 @@
 package dataplane
 
-import "github.com/keyplane/keyplane/internal/kmsapi"
+import (
+	"github.com/keyplane/keyplane/internal/keyspec"
+	"github.com/keyplane/keyplane/internal/kmsapi"
+)
 
 // generateDataKey: key → data key of 1 to 1024 bytes, in clear and encrypted. Errors in the order of test: docs/errors.md.
 func (s *Server) generateDataKey(r *request) kmsapi.Code {
@@ -47,7 +50,7 @@ func (s *Server) makeDataKey(r *request) kmsapi.Code {
 	if code = s.admitTokens(r); code != kmsapi.OK {
 		return code
 	}
-	if code = s.admit(r, r.key, nil); code != kmsapi.OK {
+	if code = s.admit(r, r.key, keyspec.EncryptDecrypt, nil); code != kmsapi.OK {
 		return code
 	}
 	hasSpec, hasNumber := in.has&mKeySpec != 0, in.has&mNumberOfBytes != 0

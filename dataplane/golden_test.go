@@ -21,6 +21,7 @@ import (
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/hsm/hsmtest"
 	"github.com/keyplane/keyplane/internal/attest/attesttest"
+	"github.com/keyplane/keyplane/internal/keyspec"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/snapshot"
 )
@@ -142,6 +143,10 @@ func (g *golden) state(f []string) {
 			case "versions":
 				versions, _ = strconv.Atoi(value)
 			}
+		}
+		if s := keyspec.Of(spec); s != keyspec.None {
+			g.addPrivateKey(f[1], kmsapi.KeyStateOf(f[2]), s, keyspec.UsageOf(usage))
+			return
 		}
 		k := g.addKey(f[1], kmsapi.KeyStateOf(f[2]), versions)
 		k.Spec, k.Usage = spec, usage

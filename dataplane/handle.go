@@ -9,6 +9,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"github.com/keyplane/keyplane/internal/awsquery"
+	"github.com/keyplane/keyplane/internal/keyspec"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/quota"
 	"github.com/keyplane/keyplane/internal/sigv4"
@@ -77,11 +78,8 @@ func (s *Server) run(r *request, op *kmsapi.Operation) kmsapi.Code {
 	if code := r.in.check(r); code != kmsapi.OK {
 		return code
 	}
-	if code := s.charge(r, r.op.pool); code != kmsapi.OK {
-		return code
-	}
-	if r.in.has&mRecipient != 0 {
-		if code := s.recipient(r); code != kmsapi.OK {
+	if !r.op.pools.byKey {
+		if code := s.enter(r, keyspec.Of(r.in.keyPairSpec)); code != kmsapi.OK {
 			return code
 		}
 	}

@@ -23,18 +23,21 @@ const (
 	textBadDocument = "The attestation document is not valid."
 )
 
-// recipient verifies the attestation document that the request has, for every operation that takes one. It comes before the key is looked for: what a
-// document says is a part of the question whether the key may be used, and a refusal of it says nothing of whether there is such a key.
+// recipient verifies the attestation document that the request has, for every operation that takes one. It comes before anything is said of the key: what
+// a document says is a part of the question whether the key may be used, and a refusal of it says nothing of whether there is such a key.
 func (s *Server) recipient(r *request) kmsapi.Code {
 	in := &r.in
+	refuse := func(code kmsapi.Code, text string) kmsapi.Code {
+		r.msg = emptied(r.msg) // it may replace a longer text
+		return r.refuseText(code, text)
+	}
 	switch {
 	case s.cfg.AttestationRoots == nil:
-		return r.refuseText(kmsapi.UnsupportedOperation, textNoRoots)
+		return refuse(kmsapi.UnsupportedOperation, textNoRoots)
 	case in.recipientAlg == nil || in.recipientDoc == nil:
-		return r.refuseText(kmsapi.Validation, textNoDocument)
-	}
-	if !s.beginVerify() {
-		return r.refuse(kmsapi.Throttling)
+		return refuse(kmsapi.Validation, textNoDocument)
+	case !s.beginVerify():
+		return refuse(kmsapi.Throttling, kmsapi.Throttling.Text())
 	}
 	defer s.endVerify()
 	d, err := attest.Verify(in.recipientDoc, s.cfg.AttestationRoots, r.now)
@@ -43,7 +46,7 @@ func (s *Server) recipient(r *request) kmsapi.Code {
 		if ok, _ := s.refusals.Take(warningLimit, time.Now().UnixNano()); ok {
 			s.cfg.Logger.Info("an attestation document was refused", "error", err, "request", string(r.id[:]))
 		}
-		return r.refuseText(kmsapi.Validation, textBadDocument)
+		return refuse(kmsapi.Validation, textBadDocument)
 	}
 	r.attested = d
 	return kmsapi.OK
@@ -108,6 +111,7 @@ func attestation(d *attest.Document) []authz.ExtraValue {
 func (r *request) memberSecret(name string, secret []byte) kmsapi.Code {
 	if r.attested == nil {
 		if r.in.has&mRecipient != 0 {
+			r.out = emptied(r.out)
 			return r.refuse(kmsapi.KMSInternal) // nobody verified the document: a bug
 		}
 		r.memberBlob(name, secret)
@@ -115,6 +119,7 @@ func (r *request) memberSecret(name string, secret []byte) kmsapi.Code {
 	}
 	sealed, err := attest.Seal(r.attested.PublicKey, secret)
 	if err != nil {
+		r.out = emptied(r.out)
 		return r.refuse(kmsapi.KMSInternal) // Verify takes no key that this can happen with
 	}
 	r.memberBlob("CiphertextForRecipient", sealed)

@@ -2,8 +2,11 @@ package dataplane
 
 import (
 	"bytes"
+	"crypto/ecdh"
+	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -16,6 +19,7 @@ import (
 	"time"
 
 	"github.com/keyplane/keyplane/internal/attest/attesttest"
+	"github.com/keyplane/keyplane/internal/keyspec"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 )
 
@@ -78,6 +82,17 @@ func TestRecipient(t *testing.T) {
 	k1 := keyID("k1").String()
 	long := bytes.Repeat([]byte("0123456789abcdef"), 256) // the largest plaintext
 	tested := map[string]bool{}
+	agree := w.addPrivateKey("ec-agree", kmsapi.StateEnabled, keyspec.P256, keyspec.KeyAgreement)
+	peer, err := ecdh.P256().GenerateKey(rand.Reader)
+	w.must(err)
+	spki, err := x509.MarshalPKIXPublicKey(peer.PublicKey())
+	w.must(err)
+	agreed, err := x509.ParsePKIXPublicKey(agree.Private.Public)
+	w.must(err)
+	public, err := agreed.(*ecdsa.PublicKey).ECDH()
+	w.must(err)
+	shared, err := peer.ECDH(public)
+	w.must(err)
 	for name, doc := range map[string][]byte{"enclave": document(t, 7, 0), "NitroTPM": tpmDocument(t)} {
 		to := recipientOf(doc)
 		for _, c := range []struct {
@@ -99,6 +114,21 @@ func TestRecipient(t *testing.T) {
 					return plaintext
 				}},
 			{"GenerateRandom", `{"NumberOfBytes":1024,` + to + `}`, "CiphertextForRecipient", nil},
+			{"GenerateDataKeyPair", `{"KeyId":"` + k1 + `","KeyPairSpec":"ECC_NIST_P256",` + to + `}`,
+				"KeyId KeyPairSpec PrivateKeyCiphertextBlob CiphertextForRecipient PublicKey", func(out map[string]string) []byte {
+					sealed, _ := base64.StdEncoding.DecodeString(out["PrivateKeyCiphertextBlob"])
+					_, _, plaintext, ok := w.open(sealed, nil)
+					private, err := x509.ParsePKCS8PrivateKey(plaintext)
+					if !ok || err != nil {
+						t.Fatalf("%s: PrivateKeyCiphertextBlob: %v, %v", name, ok, err)
+					}
+					if spki, err := x509.MarshalPKIXPublicKey(private.(*ecdsa.PrivateKey).Public()); err != nil || base64.StdEncoding.EncodeToString(spki) != out["PublicKey"] {
+						t.Errorf("%s: PublicKey is another key's, %v", name, err)
+					}
+					return plaintext
+				}},
+			{"DeriveSharedSecret", `{"KeyId":"` + agree.ID.String() + `","KeyAgreementAlgorithm":"ECDH","PublicKey":"` + base64.StdEncoding.EncodeToString(spki) + `",` + to + `}`,
+				"KeyAgreementAlgorithm KeyId KeyOrigin CiphertextForRecipient", func(map[string]string) []byte { return shared }},
 		} {
 			tested[c.op] = true
 			r := w.do(w.call(c.op, c.body))
@@ -208,6 +238,7 @@ func TestRecipientRefused(t *testing.T) {
 	without := newWorld(t, worldConfig{})
 	a := authority(t)
 	stranger := attesttest.New(t, time.Now())
+	const agreement = `{"KeyAgreementAlgorithm":"ECDH","PublicKey":"AAAA","KeyId":"`
 	damaged := document(t, 7, 0)
 	damaged[len(damaged)-1] ^= 1
 	for _, w := range []*world{with, without} {
@@ -231,6 +262,8 @@ func TestRecipientRefused(t *testing.T) {
 				{"GenerateDataKey", `{"KeySpec":"AES_256","KeyId":"` + keyID("k1").String() + `"` + to}, {"GenerateDataKey", `{"KeySpec":"AES_256","KeyId":"` + keyID("off").String() + `"` + to},
 				{"GenerateDataKey", `{"KeySpec":"AES_256","KeyId":"` + keyARN("foreign") + `"` + to}, {"GenerateDataKey", `{"KeySpec":"AES_256","KeyId":"` + keyARN("foreign-none") + `"` + to},
 				{"GenerateDataKey", `{"KeySpec":"AES_256","KeyId":"alias/none","DryRun":true` + to},
+				{"GenerateDataKeyPair", `{"KeyPairSpec":"ECC_NIST_P256","KeyId":"` + keyID("k1").String() + `"` + to}, {"DeriveSharedSecret", agreement + keyID("none").String() + `"` + to},
+				{"DeriveSharedSecret", agreement + keyARN("foreign") + `"` + to}, {"DeriveSharedSecret", agreement + keyARN("foreign-none") + `"` + to},
 			} {
 				if r := w.do(w.call(call[0], call[1])); r.status != want.status || !bytes.Equal(r.body, want.body) {
 					t.Errorf("%s: %s: %d %s", name, call[1][:min(len(call[1]), 120)], r.status, r.body)

@@ -55,7 +55,7 @@ type Config struct {
 	ReadTimeout   time.Duration // for one request, header and body; 0 is 5 s
 }
 
-// Parts is what a Server serves with. All fields but Audit and Quota are required.
+// Parts is what a Server serves with. All fields but Audit, Quota and Keys are required.
 type Parts struct {
 	Verifier *sigv4.Verifier
 	Records  Records
@@ -102,7 +102,7 @@ type Server struct {
 	started   atomic.Bool // until then only /healthz and /readyz answer
 	partition string
 	http      *fasthttp.Server
-	keys      *cache.Cache[snapshot.Key]
+	keys      *cache.Cache[keyView]
 	aliases   *cache.Cache[keyid.ID]
 	grants    *cache.Cache[authz.GrantSet]
 	policies  policyTable
@@ -116,6 +116,8 @@ type Server struct {
 	strangers ratelimit.Sampler
 	unlogged  atomic.Uint64 // warnings left out since the last one
 	draining  atomic.Bool
+	closing   atomic.Bool
+	pairs     chan struct{} // as many as key pairs of RSA may be made at the same time
 
 	connAgeMax time.Duration // after which a connection is closed with its next reply
 }
@@ -127,9 +129,9 @@ func New(cfg Config) (*Server, error) {
 		return nil, errors.New("dataplane: a required field of Config is missing")
 	}
 	s := &Server{cfg: cfg, partition: keyid.Partition(cfg.Region), ids: uuid.New(), connAgeMax: time.Hour, strangers: ratelimit.Sampler{Limit: strangers},
-		verifying: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))}
+		verifying: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), pairs: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))}
 	var err error
-	if s.keys, err = cache.New(cfg.KeyCacheBytes, absentBytes(cfg.KeyCacheBytes), (*snapshot.Key).Wipe); err != nil {
+	if s.keys, err = cache.New(cfg.KeyCacheBytes, absentBytes(cfg.KeyCacheBytes), s.destroy); err != nil {
 		return nil, err
 	}
 	if s.aliases, err = cache.New[keyid.ID](cfg.AliasCacheBytes, absentBytes(cfg.AliasCacheBytes), nil); err != nil {
@@ -200,6 +202,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 
 // Close releases the caches. Call it after Serve has returned.
 func (s *Server) Close() {
+	s.closing.Store(true)
 	s.keys.Close()
 	s.aliases.Close()
 	s.grants.Close()

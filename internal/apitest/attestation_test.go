@@ -2,7 +2,11 @@ package apitest
 
 import (
 	"bytes"
+	"crypto/ecdh"
+	"crypto/ecdsa"
+	"crypto/rand"
 	"crypto/rsa"
+	"crypto/x509"
 	"encoding/hex"
 	"os"
 	"path/filepath"
@@ -58,10 +62,11 @@ func TestAttestation(t *testing.T) {
 	key := newKey(t, c)
 	made := must(c.GenerateDataKey(ctx, &kms.GenerateDataKeyInput{KeyId: key.KeyId, KeySpec: types.DataKeySpecAes256}))(t)
 	// Only the image 07…07 may use the key, and only as an enclave.
-	must(c.PutKeyPolicy(ctx, &kms.PutKeyPolicyInput{KeyId: key.KeyId, Policy: aws.String(`{"Version":"2012-10-17","Statement":[
-		{"Effect":"Allow","Principal":{"AWS":"arn:aws:iam::` + Account + `:root"},"Action":["kms:PutKeyPolicy","kms:DescribeKey"],"Resource":"*"},
-		{"Effect":"Allow","Principal":{"AWS":"arn:aws:iam::` + Account + `:root"},"Action":["kms:Decrypt","kms:GenerateDataKey*"],"Resource":"*","Condition":{
-			"StringEqualsIgnoreCase":{"kms:RecipientAttestation:ImageSha384":"` + hex.EncodeToString(good.pcrs[0]) + `","kms:RecipientAttestation:PCR1":"` + hex.EncodeToString(good.pcrs[1]) + `"}}}]}`)}))(t)
+	policy := `{"Version":"2012-10-17","Statement":[
+		{"Effect":"Allow","Principal":{"AWS":"arn:aws:iam::` + Account + `:root"},"Action":["kms:PutKeyPolicy","kms:DescribeKey","kms:GetPublicKey"],"Resource":"*"},
+		{"Effect":"Allow","Principal":{"AWS":"arn:aws:iam::` + Account + `:root"},"Action":["kms:Decrypt","kms:GenerateDataKey*","kms:DeriveSharedSecret"],"Resource":"*","Condition":{
+			"StringEqualsIgnoreCase":{"kms:RecipientAttestation:ImageSha384":"` + hex.EncodeToString(good.pcrs[0]) + `","kms:RecipientAttestation:PCR1":"` + hex.EncodeToString(good.pcrs[1]) + `"}}}]}`
+	must(c.PutKeyPolicy(ctx, &kms.PutKeyPolicyInput{KeyId: key.KeyId, Policy: &policy}))(t)
 
 	t.Run("Decrypt", func(t *testing.T) {
 		out := must(c.Decrypt(ctx, &kms.DecryptInput{CiphertextBlob: made.CiphertextBlob, Recipient: good.recipient(t)}))(t)
@@ -88,6 +93,45 @@ func TestAttestation(t *testing.T) {
 		refusedWith(t, err, "AccessDeniedException")
 		_, err = c.GenerateDataKey(ctx, &kms.GenerateDataKeyInput{KeyId: key.KeyId, KeySpec: types.DataKeySpecAes256, Recipient: good.recipient(t), DryRun: aws.Bool(true)})
 		refusedAs[*types.DryRunOperationException](t, err)
+	})
+	t.Run("GenerateDataKeyPair", func(t *testing.T) {
+		out := must(c.GenerateDataKeyPair(ctx, &kms.GenerateDataKeyPairInput{KeyId: key.KeyId, KeyPairSpec: types.DataKeyPairSpecEccNistP256, Recipient: good.recipient(t)}))(t)
+		got := good.open(t, out.CiphertextForRecipient, out.PrivateKeyPlaintext)
+		private, err := x509.ParsePKCS8PrivateKey(got)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if spki, err := x509.MarshalPKIXPublicKey(private.(*ecdsa.PrivateKey).Public()); err != nil || !bytes.Equal(spki, out.PublicKey) {
+			t.Errorf("the enclave's private key is not PublicKey's: %v", err)
+		}
+		if out.KeyMaterialId != nil {
+			t.Error("the reply to an enclave has a KeyMaterialId")
+		}
+		back := must(c.Decrypt(ctx, &kms.DecryptInput{CiphertextBlob: out.PrivateKeyCiphertextBlob, Recipient: good.recipient(t)}))(t)
+		if !bytes.Equal(good.open(t, back.CiphertextForRecipient, back.Plaintext), got) {
+			t.Error("PrivateKeyCiphertextBlob is of another private key")
+		}
+		_, err = c.GenerateDataKeyPair(ctx, &kms.GenerateDataKeyPairInput{KeyId: key.KeyId, KeyPairSpec: types.DataKeyPairSpecEccNistP256, Recipient: bad.recipient(t)})
+		refusedWith(t, err, "AccessDeniedException")
+	})
+	t.Run("DeriveSharedSecret", func(t *testing.T) {
+		made := must(c.CreateKey(ctx, &kms.CreateKeyInput{KeySpec: types.KeySpecEccNistP256, KeyUsage: types.KeyUsageTypeKeyAgreement, Policy: &policy}))(t)
+		peer := must(ecdh.P256().GenerateKey(rand.Reader))(t)
+		spki := must(x509.MarshalPKIXPublicKey(peer.PublicKey()))(t)
+		derive := func(r *types.RecipientInfo) (*kms.DeriveSharedSecretOutput, error) {
+			return c.DeriveSharedSecret(ctx, &kms.DeriveSharedSecretInput{KeyId: made.KeyMetadata.KeyId, KeyAgreementAlgorithm: types.KeyAgreementAlgorithmSpecEcdh, PublicKey: spki, Recipient: r})
+		}
+		out := must(derive(good.recipient(t)))(t)
+		got := good.open(t, out.CiphertextForRecipient, out.SharedSecret)
+		ours := must(c.GetPublicKey(ctx, &kms.GetPublicKeyInput{KeyId: made.KeyMetadata.KeyId}))(t)
+		public := must(must(x509.ParsePKIXPublicKey(ours.PublicKey))(t).(*ecdsa.PublicKey).ECDH())(t)
+		if want := must(peer.ECDH(public))(t); !bytes.Equal(got, want) {
+			t.Error("the enclave got another shared secret")
+		}
+		_, err := derive(bad.recipient(t))
+		refusedWith(t, err, "AccessDeniedException")
+		_, err = derive(nil)
+		refusedWith(t, err, "AccessDeniedException")
 	})
 	t.Run("GenerateRandom", func(t *testing.T) {
 		out := must(c.GenerateRandom(ctx, &kms.GenerateRandomInput{NumberOfBytes: aws.Int32(1024), Recipient: bad.recipient(t)}))(t)

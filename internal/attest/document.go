@@ -191,8 +191,8 @@ func parseKey(der []byte) (*rsa.PublicKey, error) {
 		return nil, refuse("public_key is not RSA")
 	case key.N.BitLen() < keyBitMin || key.N.BitLen() > keyBitMax || key.N.Bit(0) == 0:
 		return nil, refuse("public_key does not have 2048 to 4096 bits")
-	case key.E < 65537 || key.E&1 == 0:
-		return nil, refuse("the exponent of public_key is not an odd number from 65537 on")
+	case key.E < 65537 || key.E > 1<<31-1 || key.E&1 == 0: // crypto/rsa takes no larger ones
+		return nil, refuse("the exponent of public_key is not an odd number from 65537 to 2147483647")
 	}
 	return key, nil
 }

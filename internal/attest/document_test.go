@@ -245,6 +245,7 @@ func TestRefused(t *testing.T) {
 		{"4097 bits", key(modulus(4097)), "2048 to 4096 bits"},
 		{"an even modulus", key(&rsa.PublicKey{N: new(big.Int).Lsh(big.NewInt(1), 2047), E: 65537}), "2048 to 4096 bits"},
 		{"exponent 3", key(&rsa.PublicKey{N: pub.N, E: 3}), "exponent"},
+		{"an exponent of 33 bits", key(&rsa.PublicKey{N: pub.N, E: 1<<32 + 1}), "exponent"},
 		{"an even exponent", key(&rsa.PublicKey{N: pub.N, E: 65538}), "exponent"},
 
 		// The chain.
