@@ -320,7 +320,7 @@ func (t *Token) prove(s keyspec.Spec, made *madeKey) error {
 	if err != nil {
 		return err
 	}
-	offer := t.known[s].offer.Load()
+	offer := t.knowledgeOf(s).offer.Load()
 	var m hsm.Mechanism
 	for _, m = range mechanismsOf(s) {
 		if offer != nil && offer.mechanisms.Has(m) {
@@ -341,7 +341,7 @@ func (s *session) Use(k hsm.LoadedKey, spec keyspec.Spec, m hsm.Mechanism, in, o
 	if len(out) < spec.Info().Result {
 		panic("p11: out is shorter than the longest result")
 	}
-	offer := s.token.known[spec].offer.Load()
+	offer := s.token.knowledgeOf(spec).offer.Load()
 	switch {
 	case s.closed:
 		clear(out)

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"encoding/asn1"
 	"errors"
+	"os"
 	"testing"
 	"time"
 
@@ -385,4 +386,31 @@ func TestSpeedOf(t *testing.T) {
 	if _, err := SpeedOf(uri, keyspec.P256, hsm.MAC, 1, time.Millisecond); !errors.Is(err, hsm.ErrNotOffered) {
 		t.Errorf("a MAC by P-256: %v", err)
 	}
+}
+
+// TestKeysElsewhere runs the suite on the token that KEYPLANE_TEST_HSM names, an RFC 7512 URI: its roots are made if they are not there.
+func TestKeysElsewhere(t *testing.T) {
+	uri := os.Getenv("KEYPLANE_TEST_HSM")
+	if uri == "" {
+		t.Skip("KEYPLANE_TEST_HSM names no token")
+	}
+	open := opener(t, uri)
+	token := open(t).(*Token)
+	offered := map[keyspec.Spec][]hsm.Mechanism{}
+	for _, s := range keyspec.All() {
+		o, err := token.keyOffer(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%v: %v, missing %q", s, o.names(s), o.missing)
+		for _, m := range mechanismsOf(s) {
+			if o.mechanisms.Has(m) {
+				offered[s] = append(offered[s], m)
+			}
+		}
+	}
+	if err := token.Close(); err != nil {
+		t.Fatal(err)
+	}
+	hsmtest.TestKeyToken(t, open, offered)
 }
