@@ -402,7 +402,7 @@ func TestKeysElsewhere(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Logf("%v: %v, missing %q", s, o.names(s), o.missing)
+		t.Logf("%v: %v, missing %q", s, namesOf(s, o.mechanisms), o.missing)
 		for _, m := range mechanismsOf(s) {
 			if o.mechanisms.Has(m) {
 				offered[s] = append(offered[s], m)
