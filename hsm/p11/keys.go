@@ -215,7 +215,8 @@ func (t *Token) unwrap(session pkcs11.SessionHandle, root pkcs11.ObjectHandle, s
 		template = append(template, dbName(s)...)
 	}
 	object, err := t.mod.ctx.UnwrapKey(session, mech(mechanism, nil), root, wrapped[1:], template)
-	if (err == pkcs11.Error(pkcs11.CKR_TEMPLATE_INCOMPLETE) || err == pkcs11.Error(pkcs11.CKR_KEY_TYPE_INCONSISTENT)) && !t.namesDB.Load() && dbName(s) != nil {
+	incomplete := err == pkcs11.Error(pkcs11.CKR_TEMPLATE_INCOMPLETE) || err == pkcs11.Error(pkcs11.CKR_KEY_TYPE_INCONSISTENT)
+	if incomplete && !t.namesDB.Load() && dbName(s) != nil {
 		if object, err = t.mod.ctx.UnwrapKey(session, mech(mechanism, nil), root, wrapped[1:], append(template, dbName(s)...)); err == nil {
 			t.namesDB.Store(true)
 		}

@@ -315,8 +315,10 @@ func TestKeysAsksAgain(t *testing.T) {
 	if !token.Keys(keyspec.P256).Has(hsm.SignECDSA) {
 		t.Error("a token that is back was not asked again")
 	}
-	if token.Keys(keyspec.P384) != 0 || token.Keys(keyspec.P384) != 0 {
-		t.Error("a token that says no was asked again")
+	for range 2 {
+		if token.Keys(keyspec.P384) != 0 {
+			t.Error("a token that says no was asked again")
+		}
 	}
 }
 

@@ -52,7 +52,8 @@ func TestProbe(t *testing.T) {
 			[]string{"ECC_NIST_EDWARDS25519 ED25519_SHA_512", "ECC_NIST_EDWARDS25519 ED25519_PH_SHA_512"}},
 		{"NSS", hsmtest.NSS(t),
 			[]string{"RSA_2048 DecryptOAEP256"},
-			[]string{"RSA_2048 DecryptOAEP256 decoded", "ECC_SECG_P256K1 ECDSA_SHA_256", "ECC_NIST_EDWARDS25519 ED25519_SHA_512"}},
+			[]string{"RSA_2048 DecryptOAEP256 decoded",
+				"ECC_SECG_P256K1 ECDSA_SHA_256", "ECC_NIST_EDWARDS25519 ED25519_SHA_512"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			r, text := probe(t, test.uri)
