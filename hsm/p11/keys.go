@@ -285,18 +285,32 @@ func (t *Token) LoadKey(s keyspec.Spec, wrapped []byte) (k hsm.LoadedKey, err er
 }
 
 func (t *Token) load(s keyspec.Spec, wrapped []byte) (k hsm.LoadedKey, err error) {
+	lost := false
 	err = t.withRing(func(r *ring) error {
 		object, err := t.unwrap(r.session, r.root, s, wrapped)
-		if e, ok := errors.AsType[*hsm.Error](err); ok && e.CKR == hsm.CKR_SESSION_HANDLE_INVALID {
-			r.open = false // somebody closed it
+		if e, ok := errors.AsType[*hsm.Error](err); ok && (e.CKR == hsm.CKR_SESSION_HANDLE_INVALID || e.CKR == hsm.CKR_SESSION_CLOSED) {
+			r.open, lost = false, true
 		}
 		k = hsm.LoadedKey{Handle: hsm.Handle(object), Generation: r.generation}
 		return err
 	})
+	if lost {
+		t.endGeneration(k.Generation)
+	}
 	if err != nil {
 		return hsm.LoadedKey{}, err
 	}
 	return k, nil
+}
+
+// endGeneration is for a ring that somebody closed: its keys are gone, and their handles may become others'. Everything of the generation, keys and
+// sessions, is opened anew.
+func (t *Token) endGeneration(generation uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.closed {
+		t.generation.CompareAndSwap(generation, generation+1)
+	}
 }
 
 // UnloadKey destroys the object. One of another generation is not looked for: it ended with its ring.

@@ -322,6 +322,41 @@ func TestKeysAsksAgain(t *testing.T) {
 	}
 }
 
+// A ring that somebody closed ends the generation: the handles of its keys are used no more, whatever the module makes of them later.
+func TestRingLost(t *testing.T) {
+	eachKeyModule(t, func(t *testing.T, token *Token, _ map[keyspec.Spec][]hsm.Mechanism) {
+		wrapped, _, err := token.GenerateKey(keyspec.P256)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k, err := token.LoadKey(keyspec.P256, wrapped)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := token.mod.ctx.CloseSession(token.ring.session); err != nil {
+			t.Fatal(err)
+		}
+		_, err = token.LoadKey(keyspec.P256, wrapped)
+		if e, ok := errors.AsType[*hsm.Error](err); !ok || e.CKR != hsm.CKR_SESSION_HANDLE_INVALID {
+			t.Fatalf("a lost session: %v", err)
+		}
+		again, err := token.LoadKey(keyspec.P256, wrapped)
+		if err != nil || again.Generation == k.Generation || again.Generation != token.Generation() {
+			t.Fatalf("%+v after %+v: %v", again, k, err)
+		}
+		s, err := token.OpenSession()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		for loaded, want := range map[hsm.LoadedKey]bool{k: false, again: true} {
+			if _, err := s.(hsm.KeySession).Use(loaded, keyspec.P256, hsm.SignECDSA, make([]byte, 32), make([]byte, 64)); (err == nil) != want {
+				t.Errorf("%+v: %v", loaded, err)
+			}
+		}
+	})
+}
+
 // SoftHSM makes Ed25519 keys and signs with them, but wraps none: what this package does with them is tried on one that is not wrapped.
 func TestEd25519Unwrapped(t *testing.T) {
 	token := opener(t, hsmtest.SoftHSM(t))(t).(*Token)
