@@ -30,6 +30,9 @@ func TestKeyToken(t *testing.T, open func(t testing.TB) hsm.Token, want map[keys
 	rig := &keyRig{open: func(t testing.TB) hsm.KeyToken { return open(t).(hsm.KeyToken) }, want: want}
 	t.Run("Offers", rig.testOffers)
 	for _, s := range keyspec.All() {
+		if testing.Short() && (s == keyspec.RSA3072 || s == keyspec.RSA4096) {
+			continue // they take seconds to make
+		}
 		if len(want[s]) > 0 {
 			t.Run(s.String(), func(t *testing.T) { rig.testSpec(t, s) })
 		}

@@ -215,7 +215,8 @@ func (t *Token) unwrap(session pkcs11.SessionHandle, root pkcs11.ObjectHandle, s
 		template = append(template, dbName(s)...)
 	}
 	object, err := t.mod.ctx.UnwrapKey(session, mech(mechanism, nil), root, wrapped[1:], template)
-	if (err == pkcs11.Error(pkcs11.CKR_TEMPLATE_INCOMPLETE) || err == pkcs11.Error(pkcs11.CKR_KEY_TYPE_INCONSISTENT)) && !t.namesDB.Load() && dbName(s) != nil {
+	incomplete := err == pkcs11.Error(pkcs11.CKR_TEMPLATE_INCOMPLETE) || err == pkcs11.Error(pkcs11.CKR_KEY_TYPE_INCONSISTENT)
+	if incomplete && !t.namesDB.Load() && dbName(s) != nil {
 		if object, err = t.mod.ctx.UnwrapKey(session, mech(mechanism, nil), root, wrapped[1:], append(template, dbName(s)...)); err == nil {
 			t.namesDB.Store(true)
 		}
@@ -284,18 +285,32 @@ func (t *Token) LoadKey(s keyspec.Spec, wrapped []byte) (k hsm.LoadedKey, err er
 }
 
 func (t *Token) load(s keyspec.Spec, wrapped []byte) (k hsm.LoadedKey, err error) {
+	lost := false
 	err = t.withRing(func(r *ring) error {
 		object, err := t.unwrap(r.session, r.root, s, wrapped)
-		if e, ok := errors.AsType[*hsm.Error](err); ok && e.CKR == hsm.CKR_SESSION_HANDLE_INVALID {
-			r.open = false // somebody closed it
+		if e, ok := errors.AsType[*hsm.Error](err); ok && (e.CKR == hsm.CKR_SESSION_HANDLE_INVALID || e.CKR == hsm.CKR_SESSION_CLOSED) {
+			r.open, lost = false, true
 		}
 		k = hsm.LoadedKey{Handle: hsm.Handle(object), Generation: r.generation}
 		return err
 	})
+	if lost {
+		t.endGeneration(k.Generation)
+	}
 	if err != nil {
 		return hsm.LoadedKey{}, err
 	}
 	return k, nil
+}
+
+// endGeneration is for a ring that somebody closed: its keys are gone, and their handles may become others'. Everything of the generation, keys and
+// sessions, is opened anew.
+func (t *Token) endGeneration(generation uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.closed {
+		t.generation.CompareAndSwap(generation, generation+1)
+	}
 }
 
 // UnloadKey destroys the object. One of another generation is not looked for: it ended with its ring.
@@ -320,7 +335,7 @@ func (t *Token) prove(s keyspec.Spec, made *madeKey) error {
 	if err != nil {
 		return err
 	}
-	offer := t.known[s].offer.Load()
+	offer := t.knowledgeOf(s).offer.Load()
 	var m hsm.Mechanism
 	for _, m = range mechanismsOf(s) {
 		if offer != nil && offer.mechanisms.Has(m) {
@@ -341,7 +356,7 @@ func (s *session) Use(k hsm.LoadedKey, spec keyspec.Spec, m hsm.Mechanism, in, o
 	if len(out) < spec.Info().Result {
 		panic("p11: out is shorter than the longest result")
 	}
-	offer := s.token.known[spec].offer.Load()
+	offer := s.token.knowledgeOf(spec).offer.Load()
 	switch {
 	case s.closed:
 		clear(out)

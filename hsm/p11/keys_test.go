@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"encoding/asn1"
 	"errors"
+	"os"
 	"testing"
 	"time"
 
@@ -314,9 +315,46 @@ func TestKeysAsksAgain(t *testing.T) {
 	if !token.Keys(keyspec.P256).Has(hsm.SignECDSA) {
 		t.Error("a token that is back was not asked again")
 	}
-	if token.Keys(keyspec.P384) != 0 || token.Keys(keyspec.P384) != 0 {
-		t.Error("a token that says no was asked again")
+	for range 2 {
+		if token.Keys(keyspec.P384) != 0 {
+			t.Error("a token that says no was asked again")
+		}
 	}
+}
+
+// A ring that somebody closed ends the generation: the handles of its keys are used no more, whatever the module makes of them later.
+func TestRingLost(t *testing.T) {
+	eachKeyModule(t, func(t *testing.T, token *Token, _ map[keyspec.Spec][]hsm.Mechanism) {
+		wrapped, _, err := token.GenerateKey(keyspec.P256)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k, err := token.LoadKey(keyspec.P256, wrapped)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := token.mod.ctx.CloseSession(token.ring.session); err != nil {
+			t.Fatal(err)
+		}
+		_, err = token.LoadKey(keyspec.P256, wrapped)
+		if e, ok := errors.AsType[*hsm.Error](err); !ok || e.CKR != hsm.CKR_SESSION_HANDLE_INVALID {
+			t.Fatalf("a lost session: %v", err)
+		}
+		again, err := token.LoadKey(keyspec.P256, wrapped)
+		if err != nil || again.Generation == k.Generation || again.Generation != token.Generation() {
+			t.Fatalf("%+v after %+v: %v", again, k, err)
+		}
+		s, err := token.OpenSession()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		for loaded, want := range map[hsm.LoadedKey]bool{k: false, again: true} {
+			if _, err := s.(hsm.KeySession).Use(loaded, keyspec.P256, hsm.SignECDSA, make([]byte, 32), make([]byte, 64)); (err == nil) != want {
+				t.Errorf("%+v: %v", loaded, err)
+			}
+		}
+	})
 }
 
 // SoftHSM makes Ed25519 keys and signs with them, but wraps none: what this package does with them is tried on one that is not wrapped.
@@ -385,4 +423,31 @@ func TestSpeedOf(t *testing.T) {
 	if _, err := SpeedOf(uri, keyspec.P256, hsm.MAC, 1, time.Millisecond); !errors.Is(err, hsm.ErrNotOffered) {
 		t.Errorf("a MAC by P-256: %v", err)
 	}
+}
+
+// TestKeysElsewhere runs the suite on the token that KEYPLANE_TEST_HSM names, an RFC 7512 URI: its roots are made if they are not there.
+func TestKeysElsewhere(t *testing.T) {
+	uri := os.Getenv("KEYPLANE_TEST_HSM")
+	if uri == "" {
+		t.Skip("KEYPLANE_TEST_HSM names no token")
+	}
+	open := opener(t, uri)
+	token := open(t).(*Token)
+	offered := map[keyspec.Spec][]hsm.Mechanism{}
+	for _, s := range keyspec.All() {
+		o, err := token.keyOffer(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%v: %v, missing %q", s, namesOf(s, o.mechanisms), o.missing)
+		for _, m := range mechanismsOf(s) {
+			if o.mechanisms.Has(m) {
+				offered[s] = append(offered[s], m)
+			}
+		}
+	}
+	if err := token.Close(); err != nil {
+		t.Fatal(err)
+	}
+	hsmtest.TestKeyToken(t, open, offered)
 }

@@ -52,8 +52,16 @@ func (t *Token) offers(s keyspec.Spec) error {
 	return err
 }
 
+// knowledgeOf is that of None for a number that is no spec's.
+func (t *Token) knowledgeOf(s keyspec.Spec) *knowledge {
+	if int(s) >= len(t.known) {
+		s = keyspec.None
+	}
+	return &t.known[s]
+}
+
 func (t *Token) keyOffer(s keyspec.Spec) (*keyOffer, error) {
-	k := &t.known[min(int(s), len(t.known)-1)]
+	k := t.knowledgeOf(s)
 	if o := k.offer.Load(); o != nil {
 		return o, nil
 	}

@@ -39,9 +39,10 @@ type Mechanism struct {
 // Offer says what of a KMS key spec keyplane does inside this token.
 type Offer struct {
 	KeySpec    string   `json:"key_spec"`
-	Mechanisms []string `json:"mechanisms,omitempty"` // of hsm: what worked with a key that was made, wrapped and unwrapped here
-	Algorithms []string `json:"algorithms,omitempty"` // of the API that come of it
-	Missing    []string `json:"missing,omitempty"`    // mechanism, or "keys": why not
+	Mechanisms []string `json:"mechanisms,omitempty"`      // of hsm: what worked with a key that was made, wrapped and unwrapped here
+	Decoded    []string `json:"decoded_outside,omitempty"` // those of them that are CKM_RSA_X_509 in the token, and OAEP decoding here
+	Algorithms []string `json:"algorithms,omitempty"`      // of the API that come of it
+	Missing    []string `json:"missing,omitempty"`         // mechanism, or "keys": why not
 }
 
 // Probe opens the token and finds out what it can do. Mechanism lists lie, so everything an offer names has been done with session keys,
@@ -156,6 +157,9 @@ func (r Report) WriteTo(w io.Writer) (int64, error) {
 		fmt.Fprintf(&b, "  %-23s %s\n", o.KeySpec, algorithms)
 		if len(o.Mechanisms) > 0 {
 			fmt.Fprintf(&b, "  %-23s   by %s\n", "", strings.Join(o.Mechanisms, ", "))
+		}
+		if len(o.Decoded) > 0 {
+			fmt.Fprintf(&b, "  %-23s   by CKM_RSA_X_509, and decoded outside of the token: %s\n", "", strings.Join(o.Decoded, ", "))
 		}
 		for _, m := range o.Missing {
 			fmt.Fprintf(&b, "  %-23s   not %s\n", "", m)

@@ -30,6 +30,9 @@ func offers(r Report) []string {
 		for _, a := range append(slices.Clone(o.Algorithms), o.Mechanisms...) {
 			all = append(all, o.KeySpec+" "+a)
 		}
+		for _, m := range o.Decoded {
+			all = append(all, o.KeySpec+" "+m+" decoded")
+		}
 	}
 	return all
 }
@@ -44,12 +47,13 @@ func TestProbe(t *testing.T) {
 		has, not  []string
 	}{
 		{"SoftHSM", hsmtest.SoftHSM(t),
-			[]string{"ECC_SECG_P256K1 ECDSA_SHA_256", "RSA_2048 DecryptOAEP256 (CKM_RSA_X_509, decoded by keyplane)"},
+			[]string{"ECC_SECG_P256K1 ECDSA_SHA_256", "RSA_2048 DecryptOAEP256 decoded"},
 			// It makes Ed25519 keys and does not wrap them.
 			[]string{"ECC_NIST_EDWARDS25519 ED25519_SHA_512", "ECC_NIST_EDWARDS25519 ED25519_PH_SHA_512"}},
 		{"NSS", hsmtest.NSS(t),
 			[]string{"RSA_2048 DecryptOAEP256"},
-			[]string{"ECC_SECG_P256K1 ECDSA_SHA_256", "ECC_NIST_EDWARDS25519 ED25519_SHA_512"}},
+			[]string{"RSA_2048 DecryptOAEP256 decoded",
+				"ECC_SECG_P256K1 ECDSA_SHA_256", "ECC_NIST_EDWARDS25519 ED25519_SHA_512"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			r, text := probe(t, test.uri)

@@ -38,20 +38,18 @@ func (t *Token) try(r *Report) error {
 		case mechanismsOf(s) == nil:
 			offer.Missing = []string{t.postQuantum(s, r)}
 		default:
-			offer.Mechanisms, offer.Algorithms, offer.Missing = o.names(s), o.algorithms(s), o.missing
+			offer.Mechanisms, offer.Decoded = namesOf(s, o.mechanisms), namesOf(s, o.raw)
+			offer.Algorithms, offer.Missing = o.algorithms(s), o.missing
 		}
 		r.Offers = append(r.Offers, offer)
 	}
 	return nil
 }
 
-// names are the offered mechanisms, in the order of mechanismsOf.
-func (o *keyOffer) names(s keyspec.Spec) (names []string) {
+// namesOf are the mechanisms of a set, in the order of mechanismsOf.
+func namesOf(s keyspec.Spec, set hsm.Mechanisms) (names []string) {
 	for _, m := range mechanismsOf(s) {
-		switch {
-		case o.raw.Has(m):
-			names = append(names, mechanismNamesOf[m]+" (CKM_RSA_X_509, decoded by keyplane)")
-		case o.mechanisms.Has(m):
+		if set.Has(m) {
 			names = append(names, mechanismNamesOf[m])
 		}
 	}

@@ -106,7 +106,8 @@ func (r *vectorRig) bring(s keyspec.Spec, private []byte) hsm.LoadedKey {
 		}
 		k := key.(*rsa.PrivateKey)
 		template = append(template,
-			pkcs11.NewAttribute(pkcs11.CKA_MODULUS, k.N.Bytes()), pkcs11.NewAttribute(pkcs11.CKA_PUBLIC_EXPONENT, []byte{byte(k.E >> 16), byte(k.E >> 8), byte(k.E)}),
+			pkcs11.NewAttribute(pkcs11.CKA_MODULUS, k.N.Bytes()),
+			pkcs11.NewAttribute(pkcs11.CKA_PUBLIC_EXPONENT, []byte{byte(k.E >> 16), byte(k.E >> 8), byte(k.E)}),
 			pkcs11.NewAttribute(pkcs11.CKA_PRIVATE_EXPONENT, k.D.Bytes()),
 			pkcs11.NewAttribute(pkcs11.CKA_PRIME_1, k.Primes[0].Bytes()), pkcs11.NewAttribute(pkcs11.CKA_PRIME_2, k.Primes[1].Bytes()),
 			pkcs11.NewAttribute(pkcs11.CKA_EXPONENT_1, k.Precomputed.Dp.Bytes()), pkcs11.NewAttribute(pkcs11.CKA_EXPONENT_2, k.Precomputed.Dq.Bytes()),
@@ -190,7 +191,9 @@ var (
 	}
 	bothSign       = map[string]score{"rsa_pkcs1_2048_sig_gen": {Ran: 27, Skip: 16}, "rsa_pkcs1_3072_sig_gen": {Ran: 26}, "rsa_pkcs1_4096_sig_gen": {Ran: 24}}
 	wycheproofSign = map[string]map[string]score{"SoftHSM": bothSign, "NSS": bothSign}
-	bothECDH       = map[string]score{"ecdh_secp256r1": {Ran: 330, Closed: 282, Off: 25}, "ecdh_secp384r1": {Ran: 771, Closed: 276, Off: 21}, "ecdh_secp521r1": {Ran: 632, Closed: 284, Off: 19}}
+	bothECDH       = map[string]score{
+		"ecdh_secp256r1": {Ran: 330, Closed: 282, Off: 25}, "ecdh_secp384r1": {Ran: 771, Closed: 276, Off: 21}, "ecdh_secp521r1": {Ran: 632, Closed: 284, Off: 19},
+	}
 	wycheproofECDH = map[string]map[string]score{"SoftHSM": bothECDH, "NSS": bothECDH}
 )
 
