@@ -787,10 +787,10 @@ func sealedKeys() softtoken.Keys {
 		return b
 	}
 	return softtoken.Keys{
-		Seal: func(b []byte) ([]byte, error) { return turn(b), nil },
-		Open: func(b []byte) ([]byte, error) {
+		Seal: func(_ keyspec.Spec, b []byte) ([]byte, error) { return turn(b), nil },
+		Open: func(_ keyspec.Spec, b []byte) ([]byte, error) {
 			if len(b) > 1 && b[0] == 0xff {
-				return nil, &hsm.Error{CKR: hsm.CKR_WRAPPED_KEY_INVALID, Function: "C_UnwrapKey"}
+				return nil, softtoken.ErrSealed
 			}
 			return turn(b), nil
 		},

@@ -91,6 +91,7 @@ func serveConfig(args []string, stdout, stderr io.Writer) (cfg node.Config, done
 	fs.StringVar(&flags.Account, "account", "", "12-digit `ACCOUNT` (default 111122223333)")
 	fs.Var(&hsms, "hsm", "PKCS#11 `URI` of a token (RFC 7512), may be repeated: pkcs11:token=LABEL;serial=S?module-path=/P&pin-source=file:/F\n(default: the soft token, whose keys are protected by this host only)")
 	fs.StringVar(&flags.SoftTokenPINFile, "soft-token-pin-file", "", "`FILE` that unseals the soft token (default DATA-DIR/softtoken/pin)")
+	fs.BoolVar(&flags.AllowSoftwareKeys, "allow-software-keys", false, "make and use keys in this process where the HSM does not offer their spec, sealed under its root")
 	fs.BoolVar(&flags.PortableCrypto, "portable-crypto", false, "constant-time software AES-GCM even where the CPU has AES instructions")
 	fs.StringVar(&flags.TLSCert, "tls-cert", "", "PEM `FILE` of the certificate chain: serve HTTPS (default plain HTTP)")
 	fs.StringVar(&flags.TLSKey, "tls-key", "", "PEM `FILE` of its private key, mode 0600")
@@ -130,6 +131,8 @@ func serveConfig(args []string, stdout, stderr io.Writer) (cfg node.Config, done
 			cfg.HSM = hsms
 		case "soft-token-pin-file":
 			cfg.SoftTokenPINFile = flags.SoftTokenPINFile
+		case "allow-software-keys":
+			cfg.AllowSoftwareKeys = flags.AllowSoftwareKeys
 		case "portable-crypto":
 			cfg.PortableCrypto = flags.PortableCrypto
 		case "tls-cert":
@@ -170,6 +173,9 @@ func announce(w io.Writer, cfg node.Config, n *node.Node) {
 		if t.Software {
 			fmt.Fprintln(w, "      The token says it has no hardware: its keys are protected by its host only.")
 		}
+	}
+	if specs := n.SoftwareSpecs(); len(specs) > 0 {
+		fmt.Fprintf(w, "keys of these specs, which the HSM does not offer, are made and used in this process: %s\n", strings.Join(specs, ", "))
 	}
 	fmt.Fprintf(w, "AES-GCM of envelope data: %s\n", aesgcm.Path())
 	if host, _, err := net.SplitHostPort(n.Addr()); err == nil && cfg.TLSCert == "" && !netip.MustParseAddr(host).IsLoopback() {

@@ -1,12 +1,17 @@
 package hsmtest
 
 import (
+	"sync/atomic"
+
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/internal/keyspec"
 )
 
 // lent is the Object of a key that Faulty has loaded: the inner token's, whose generations are others.
-type lent struct{ inner hsm.LoadedKey }
+type lent struct {
+	inner    hsm.LoadedKey
+	unloaded atomic.Bool
+}
 
 // Keys is nothing where the inner token is no KeyToken.
 func (f *Faulty) Keys(s keyspec.Spec) hsm.Mechanisms {
@@ -43,13 +48,17 @@ func (f *Faulty) LoadKey(s keyspec.Spec, wrapped []byte) (hsm.LoadedKey, error) 
 		return hsm.LoadedKey{}, err
 	}
 	f.loaded.Add(1)
-	return hsm.LoadedKey{Handle: inner.Handle, Generation: generation, Object: &lent{inner}}, nil
+	return hsm.LoadedKey{Handle: inner.Handle, Generation: generation, Object: &lent{inner: inner}}, nil
 }
 
 func (f *Faulty) UnloadKey(k hsm.LoadedKey) error {
 	err := f.beforeIn(f.next(Unload), "C_DestroyObject")
-	f.loaded.Add(-1) // a key of an older generation went with it
-	if inner := f.Token.(hsm.KeyToken).UnloadKey(k.Object.(*lent).inner); err == nil {
+	l, ok := k.Object.(*lent)
+	if !ok || l.unloaded.Swap(true) {
+		return err
+	}
+	f.loaded.Add(-1)
+	if inner := f.Token.(hsm.KeyToken).UnloadKey(l.inner); err == nil {
 		err = inner
 	}
 	return err
@@ -63,16 +72,17 @@ func (s *faultySession) Use(k hsm.LoadedKey, spec keyspec.Spec, m hsm.Mechanism,
 	f, function := s.token, m.Function()
 	x := f.next(Use)
 	err = f.beforeIn(x, function)
+	l, ok := k.Object.(*lent)
 	switch {
 	case err != nil:
 	case f.loggedOut.Load():
 		err = &hsm.Error{CKR: hsm.CKR_USER_NOT_LOGGED_IN, Function: function}
+	case !ok || k.Generation != f.Generation():
+		err = &hsm.Error{CKR: hsm.CKR_KEY_HANDLE_INVALID, Function: function}
 	case s.generation != f.Generation():
 		err = &hsm.Error{CKR: hsm.CKR_SESSION_HANDLE_INVALID, Function: function}
-	case k.Generation != f.Generation():
-		err = &hsm.Error{CKR: hsm.CKR_KEY_HANDLE_INVALID, Function: function}
 	default:
-		n, err = s.Session.(hsm.KeySession).Use(k.Object.(*lent).inner, spec, m, in, out)
+		n, err = s.Session.(hsm.KeySession).Use(l.inner, spec, m, in, out)
 	}
 	if err != nil {
 		clear(out)

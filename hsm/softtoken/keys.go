@@ -11,18 +11,12 @@ import (
 )
 
 // Keys makes and uses private and secret keys in the memory of this process (internal/softkey), for the soft token and for what another token
-// does not offer. It is an hsm.SoftwareKeys. The private half of a key leaves it sealed only, together with the name of its spec, so that no
-// key opens as one of another spec.
+// does not offer. It is an hsm.SoftwareKeys. The private half of a key leaves it sealed only.
 type Keys struct {
-	Seal func(private []byte) (sealed []byte, err error)
-	Open func(sealed []byte) (private []byte, err error) // what it returns is wiped
-}
-
-// frame is what is sealed: the spec's name, a zero byte, the private half.
-func frame(s keyspec.Spec, private []byte) []byte {
-	name := s.String()
-	b := make([]byte, 0, len(name)+1+len(private))
-	return append(append(append(b, name...), 0), private...)
+	Seal func(s keyspec.Spec, private []byte) (sealed []byte, err error)
+	// Open is the way back, for no other spec. What it returns is wiped. The error of what was not sealed, or not like this, is one of an
+	// hsm.Error's class D.
+	Open func(s keyspec.Spec, sealed []byte) (private []byte, err error)
 }
 
 // GenerateKey makes a key.
@@ -34,35 +28,29 @@ func (k Keys) GenerateKey(s keyspec.Spec) (sealed, public []byte, err error) {
 	if err != nil {
 		return nil, nil, &hsm.Error{CKR: hsm.CKR_FUNCTION_FAILED, Function: "C_GenerateKeyPair"}
 	}
-	framed := frame(s, private)
-	secret.Wipe(private)
-	defer secret.Wipe(framed)
-	if sealed, err = k.Seal(framed); err != nil {
+	defer secret.Wipe(private)
+	if sealed, err = k.Seal(s, private); err != nil {
 		return nil, nil, err
 	}
 	return sealed, public, nil
 }
 
-// errWrapped is a module's answer to what it did not wrap.
-var errWrapped = &hsm.Error{CKR: hsm.CKR_WRAPPED_KEY_INVALID, Function: "C_UnwrapKey"}
+// ErrSealed is a module's answer to what it did not wrap.
+var ErrSealed = &hsm.Error{CKR: hsm.CKR_WRAPPED_KEY_INVALID, Function: "C_UnwrapKey"}
 
 // LoadKey opens a key and makes it ready for use.
 func (k Keys) LoadKey(s keyspec.Spec, sealed []byte) (hsm.LoadedKey, error) {
-	framed, err := k.Open(sealed)
+	private, err := k.Open(s, sealed)
 	if err != nil {
 		return hsm.LoadedKey{}, err
 	}
-	defer secret.Wipe(framed)
-	name, private, ok := bytes.Cut(framed, []byte{0})
-	if !ok || string(name) != s.String() {
-		return hsm.LoadedKey{}, errWrapped
-	}
+	defer secret.Wipe(private)
 	key, err := softkey.Load(s, private)
 	switch {
 	case errors.Is(err, softkey.ErrUnsupported):
 		return hsm.LoadedKey{}, hsm.ErrNotOffered
 	case errors.Is(err, softkey.ErrKey):
-		return hsm.LoadedKey{}, errWrapped
+		return hsm.LoadedKey{}, ErrSealed
 	case err != nil:
 		return hsm.LoadedKey{}, &hsm.Error{CKR: hsm.CKR_HOST_MEMORY, Function: "C_UnwrapKey"}
 	}
@@ -71,14 +59,20 @@ func (k Keys) LoadKey(s keyspec.Spec, sealed []byte) (hsm.LoadedKey, error) {
 
 // UnloadKey wipes a key.
 func (k Keys) UnloadKey(l hsm.LoadedKey) error {
-	l.Object.(*softkey.Key).Wipe()
+	if key, ok := l.Object.(*softkey.Key); ok {
+		key.Wipe()
+	}
 	return nil
 }
 
 // Use does one operation, with the errors that a module gives.
 func (k Keys) Use(l hsm.LoadedKey, s keyspec.Spec, m hsm.Mechanism, in, out []byte) (int, error) {
 	key, ok := l.Object.(*softkey.Key)
-	if !ok || key.Spec() != s {
+	switch {
+	case !ok:
+		clear(out)
+		return 0, &hsm.Error{CKR: hsm.CKR_KEY_HANDLE_INVALID, Function: m.Function()}
+	case key.Spec() != s:
 		clear(out)
 		return 0, &hsm.Error{CKR: hsm.CKR_KEY_TYPE_INCONSISTENT, Function: m.Function()}
 	}
@@ -107,17 +101,25 @@ func dataError(m hsm.Mechanism) error {
 	return &hsm.Error{CKR: hsm.CKR_DATA_LEN_RANGE, Function: m.Function()}
 }
 
-// keys are the token's own, wrapped under the second root.
-func (t *Token) keys() Keys {
-	return Keys{
-		Seal: func(private []byte) ([]byte, error) { return wrapKWP(nil, t.wrapping, private), nil },
-		Open: func(wrapped []byte) ([]byte, error) {
-			if private, ok := unwrapKWP(t.wrapping, wrapped); ok {
-				return private, nil
-			}
-			return nil, errWrapped
-		},
+// keys are the token's own, wrapped under the second root with AES-KWP together with the name of the spec, which it has no other place for.
+func (t *Token) keys() Keys { return Keys{Seal: t.wrap, Open: t.unwrap} }
+
+// wrap wraps the spec's name, a zero byte and the private half.
+func (t *Token) wrap(s keyspec.Spec, private []byte) ([]byte, error) {
+	framed := make([]byte, 0, len(s.String())+1+len(private))
+	framed = append(append(append(framed, s.String()...), 0), private...)
+	defer secret.Wipe(framed)
+	return wrapKWP(nil, t.wrapping, framed), nil
+}
+
+func (t *Token) unwrap(s keyspec.Spec, wrapped []byte) ([]byte, error) {
+	framed, ok := unwrapKWP(t.wrapping, wrapped)
+	name, private, cut := bytes.Cut(framed, []byte{0})
+	if !ok || !cut || string(name) != s.String() {
+		secret.Wipe(framed)
+		return nil, ErrSealed
 	}
+	return private, nil
 }
 
 // Keys are all that there are.
@@ -151,7 +153,7 @@ func (s *session) Use(l hsm.LoadedKey, spec keyspec.Spec, m hsm.Mechanism, in, o
 	switch {
 	case s.closed:
 		err = hsm.ErrSessionClosed
-	case l.Generation != s.generation:
+	case l.Generation != s.token.generation.Load():
 		err = &hsm.Error{CKR: hsm.CKR_KEY_HANDLE_INVALID, Function: m.Function()}
 	default:
 		err = s.token.alive(s.generation, m.Function())

@@ -38,6 +38,16 @@ type Config struct {
 	// SessionsPerToken is the number of PKCS#11 sessions that work at the same time on one token, 1 to 64. Default 0: 4, or 2 where every token
 	// is software of this host, whose sessions share its processors and make larger rounds when they are fewer.
 	SessionsPerToken int `yaml:"sessions_per_token"`
+	// KeySessionsPerToken is the number of sessions, besides those, on which private and HMAC keys work at the same time, 1 to 64. Default 0: 4,
+	// or one for each processor, 2 to 8, of a token that is software of this host.
+	KeySessionsPerToken int `yaml:"key_sessions_per_token"`
+	// KeyHandlesMax bounds the private and HMAC keys that are loaded in one token at the same time, 1 to 1048576; the least recently used goes when
+	// another is needed. Keep it below what the HSM has room for. Default 4096.
+	KeyHandlesMax int `yaml:"key_handles_max"`
+	// AllowSoftwareKeys lets keys of specs that no token offers be made and used in this process, sealed under the first token's derivation root: their
+	// private halves are in this host's memory while they are in use. Where it is not set such specs are refused, and keys from a time
+	// when it was are unavailable. Default false. The soft token offers every spec and needs no leave.
+	AllowSoftwareKeys bool `yaml:"allow_software_keys"`
 	// RoundMax bounds the requests that share one call into the HSM, 1 to 1024. Default 256. 1 switches rounds off.
 	RoundMax int `yaml:"round_max"`
 	// QueueMax bounds the requests that wait for one session; more are throttled. Default 4 × RoundMax, at least 1024.
@@ -46,7 +56,8 @@ type Config struct {
 	// it comes; the next round can always be filled. One that was let in waits for QueueTimeMax + RoundTimeout at most. Default
 	// 50ms.
 	QueueTimeMax time.Duration `yaml:"queue_time_max"`
-	// RoundTimeout is how long one call into the HSM may take before its session counts as lost. Default 2s.
+	// RoundTimeout is how long one call into the HSM may take before its session counts as lost, and one with a private or HMAC key five times as
+	// long. Default 2s.
 	RoundTimeout time.Duration `yaml:"round_timeout"`
 	// KeyCacheBytes bounds the cache of key snapshots; 100 000 keys need about 80 MB. Default 268435456.
 	KeyCacheBytes int64 `yaml:"key_cache_bytes"`
@@ -75,6 +86,7 @@ func (c *Config) Defaults() {
 	dflt(&c.Region, os.Getenv("AWS_REGION"))
 	dflt(&c.Region, "us-east-1")
 	dflt(&c.Account, "111122223333")
+	dflt(&c.KeyHandlesMax, 4096)
 	dflt(&c.RoundMax, 256)
 	dflt(&c.QueueMax, max(4*c.RoundMax, 1024))
 	dflt(&c.QueueTimeMax, 50*time.Millisecond)
@@ -113,6 +125,12 @@ func (c *Config) Validate() error {
 	}
 	if c.SessionsPerToken < 0 || c.SessionsPerToken > 64 {
 		bad("sessions_per_token: %d is not 0 to 64", c.SessionsPerToken)
+	}
+	if c.KeySessionsPerToken < 0 || c.KeySessionsPerToken > 64 {
+		bad("key_sessions_per_token: %d is not 0 to 64", c.KeySessionsPerToken)
+	}
+	if c.KeyHandlesMax < 1 || c.KeyHandlesMax > 1<<20 {
+		bad("key_handles_max: %d is not 1 to 1048576", c.KeyHandlesMax)
 	}
 	if c.RoundMax < 1 || c.RoundMax > 1024 {
 		bad("round_max: %d is not 1 to 1024", c.RoundMax)

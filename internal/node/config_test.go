@@ -15,7 +15,7 @@ func TestDefaults(t *testing.T) {
 	c.Defaults()
 	want := Config{
 		Listen: "127.0.0.1:4599", DataDir: "./keyplane-data", Region: "us-east-1", Account: "111122223333",
-		RoundMax: 256, QueueMax: 1024, QueueTimeMax: 50 * time.Millisecond, RoundTimeout: 2 * time.Second,
+		KeyHandlesMax: 4096, RoundMax: 256, QueueMax: 1024, QueueTimeMax: 50 * time.Millisecond, RoundTimeout: 2 * time.Second,
 		KeyCacheBytes: 256 << 20, ConnsMax: 20_000, ConnsPerIPMax: 1_000, ReadTimeout: 5 * time.Second, Quotas: "default", LogLevel: "info",
 		Audit: AuditConfig{Dir: "keyplane-data/audit", Durability: "fsync", Timeout: 250 * time.Millisecond, SegmentBytes: 256 << 20, SegmentAge: 24 * time.Hour},
 	}
@@ -35,6 +35,7 @@ func TestDefaults(t *testing.T) {
 
 	// Nothing that is set is changed.
 	full := Config{Listen: "[::1]:1", DataDir: "d", Region: "r", Account: "000000000001", HSM: []string{"u"}, SoftTokenPINFile: "p", SessionsPerToken: 3,
+		KeySessionsPerToken: 6, KeyHandlesMax: 10, AllowSoftwareKeys: true,
 		RoundMax: 5, QueueMax: 7, QueueTimeMax: time.Second, RoundTimeout: 3 * time.Second, KeyCacheBytes: 1 << 20, ConnsMax: 9, ConnsPerIPMax: 8,
 		ReadTimeout: time.Second, Quotas: "aws", PortableCrypto: true, TLSCert: "c", TLSKey: "k", StatsSocket: "s", LogLevel: "debug",
 		Audit: AuditConfig{Dir: "a", Durability: "off", Timeout: time.Second, SegmentBytes: 2 << 20, SegmentAge: time.Hour, RetainBytes: 1, RetainAge: 1, AcceptRollback: true}}
@@ -74,6 +75,12 @@ func TestValidate(t *testing.T) {
 		{func(c *Config) { c.SessionsPerToken = 0 }, ""},
 		{func(c *Config) { c.SessionsPerToken = 64 }, ""},
 		{func(c *Config) { c.SessionsPerToken = 65 }, "sessions_per_token:"},
+		{func(c *Config) { c.KeySessionsPerToken = -1 }, "key_sessions_per_token: -1 is not 0 to 64"},
+		{func(c *Config) { c.KeySessionsPerToken = 64 }, ""},
+		{func(c *Config) { c.KeySessionsPerToken = 65 }, "key_sessions_per_token:"},
+		{func(c *Config) { c.KeyHandlesMax = 0 }, "key_handles_max: 0 is not 1 to 1048576"},
+		{func(c *Config) { c.KeyHandlesMax = 1 << 20 }, ""},
+		{func(c *Config) { c.KeyHandlesMax = 1<<20 + 1 }, "key_handles_max:"},
 		{func(c *Config) { c.RoundMax = 0 }, "round_max: 0 is not 1 to 1024"},
 		{func(c *Config) { c.RoundMax = 1024 }, ""},
 		{func(c *Config) { c.RoundMax = 1025 }, "round_max:"},

@@ -60,6 +60,9 @@ type Node struct {
 	shards   *hsm.Shards
 	batcher  *batch.Batcher[hsm.Job]
 
+	keys       *hsm.KeyRing
+	keyBatcher *batch.Batcher[hsm.KeyJob] // nil where no token offers keys
+
 	served chan error // the data plane's end
 	once   sync.Once
 }
@@ -234,6 +237,10 @@ func (n *Node) start(ctx context.Context) error {
 	// What others wait for, the loading of a key or an access key, is not refused by an overload.
 	insist := &hsm.Dispatch{Shards: n.shards, Do: n.batcher.Insist, Full: batch.ErrFull, QueueTimeMax: insistTime}
 	seal.ready(insist.Run, n.shards.Primary())
+	n.phase("starting: the HSM is asked what keys it makes")
+	if err := n.openKeys(seal); err != nil {
+		return err
+	}
 
 	n.phase("starting: credentials are not loaded")
 	principals, err := iam.NewTable(iam.TableConfig{Store: n.store, Region: cfg.Region})
@@ -284,14 +291,14 @@ func (n *Node) start(ctx context.Context) error {
 	}
 	control, err = controlplane.New(controlplane.Config{
 		Region: cfg.Region, Store: n.store, Verifier: verifier, Publisher: publisher{n.data}, Principals: principals, IAM: query, Quotas: limits, Audit: appendRecord, Logger: n.log,
-		Random: random(dispatch.Run), Root: func() [8]byte { return n.shards.Primary() }, LastUses: lastUses,
+		Random: random(dispatch.Run), Root: func() [8]byte { return n.shards.Primary() }, NewKey: n.newKey, LastUses: lastUses,
 	})
 	if err != nil {
 		return err
 	}
 	n.background("deletion worker", control.Run)
 	if err := n.data.Start(dataplane.Parts{
-		Verifier: verifier, Records: n.store, Run: dispatch.Run, Load: insist.Run, Audit: appendRecord, Quota: limits.Charge,
+		Verifier: verifier, Records: n.store, Run: dispatch.Run, Load: insist.Run, Keys: n.keys, Audit: appendRecord, Quota: limits.Charge,
 		Control: func(r *sigv4.Request, requestID, sourceIP string, tls *cloudtrail.TLSDetails) (int, []byte) {
 			resp := control.Serve(context.Background(), &controlplane.Request{
 				Signed: r, RequestID: requestID, SourceIP: sourceIP, SecureTransport: cfg.TLSCert != "", TLS: tls,

@@ -19,11 +19,14 @@ import (
 
 // Stats are the counters of the process and its parts, and what GET /stats on the stats socket answers as JSON. They count since the start.
 type Stats struct {
-	Go     GoStats     `json:"go"`
-	Batch  batch.Stats `json:"batch"`
-	HSM    hsm.Stats   `json:"hsm"`
-	Audit  audit.Stats `json:"audit"`  // zero where there are no records
-	Panics uint64      `json:"panics"` // requests that ended in a recovered panic
+	Go    GoStats     `json:"go"`
+	Batch batch.Stats `json:"batch"`
+	HSM   hsm.Stats   `json:"hsm"`
+	// Keys are the sessions, and the loaded keys, of operations with private and HMAC keys; KeyBatch their rounds.
+	Keys     hsm.KeyStats `json:"keys"`
+	KeyBatch batch.Stats  `json:"key_batch"`
+	Audit    audit.Stats  `json:"audit"`  // zero where there are no records
+	Panics   uint64       `json:"panics"` // requests that ended in a recovered panic
 }
 
 // GoStats are the runtime's own figures.
@@ -48,6 +51,10 @@ func goStats() GoStats {
 // Stats reads the counters.
 func (n *Node) Stats() Stats {
 	s := Stats{Go: goStats(), Batch: n.batcher.Stats(), HSM: n.shards.Stats(), Panics: n.data.Panics()}
+	s.Keys = n.keys.Stats()
+	if n.keyBatcher != nil {
+		s.KeyBatch = n.keyBatcher.Stats()
+	}
 	if n.records != nil {
 		s.Audit = n.records.Stats()
 	}
