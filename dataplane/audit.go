@@ -9,7 +9,6 @@ import (
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/policy"
 	"github.com/keyplane/keyplane/internal/sigv4"
-	"github.com/keyplane/keyplane/internal/snapshot"
 	"github.com/keyplane/keyplane/ratelimit"
 )
 
@@ -106,7 +105,7 @@ func sourceOf(service []byte) string {
 // its own trail which one an alias or a ciphertext means.
 func (s *Server) recordKeys(r *request, code kmsapi.Code) {
 	v := &r.record
-	for _, k := range [...]*snapshot.Key{r.key, r.dest} {
+	for _, k := range [...]*keyView{r.key, r.dest} {
 		if k == nil || k.Account != v.Recipient && code == kmsapi.AccessDenied {
 			continue
 		}
@@ -121,22 +120,37 @@ func (s *Server) recordKeys(r *request, code kmsapi.Code) {
 			v.SharedEventID = r.shared[:]
 		}
 	}
-	if code != kmsapi.OK || r.key == nil {
+	succeeded := code == kmsapi.OK && (r.key != nil && r.key.symmetric() || r.dest != nil && r.dest.symmetric())
+	if !succeeded && r.attested == nil {
 		return
 	}
 	r.extra = append(r.extra[:0], '{')
-	used := current(r.key)
-	if r.blob.Key == r.key.ID {
-		used = r.key.Version(r.blob.KeyVersion)
+	if succeeded {
+		r.appendMaterial()
 	}
-	if r.dest == nil {
-		r.extra = cloudtrail.AppendMember(r.extra, "keyMaterialId", used.MaterialID[:])
-	} else {
-		r.extra = cloudtrail.AppendMember(r.extra, "sourceKeyMaterialId", used.MaterialID[:])
-		r.extra = cloudtrail.AppendMember(r.extra, "destinationKeyMaterialId", current(r.dest).MaterialID[:])
+	if r.attested != nil {
+		r.extra = appendRecipient(r.extra, r.attested) // of a refusal too: it is why a condition did not match
 	}
 	r.extra = append(r.extra, '}')
 	v.AdditionalEventData = r.extra
+}
+
+// appendMaterial appends to r.extra which key material the call used, of symmetric keys.
+func (r *request) appendMaterial() {
+	name := "keyMaterialId"
+	if r.dest != nil {
+		name = "sourceKeyMaterialId"
+	}
+	if r.key.symmetric() {
+		used := current(r.key)
+		if r.blob.Key == r.key.ID {
+			used = r.key.Version(r.blob.KeyVersion)
+		}
+		r.extra = cloudtrail.AppendMember(r.extra, name, used.MaterialID[:])
+	}
+	if r.dest != nil && r.dest.symmetric() {
+		r.extra = cloudtrail.AppendMember(r.extra, "destinationKeyMaterialId", current(r.dest).MaterialID[:])
+	}
 }
 
 // appendParameters appends the members of requestParameters: what the client sent but for what must stay secret, and the algorithm and the key of a ciphertext
@@ -169,10 +183,24 @@ func (r *request) appendParameters(dst []byte) []byte {
 		dst = cloudtrail.AppendMemberContext(dst, "destinationEncryptionContext", &in.destContext)
 	default:
 		text("keyId", keyID)
-		if op.members&mAlgorithm != 0 {
+		switch {
+		case op.members&mAlgorithm != 0:
 			algorithm("encryptionAlgorithm", in.algorithm)
+		case op.members&mSigningAlgorithm != 0:
+			if in.messageType == nil {
+				text("messageType", messageRaw)
+			}
+			text("messageType", in.messageType)
+			text("signingAlgorithm", in.algorithm)
+		case op.members&mMacAlgorithm != 0:
+			text("macAlgorithm", in.algorithm)
+		case op.members&mKeyAgreementAlgorithm != 0:
+			text("keyAgreementAlgorithm", in.algorithm)
+		case op.members&mEncapsulationAlgorithm != 0:
+			text("encapsulationAlgorithm", in.algorithm)
 		}
 		text("keySpec", in.keySpec)
+		text("keyPairSpec", in.keyPairSpec)
 		if in.has&mNumberOfBytes != 0 {
 			dst = cloudtrail.AppendMemberInt(dst, "numberOfBytes", in.numberOfBytes)
 		}

@@ -8,7 +8,6 @@ import (
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/policy"
-	"github.com/keyplane/keyplane/internal/snapshot"
 )
 
 // question is what one request asks authz.Decide, and the authz.Grants that it reads. It is a part of a pooled request.
@@ -18,7 +17,7 @@ type question struct {
 	scratch policy.Scratch
 
 	s      *Server
-	key    *snapshot.Key
+	key    *keyView
 	leases [len(authz.Caller{}.Grantees)]cache.Lease[authz.GrantSet]
 	held   int
 	name   []byte // buffer: cache names
@@ -64,7 +63,7 @@ func (q *question) Grants(grantee string) (*authz.GrantSet, error) {
 	return set, nil
 }
 
-func (s *Server) loadGrants(name []byte, k *snapshot.Key, grantee string) (cache.Lease[authz.GrantSet], error) {
+func (s *Server) loadGrants(name []byte, k *keyView, grantee string) (cache.Lease[authz.GrantSet], error) {
 	return s.grants.Load(name, func() (*authz.GrantSet, int64, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), loadTimeout)
 		defer cancel()
@@ -111,6 +110,9 @@ func (r *request) question(s *Server) *question {
 	c := &q.context
 	c.Caller, c.Now, c.SourceIP, c.SecureTransport = w, r.now, r.ip, s.cfg.TLS
 	c.UserAgent, c.Region = r.header.userAgent, s.cfg.Region
+	if r.attested != nil {
+		c.Extra = attestation(r.attested)
+	}
 	if w.Kind == policy.Service {
 		// Only a registered service can tell for which resource of its own it calls; of anybody else the headers mean nothing.
 		c.SourceArn, c.SourceAccount = r.header.value("x-amz-source-arn"), r.header.value("x-amz-source-account")
@@ -120,7 +122,7 @@ func (r *request) question(s *Server) *question {
 
 // authorize decides whether the caller may do the action on the key, under the encryption context of this half of the request. alias is how
 // the request names the key, if by an alias.
-func (s *Server) authorize(r *request, k *snapshot.Key, action *authz.Action, context authz.Pairs, algorithm, alias []byte) kmsapi.Code {
+func (s *Server) authorize(r *request, k *keyView, action *authz.Action, context authz.Pairs, algorithm, alias []byte) kmsapi.Code {
 	q := r.question(s)
 	q.key = k
 	q.Action, q.Resource, q.Owner, q.Policy = action, k.ARN, k.Account, k.Policy
@@ -128,6 +130,29 @@ func (s *Server) authorize(r *request, k *snapshot.Key, action *authz.Action, co
 	c.Key, c.EncryptionContext, c.RequestAlias, c.EncryptionAlgorithm = &k.Facts, context, alias, algorithm
 	if algorithm == nil {
 		c.EncryptionAlgorithm = symmetricDefault
+	}
+	return s.decide(r, q)
+}
+
+// authorizeUse is authorize for an operation without an encryption context: what it does with the key is a condition key of its own.
+func (s *Server) authorizeUse(r *request, alias []byte) kmsapi.Code {
+	q, in, k := r.question(s), &r.in, r.key
+	q.key = k
+	q.Action, q.Resource, q.Owner, q.Policy = r.op.action, k.ARN, k.Account, k.Policy
+	c := &q.context
+	c.Key, c.RequestAlias = &k.Facts, alias
+	switch {
+	case in.has&mSigningAlgorithm != 0:
+		c.SigningAlgorithm = in.algorithm
+		if c.MessageType = in.messageType; c.MessageType == nil {
+			c.MessageType = messageRaw
+		}
+	case in.has&mMacAlgorithm != 0:
+		c.MacAlgorithm = in.algorithm
+	case in.has&mKeyAgreementAlgorithm != 0:
+		c.KeyAgreementAlgorithm = in.algorithm
+	case in.has&mEncapsulationAlgorithm != 0:
+		c.EncapsulationAlgorithm = in.algorithm
 	}
 	return s.decide(r, q)
 }

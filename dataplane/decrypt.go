@@ -2,11 +2,12 @@ package dataplane
 
 import (
 	"github.com/keyplane/keyplane/internal/blob"
+	"github.com/keyplane/keyplane/internal/keyspec"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/snapshot"
 )
 
-// decrypt: ciphertext blob (86 to 4181 bytes) → plaintext (1 to 4096 bytes). Errors in the order of test: docs/errors.md.
+// decrypt: ciphertext blob (86 to 4181 bytes), of RSA keys as long as the modulus → plaintext (1 to 4096 bytes). Errors in the order of test: docs/errors.md.
 func (s *Server) decrypt(r *request) kmsapi.Code {
 	in := &r.in
 	alias, code := s.source(r)
@@ -19,10 +20,10 @@ func (s *Server) decrypt(r *request) kmsapi.Code {
 	if code = s.admitTokens(r); code != kmsapi.OK {
 		return code
 	}
-	if code = s.admit(r, r.key, in.algorithm); code != kmsapi.OK {
+	if code = s.admit(r, r.key, keyspec.EncryptDecrypt, in.algorithm); code != kmsapi.OK {
 		return code
 	}
-	if code = s.admitRecipient(r); code != kmsapi.OK {
+	if code = s.admitContext(r, r.key, &in.context); code != kmsapi.OK {
 		return code
 	}
 	if in.ignoresCiphertext() {
@@ -32,21 +33,29 @@ func (s *Server) decrypt(r *request) kmsapi.Code {
 	if code != kmsapi.OK {
 		return code
 	}
-	r.wantBlobKey(version)
-	if code = s.round(r); code != kmsapi.OK {
+	if r.key.symmetric() {
+		r.wantBlobKey(version)
+		if code = s.round(r); code != kmsapi.OK {
+			return code
+		}
+		if !r.open(&r.job.Derive[0], &in.context, in.ciphertextBlob[:blob.HeaderLen]) {
+			return r.refuse(kmsapi.InvalidCiphertext)
+		}
+	} else if code = s.openRSA(r); code != kmsapi.OK {
 		return code
-	}
-	if !r.open(&r.job.Derive[0], &in.context, in.ciphertextBlob[:blob.HeaderLen]) {
-		return r.refuse(kmsapi.InvalidCiphertext)
 	}
 	if in.dryRun {
 		return r.refuse(kmsapi.DryRunOperation)
 	}
 	r.beginBody()
-	r.memberText("EncryptionAlgorithm", kmsapi.SymmetricDefault)
+	r.memberAlgorithm("EncryptionAlgorithm", in.algorithm)
 	r.member("KeyId", r.key.ARN)
-	r.member("KeyMaterialId", version.MaterialID[:])
-	r.memberBlob("Plaintext", r.plain)
+	if version != nil {
+		r.memberMaterial(version.MaterialID[:])
+	}
+	if code = r.memberSecret("Plaintext", r.plain); code != kmsapi.OK {
+		return code
+	}
 	r.endBody()
 	return kmsapi.OK
 }
@@ -55,9 +64,14 @@ func (s *Server) decrypt(r *request) kmsapi.Code {
 // first half of ReEncrypt.
 func (s *Server) source(r *request) (alias []byte, code kmsapi.Code) {
 	in := &r.in
+	if in.keyID != nil {
+		r.key, alias, code = s.find(r, in.keyID)
+		return alias, code
+	}
+	if code = s.enter(r, keyspec.None); code != kmsapi.OK { // only ciphertexts of symmetric keys name their keys
+		return nil, code
+	}
 	switch {
-	case in.keyID != nil:
-		r.key, alias, code = s.resolve(r, in.keyID, r.op.action)
 	case in.ignoresCiphertext():
 		code = r.keyIDRequired("when the ciphertext is ignored.")
 	case in.ciphertextBlob == nil:
@@ -95,9 +109,12 @@ func (r *request) keyIDRequired(why string) kmsapi.Code {
 // ignoresCiphertext says that a dry run asks for nothing but the rights.
 func (in *input) ignoresCiphertext() bool { return in.dryRun && in.ignoreCiphertext }
 
-// ciphertext reads the ciphertext, unless source has, and returns the backing key it was made under, one of r.key's.
+// ciphertext reads the ciphertext, unless source has, and returns the backing key it was made under, one of r.key's; nil of an RSA key, which has one.
 func (s *Server) ciphertext(r *request) (*snapshot.Version, kmsapi.Code) {
 	in := &r.in
+	if !r.key.symmetric() {
+		return nil, kmsapi.OK
+	}
 	if in.keyID != nil {
 		switch {
 		case in.ciphertextBlob == nil:

@@ -10,6 +10,7 @@
 //	input.go      scan (bytes → fields) and check (all constraints, one message)
 //	keys.go       resolve key ID, ARN or alias to a snapshot, on lease from the cache; load; admit
 //	generatedatakey.go, decrypt.go, encrypt.go, reencrypt.go, generaterandom.go
+//	recipient.go  attestation documents: whom a reply is sealed for
 //	envelope.go   derive (one round in the batcher), seal, open
 //	conn.go       when a reply has left the process, and that nothing of it stays
 //

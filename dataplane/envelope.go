@@ -17,14 +17,14 @@ import (
 )
 
 // A Derivation's Out is K (32) || C (16): docs/ciphertext.md §3.
-func messageKey(d *hsm.Derivation) *[32]byte    { return (*[32]byte)(d.Out[:32]) }
-func commitment(d *hsm.Derivation) []byte       { return d.Out[32:48] }
-func gcmNonce(nonce *[24]byte) *[12]byte        { return (*[12]byte)(nonce[12:]) }
-func rootOf(v *snapshot.Version) hsm.RootID     { return hsm.RootID(v.Root) }
-func current(k *snapshot.Key) *snapshot.Version { return &k.Versions[k.Current] }
+func messageKey(d *hsm.Derivation) *[32]byte { return (*[32]byte)(d.Out[:32]) }
+func commitment(d *hsm.Derivation) []byte    { return d.Out[32:48] }
+func gcmNonce(nonce *[24]byte) *[12]byte     { return (*[12]byte)(nonce[12:]) }
+func rootOf(v *snapshot.Version) hsm.RootID  { return hsm.RootID(v.Root) }
+func current(k *keyView) *snapshot.Version   { return &k.Versions[k.Current] }
 
 // wantKey adds the derivation of a new message key under the key's current version to r.job.
-func (r *request) wantKey(k *snapshot.Key) {
+func (r *request) wantKey(k *keyView) {
 	v := current(k)
 	invariants.Check(v.Offset != [16]byte{}, "a wiped key is used to encrypt")
 	d := &r.job.Derive[r.job.N]
@@ -94,7 +94,7 @@ func (s *Server) fail(r *request, err error) kmsapi.Code {
 }
 
 // seal appends to r.ctext the blob of plaintext under k, with the message key of derivation d.
-func (r *request) seal(k *snapshot.Key, d *hsm.Derivation, context *blob.Context, plaintext []byte) {
+func (r *request) seal(k *keyView, d *hsm.Derivation, context *blob.Context, plaintext []byte) {
 	h := blob.Header{Suite: blob.SuiteDerived, Account: k.Account, Key: k.ID, KeyVersion: current(k).Number, Nonce: d.Nonce}
 	copy(h.Commitment[:], commitment(d))
 	r.ctext = h.Append(r.ctext[:0])

@@ -25,6 +25,11 @@ var memberTypes = []struct {
 	{"DestinationEncryptionAlgorithm", mDestAlgorithm, (*string)(nil)}, {"GrantTokens", mGrantTokens, (*[]*string)(nil)},
 	{"DryRun", mDryRun, (*bool)(nil)}, {"DryRunModifiers", mDryRunModifiers, (*[]*string)(nil)}, {"KeySpec", mKeySpec, (*string)(nil)},
 	{"NumberOfBytes", mNumberOfBytes, (*int64)(nil)}, {"CustomKeyStoreId", mCustomKeyStoreID, (*string)(nil)},
+	{"Message", mMessage, (*[]byte)(nil)}, {"MessageType", mMessageType, (*string)(nil)}, {"SigningAlgorithm", mSigningAlgorithm, (*string)(nil)},
+	{"Signature", mSignature, (*[]byte)(nil)}, {"MacAlgorithm", mMacAlgorithm, (*string)(nil)}, {"Mac", mMac, (*[]byte)(nil)},
+	{"KeyAgreementAlgorithm", mKeyAgreementAlgorithm, (*string)(nil)}, {"PublicKey", mPublicKey, (*[]byte)(nil)},
+	{"EncapsulationAlgorithm", mEncapsulationAlgorithm, (*string)(nil)}, {"SharedSecretCiphertextBlob", mSharedSecretBlob, (*[]byte)(nil)},
+	{"KeyPairSpec", mKeyPairSpec, (*string)(nil)},
 	{"Recipient", mRecipient, (*struct {
 		KeyEncryptionAlgorithm *string
 		AttestationDocument    *[]byte
@@ -72,6 +77,9 @@ func FuzzInput(f *testing.F) {
 			`{"NumberOfBytes":-9223372036854775808}`, `{"NumberOfBytes":9223372036854775808}`, `{"NumberOfBytes":1.0}`, `{"NumberOfBytes":-0}`,
 			`{"Recipient":{"KeyEncryptionAlgorithm":"RSAES_OAEP_SHA_256","AttestationDocument":"AAAA","x":[{}]}}`, `{"Recipient":null,"GrantTokens":null}`,
 			`{"KeyId":"a","KeyId":"b"}`, `{"keyid":1,"X":{"KeyId":2}}`, `{"KeyId":"\ud83d\ude00"}`, `{"KeyId":"\ud800"}`, "{\"KeyId\":\"\xff\"}", `{"DryRun":"true"}`, `[]`, `{"a":1}{}`,
+			`{"Message":"aGVsbG8=","MessageType":"DIGEST","SigningAlgorithm":"ECDSA_SHA_256","Signature":"AAAA","MacAlgorithm":null,"Mac":""}`,
+			`{"MacAlgorithm":"HMAC_SHA_256","Mac":"AAAA","KeyAgreementAlgorithm":"ECDH","PublicKey":"MFkw","EncapsulationAlgorithm":"ML_KEM"}`,
+			`{"SharedSecretCiphertextBlob":"AAAA","EncapsulationAlgorithm":"\u004dL_KEM","KeyPairSpec":"RSA_2048"}`,
 			`{"EncryptionAlgorithm":"SYMMETRIC_DEFAULT","SourceEncryptionAlgorithm":"a","DestinationEncryptionAlgorithm":"b","DryRun":false}`,
 		} {
 			f.Add(uint8(op), []byte(body))
@@ -105,7 +113,9 @@ func FuzzInput(f *testing.F) {
 func compareInput(t *testing.T, in *input, want reflect.Value) {
 	t.Helper()
 	text := map[member][]byte{mKeyID: in.keyID, mSourceKeyID: in.keyID, mDestKeyID: in.destKeyID, mPlaintext: in.plaintext, mCiphertextBlob: in.ciphertextBlob,
-		mAlgorithm: in.algorithm, mSourceAlgorithm: in.algorithm, mDestAlgorithm: in.destAlgorithm, mKeySpec: in.keySpec, mCustomKeyStoreID: in.customKeyStoreID}
+		mAlgorithm: in.algorithm, mSourceAlgorithm: in.algorithm, mDestAlgorithm: in.destAlgorithm, mKeySpec: in.keySpec, mCustomKeyStoreID: in.customKeyStoreID,
+		mMessage: in.message, mMessageType: in.messageType, mSigningAlgorithm: in.algorithm, mSignature: in.signature, mMacAlgorithm: in.algorithm, mMac: in.mac,
+		mKeyAgreementAlgorithm: in.algorithm, mPublicKey: in.publicKey, mEncapsulationAlgorithm: in.algorithm, mSharedSecretBlob: in.ciphertextBlob, mKeyPairSpec: in.keyPairSpec}
 	for i := range want.NumField() {
 		name := want.Type().Field(i).Name
 		m := memberOf([]byte(name))

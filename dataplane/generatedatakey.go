@@ -1,6 +1,9 @@
 package dataplane
 
-import "github.com/keyplane/keyplane/internal/kmsapi"
+import (
+	"github.com/keyplane/keyplane/internal/keyspec"
+	"github.com/keyplane/keyplane/internal/kmsapi"
+)
 
 // generateDataKey: key → data key of 1 to 1024 bytes, in clear and encrypted. Errors in the order of test: docs/errors.md.
 func (s *Server) generateDataKey(r *request) kmsapi.Code {
@@ -9,7 +12,9 @@ func (s *Server) generateDataKey(r *request) kmsapi.Code {
 	}
 	r.beginBody()
 	r.memberBlob("CiphertextBlob", r.ctext)
-	r.memberBlob("Plaintext", r.plain)
+	if code := r.memberSecret("Plaintext", r.plain); code != kmsapi.OK {
+		return code
+	}
 	r.dataKeyMembers()
 	return kmsapi.OK
 }
@@ -27,7 +32,7 @@ func (s *Server) generateDataKeyWithoutPlaintext(r *request) kmsapi.Code {
 
 func (r *request) dataKeyMembers() {
 	r.member("KeyId", r.key.ARN)
-	r.member("KeyMaterialId", current(r.key).MaterialID[:])
+	r.memberMaterial(current(r.key).MaterialID[:])
 	r.endBody()
 }
 
@@ -45,10 +50,7 @@ func (s *Server) makeDataKey(r *request) kmsapi.Code {
 	if code = s.admitTokens(r); code != kmsapi.OK {
 		return code
 	}
-	if code = s.admit(r, r.key, nil); code != kmsapi.OK {
-		return code
-	}
-	if code = s.admitRecipient(r); code != kmsapi.OK {
+	if code = s.admit(r, r.key, keyspec.EncryptDecrypt, nil); code != kmsapi.OK {
 		return code
 	}
 	hasSpec, hasNumber := in.has&mKeySpec != 0, in.has&mNumberOfBytes != 0

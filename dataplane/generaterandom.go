@@ -12,9 +12,6 @@ func (s *Server) generateRandom(r *request) kmsapi.Code {
 		// None can have been created yet.
 		return r.refuseText(kmsapi.CustomKeyStoreNotFound, "The custom key store does not exist.")
 	}
-	if code := s.admitRecipient(r); code != kmsapi.OK {
-		return code
-	}
 	if in.has&mNumberOfBytes == 0 {
 		return r.refuseText(kmsapi.Validation, "NumberOfBytes is required.")
 	}
@@ -24,7 +21,9 @@ func (s *Server) generateRandom(r *request) kmsapi.Code {
 		return code
 	}
 	r.beginBody()
-	r.memberBlob("Plaintext", r.plain)
+	if code := r.memberSecret("Plaintext", r.plain); code != kmsapi.OK {
+		return code
+	}
 	r.endBody()
 	return kmsapi.OK
 }

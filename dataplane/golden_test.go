@@ -20,6 +20,8 @@ import (
 	"github.com/keyplane/keyplane/batch"
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/hsm/hsmtest"
+	"github.com/keyplane/keyplane/internal/attest/attesttest"
+	"github.com/keyplane/keyplane/internal/keyspec"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/snapshot"
 )
@@ -64,6 +66,9 @@ func runGolden(t *testing.T, file string) {
 	}
 	if strings.Contains(string(txtar.Format(ar)), "\nhang\n") {
 		cfg.roundTimeout = 500 * time.Millisecond
+	}
+	if strings.HasSuffix(file, "/recipient.txt") {
+		cfg.server.AttestationRoots = authority(t).Roots(t)
 	}
 	g := &golden{world: newWorld(t, cfg)}
 	var out []txtar.File
@@ -139,6 +144,10 @@ func (g *golden) state(f []string) {
 				versions, _ = strconv.Atoi(value)
 			}
 		}
+		if s := keyspec.Of(spec); s != keyspec.None {
+			g.addPrivateKey(f[1], kmsapi.KeyStateOf(f[2]), s, keyspec.UsageOf(usage))
+			return
+		}
 		k := g.addKey(f[1], kmsapi.KeyStateOf(f[2]), versions)
 		k.Spec, k.Usage = spec, usage
 	default:
@@ -200,6 +209,7 @@ var template = regexp.MustCompile(`\{\{([^{}]*)\}\}`)
 //
 //	{{id K}} {{arn K}} {{material K}}   of the key K
 //	{{blob K[:VERSION] [name=value…]}}  a blob of "hello" under K
+//	{{document [PCR0 [AGE]]}}           an attestation document in base64, its first register 48 times the byte, its age a duration
 //	{{x TEXT N}}                        TEXT, N times
 //	{{zeros N}}                         N zero bytes in base64
 //	{{pairs N}}                         N pairs of an encryption context
@@ -221,6 +231,18 @@ func (g *golden) expand(text string) string {
 			name, version, _ := strings.Cut(f[1], ":")
 			n, _ := strconv.Atoi(version)
 			return base64.StdEncoding.EncodeToString(g.blob(name, max(1, n), context, []byte("hello")))
+		case "document":
+			pcr0, age := uint64(0), time.Duration(0)
+			var err error
+			if len(f) > 1 {
+				pcr0, err = strconv.ParseUint(f[1], 0, 8)
+				g.must(err)
+			}
+			if len(f) > 2 {
+				age, err = time.ParseDuration(f[2])
+				g.must(err)
+			}
+			return base64.StdEncoding.EncodeToString(document(g, byte(pcr0), age))
 		case "x":
 			return strings.Repeat(f[1], number(2))
 		case "zeros":
@@ -257,11 +279,18 @@ func (g *golden) recognise(request string, r reply) string {
 		EncryptionContext, DestinationEncryptionContext map[string]string
 		Plaintext                                       string
 	}
-	var out struct{ CiphertextBlob, Plaintext []byte }
+	var out struct{ CiphertextBlob, CiphertextForRecipient, Plaintext []byte }
 	_ = json.Unmarshal([]byte(request), &in)
 	_ = json.Unmarshal(r.body, &out)
 	replace := func(old []byte, name string) {
 		text = strings.ReplaceAll(text, strconv.Quote(base64.StdEncoding.EncodeToString(old)), strconv.Quote("{{"+name+"}}"))
+	}
+	if out.CiphertextForRecipient != nil {
+		g.must(func() (err error) {
+			out.Plaintext, err = attesttest.Open(recipientKey(), out.CiphertextForRecipient)
+			return err
+		}())
+		replace(out.CiphertextForRecipient, fmt.Sprintf("sealed %d bytes", len(out.Plaintext)))
 	}
 	if out.CiphertextBlob != nil {
 		context := in.EncryptionContext

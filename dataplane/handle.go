@@ -9,6 +9,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"github.com/keyplane/keyplane/internal/awsquery"
+	"github.com/keyplane/keyplane/internal/keyspec"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/quota"
 	"github.com/keyplane/keyplane/internal/sigv4"
@@ -77,8 +78,10 @@ func (s *Server) run(r *request, op *kmsapi.Operation) kmsapi.Code {
 	if code := r.in.check(r); code != kmsapi.OK {
 		return code
 	}
-	if code := s.charge(r, r.op.pool); code != kmsapi.OK {
-		return code
+	if !r.op.pools.byKey {
+		if code := s.enter(r, keyspec.Of(r.in.keyPairSpec)); code != kmsapi.OK {
+			return code
+		}
 	}
 	return r.op.run(s, r)
 }

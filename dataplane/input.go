@@ -5,6 +5,7 @@ import (
 
 	"github.com/keyplane/keyplane/internal/blob"
 	"github.com/keyplane/keyplane/internal/granttoken"
+	"github.com/keyplane/keyplane/internal/keyspec"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 )
 
@@ -30,6 +31,17 @@ const (
 	mNumberOfBytes
 	mRecipient
 	mCustomKeyStoreID
+	mMessage
+	mMessageType
+	mSigningAlgorithm
+	mSignature
+	mMacAlgorithm
+	mMac
+	mKeyAgreementAlgorithm
+	mPublicKey
+	mEncapsulationAlgorithm
+	mSharedSecretBlob
+	mKeyPairSpec
 )
 
 // memberOf names the members of all operations of this plane.
@@ -71,6 +83,28 @@ func memberOf(name []byte) member {
 		return mRecipient
 	case "CustomKeyStoreId":
 		return mCustomKeyStoreID
+	case "Message":
+		return mMessage
+	case "MessageType":
+		return mMessageType
+	case "SigningAlgorithm":
+		return mSigningAlgorithm
+	case "Signature":
+		return mSignature
+	case "MacAlgorithm":
+		return mMacAlgorithm
+	case "Mac":
+		return mMac
+	case "KeyAgreementAlgorithm":
+		return mKeyAgreementAlgorithm
+	case "PublicKey":
+		return mPublicKey
+	case "EncapsulationAlgorithm":
+		return mEncapsulationAlgorithm
+	case "SharedSecretCiphertextBlob":
+		return mSharedSecretBlob
+	case "KeyPairSpec":
+		return mKeyPairSpec
 	}
 	return 0
 }
@@ -88,13 +122,19 @@ type members struct {
 	keyID            []byte // KeyId, or ReEncrypt's SourceKeyId
 	destKeyID        []byte
 	plaintext        []byte
-	ciphertextBlob   []byte
+	ciphertextBlob   []byte     // or SharedSecretCiphertextBlob
 	contextFault     blob.Fault // the first of either context
 	contextFaultOf   member     // whose it is
 	contextNull      member     // contexts that have a value of null
-	algorithm        []byte     // EncryptionAlgorithm, or SourceEncryptionAlgorithm
+	algorithm        []byte     // EncryptionAlgorithm, or SourceEncryptionAlgorithm; of other operations the one algorithm that they name
 	destAlgorithm    []byte
+	message          []byte
+	messageType      []byte
+	signature        []byte
+	mac              []byte
+	publicKey        []byte
 	keySpec          []byte
+	keyPairSpec      []byte
 	numberOfBytes    int64
 	customKeyStoreID []byte
 	dryRun           bool
@@ -146,13 +186,25 @@ func (in *input) value(r *request, m member) {
 		in.destKeyID, ok = s.String()
 	case mPlaintext:
 		in.plaintext, ok = s.Base64()
-	case mCiphertextBlob:
+	case mCiphertextBlob, mSharedSecretBlob:
 		in.ciphertextBlob, ok = s.Base64()
+	case mMessage:
+		in.message, ok = s.Base64()
+	case mMessageType:
+		in.messageType, ok = s.String()
+	case mSignature:
+		in.signature, ok = s.Base64()
+	case mMac:
+		in.mac, ok = s.Base64()
+	case mPublicKey:
+		in.publicKey, ok = s.Base64()
+	case mKeyPairSpec:
+		in.keyPairSpec, ok = s.String()
 	case mContext, mSourceContext:
 		ok = in.scanContext(r, m, &in.context)
 	case mDestContext:
 		ok = in.scanContext(r, m, &in.destContext)
-	case mAlgorithm, mSourceAlgorithm:
+	case mAlgorithm, mSourceAlgorithm, mSigningAlgorithm, mMacAlgorithm, mKeyAgreementAlgorithm, mEncapsulationAlgorithm:
 		in.algorithm, ok = s.String()
 	case mDestAlgorithm:
 		in.destAlgorithm, ok = s.String()
@@ -230,29 +282,40 @@ const (
 	keySpecSet   = "[AES_256, AES_128]"
 	modifierSet  = "[IGNORE_CIPHERTEXT]"
 	mechanismSet = "[RSAES_OAEP_SHA_256]"
+
+	messageTypeSet   = "[RAW, DIGEST, EXTERNAL_MU]"
+	signingSet       = "[RSASSA_PSS_SHA_256, RSASSA_PSS_SHA_384, RSASSA_PSS_SHA_512, RSASSA_PKCS1_V1_5_SHA_256, RSASSA_PKCS1_V1_5_SHA_384, RSASSA_PKCS1_V1_5_SHA_512, ECDSA_SHA_256, ECDSA_SHA_384, ECDSA_SHA_512, SM2DSA, ML_DSA_SHAKE_256, ED25519_SHA_512, ED25519_PH_SHA_512]"
+	macSet           = "[HMAC_SHA_224, HMAC_SHA_256, HMAC_SHA_384, HMAC_SHA_512]"
+	agreementSet     = "[ECDH]"
+	encapsulationSet = "[ML_KEM]"
+	pairSet          = "[RSA_2048, RSA_3072, RSA_4096, ECC_NIST_P256, ECC_NIST_P384, ECC_NIST_P521, ECC_SECG_P256K1, SM2, ECC_NIST_EDWARDS25519, ML_KEM_512, ML_KEM_768, ML_KEM_1024]"
 )
 
 // check tests the constraints of the service model. All violations go into one message.
 func (in *input) check(r *request) kmsapi.Code {
-	v, missing := &r.faults, r.op.required&^in.has
-	if missing&mKeyID != 0 {
-		v.Null("keyId")
-	}
-	if missing&mDestKeyID != 0 {
-		v.Null("destinationKeyId")
-	}
-	if missing&mPlaintext != 0 {
-		v.Null("plaintext")
+	v := &r.faults
+	if missing := r.op.required &^ in.has; missing != 0 {
+		for _, m := range requirable {
+			if missing&m.m != 0 {
+				v.Null(m.path)
+			}
+		}
 	}
 	in.checkLength(v, mKeyID, "keyId", in.keyID, kmsapi.KeyIDMax)
 	in.checkLength(v, mSourceKeyID, "sourceKeyId", in.keyID, kmsapi.KeyIDMax)
 	in.checkLength(v, mDestKeyID, "destinationKeyId", in.destKeyID, kmsapi.KeyIDMax)
 	in.checkBlob(v, mPlaintext, "plaintext", in.plaintext, kmsapi.PlaintextMax)
 	in.checkBlob(v, mCiphertextBlob, "ciphertextBlob", in.ciphertextBlob, kmsapi.CiphertextBlobMax)
+	in.checkBlob(v, mMessage, "message", in.message, kmsapi.PlaintextMax)
+	in.checkBlob(v, mSignature, "signature", in.signature, kmsapi.CiphertextBlobMax)
+	in.checkBlob(v, mMac, "mac", in.mac, kmsapi.CiphertextBlobMax)
+	in.checkBlob(v, mPublicKey, "publicKey", in.publicKey, kmsapi.PublicKeyMax)
+	in.checkBlob(v, mSharedSecretBlob, "sharedSecretCiphertextBlob", in.ciphertextBlob, kmsapi.CiphertextBlobMax)
 	in.checkLength(v, mCustomKeyStoreID, "customKeyStoreId", in.customKeyStoreID, kmsapi.CustomKeyStoreIDMax)
 	in.checkAlgorithm(v, mAlgorithm, "encryptionAlgorithm", in.algorithm)
 	in.checkAlgorithm(v, mSourceAlgorithm, "sourceEncryptionAlgorithm", in.algorithm)
 	in.checkAlgorithm(v, mDestAlgorithm, "destinationEncryptionAlgorithm", in.destAlgorithm)
+	in.checkNames(v)
 	if in.has&mGrantTokens != 0 {
 		switch {
 		case in.grantTokens > kmsapi.GrantTokensMax:
@@ -280,8 +343,11 @@ func (in *input) check(r *request) kmsapi.Code {
 		if in.recipientAlg != nil && string(in.recipientAlg) != "RSAES_OAEP_SHA_256" {
 			v.Enum("recipient.keyEncryptionAlgorithm", in.recipientAlg, mechanismSet)
 		}
-		if in.recipientDoc != nil && len(in.recipientDoc) < 1 {
+		switch n := len(in.recipientDoc); {
+		case in.recipientDoc != nil && n < 1:
 			v.MinLength("recipient.attestationDocument", nil, 1)
+		case n > kmsapi.AttestationMax:
+			v.MaxLength("recipient.attestationDocument", nil, kmsapi.AttestationMax)
 		}
 	}
 	if in.contextNull&mContext != 0 {
@@ -317,6 +383,36 @@ func (in *input) check(r *request) kmsapi.Code {
 		r.msg = append(r.msg, " is not valid."...)
 	}
 	return kmsapi.Validation
+}
+
+// requirable are the members that an operation may require, in the order in which a message names them.
+var requirable = [...]struct {
+	m    member
+	path string
+}{
+	{mKeyID, "keyId"}, {mDestKeyID, "destinationKeyId"}, {mPlaintext, "plaintext"}, {mMessage, "message"}, {mSignature, "signature"}, {mMac, "mac"},
+	{mSigningAlgorithm, "signingAlgorithm"}, {mMacAlgorithm, "macAlgorithm"}, {mKeyAgreementAlgorithm, "keyAgreementAlgorithm"}, {mPublicKey, "publicKey"},
+	{mSharedSecretBlob, "sharedSecretCiphertextBlob"}, {mEncapsulationAlgorithm, "encapsulationAlgorithm"}, {mKeyPairSpec, "keyPairSpec"},
+}
+
+// checkNames holds the names that only operations without SYMMETRIC_DEFAULT keys have against their sets. SM2, of Regions in China only, is in AWS's sets.
+func (in *input) checkNames(v *kmsapi.Violations) {
+	if in.has&(mMessageType|mSigningAlgorithm|mMacAlgorithm|mKeyAgreementAlgorithm|mEncapsulationAlgorithm|mKeyPairSpec) == 0 {
+		return
+	}
+	check := func(m member, path string, value []byte, known bool, set string) {
+		if in.has&m != 0 && !known {
+			v.Enum(path, value, set)
+		}
+	}
+	usage := keyspec.AlgorithmOf(in.algorithm).Info().Usage
+	_, isType := messageTypeOf(in.messageType)
+	check(mMessageType, "messageType", in.messageType, isType, messageTypeSet)
+	check(mSigningAlgorithm, "signingAlgorithm", in.algorithm, usage == keyspec.SignVerify || string(in.algorithm) == "SM2DSA", signingSet)
+	check(mMacAlgorithm, "macAlgorithm", in.algorithm, usage == keyspec.GenerateVerifyMAC, macSet)
+	check(mKeyAgreementAlgorithm, "keyAgreementAlgorithm", in.algorithm, usage == keyspec.KeyAgreement, agreementSet)
+	check(mEncapsulationAlgorithm, "encapsulationAlgorithm", in.algorithm, usage == keyspec.EncapsulateDecapsulate, encapsulationSet)
+	check(mKeyPairSpec, "keyPairSpec", in.keyPairSpec, keyspec.Of(in.keyPairSpec).Info().Pair || string(in.keyPairSpec) == "SM2", pairSet)
 }
 
 // elementPath names an element of a list in a message, counted from 1.

@@ -7,9 +7,13 @@ import (
 	"time"
 
 	"github.com/keyplane/keyplane/cache"
+	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/internal/authz"
+	"github.com/keyplane/keyplane/internal/blob"
 	"github.com/keyplane/keyplane/internal/keyid"
+	"github.com/keyplane/keyplane/internal/keyspec"
 	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/pubkey"
 	"github.com/keyplane/keyplane/internal/snapshot"
 )
 
@@ -39,11 +43,13 @@ func appendAliasName(dst []byte, a keyid.Account, name []byte) []byte {
 
 // resolve finds the key that a KeyId member names: key ID, key ARN, alias name or alias ARN; alias is the name, if it is one. A key of another
 // account is found too, for authorize to decide on; one that does not exist is refused in the words of one that the caller may not use.
-func (s *Server) resolve(r *request, text []byte, action *authz.Action) (k *snapshot.Key, alias []byte, code kmsapi.Code) {
+func (s *Server) resolve(r *request, text []byte, action *authz.Action) (k *keyView, alias []byte, code kmsapi.Code) {
 	ref, fault := keyid.Parse(text)
 	if fault != keyid.None {
 		r.msg = fault.AppendMessage(r.msg[:0], text)
-		// None of this plane's operations models InvalidArnException.
+		if fault == keyid.BadARN && r.op.Name == "GetPublicKey" { // the one operation of this plane that models it
+			return nil, nil, kmsapi.InvalidArn
+		}
 		return nil, nil, kmsapi.NotFound
 	}
 	own := r.who.Principal().Account
@@ -87,7 +93,7 @@ func (s *Server) resolve(r *request, text []byte, action *authz.Action) (k *snap
 }
 
 // blobKey finds the key a ciphertext names.
-func (s *Server) blobKey(r *request) (*snapshot.Key, kmsapi.Code) {
+func (s *Server) blobKey(r *request) (*keyView, kmsapi.Code) {
 	k, err := s.key(r, r.blob.Account, r.blob.Key)
 	switch {
 	case err != nil:
@@ -132,7 +138,7 @@ func (s *Server) loadAlias(r *request, account keyid.Account, name []byte) (cach
 
 // key returns the latest view of a key, nothing that a completed KeyChanged made old; nil if there is no such key. r holds it until
 // releaseKeys.
-func (s *Server) key(r *request, account keyid.Account, id keyid.ID) (*snapshot.Key, error) {
+func (s *Server) key(r *request, account keyid.Account, id keyid.ID) (*keyView, error) {
 	r.name = appendKeyName(emptied(r.name), account, id)
 	lease, ok := s.keys.Get(r.name)
 	if !ok {
@@ -151,9 +157,9 @@ func (s *Server) key(r *request, account keyid.Account, id keyid.ID) (*snapshot.
 }
 
 // loadKey reads the key r.name.
-func (s *Server) loadKey(r *request, account keyid.Account, id keyid.ID) (cache.Lease[snapshot.Key], error) {
+func (s *Server) loadKey(r *request, account keyid.Account, id keyid.ID) (cache.Lease[keyView], error) {
 	defer r.renewNow()
-	return s.keys.Load(r.name, func() (*snapshot.Key, int64, error) {
+	return s.keys.Load(r.name, func() (*keyView, int64, error) {
 		k, size, err := s.view(account, id)
 		switch {
 		case errors.Is(err, snapshot.ErrNotFound):
@@ -161,12 +167,32 @@ func (s *Server) loadKey(r *request, account keyid.Account, id keyid.ID) (cache.
 		case err != nil:
 			return nil, 0, err
 		}
-		return k, int64(256+len(k.ARN)+112*len(k.Versions)) + factsSize(&k.Facts) + size, nil
+		return k, k.size() + size, nil
 	})
 }
 
+// keyView is what this plane keeps of a KMS key: the snapshot, and what is made of it once and not for each request.
+type keyView struct {
+	snapshot.Key
+	spec    keyspec.Spec // None of SYMMETRIC_DEFAULT
+	usage   keyspec.Usage
+	public  *pubkey.Key // of an asymmetric key
+	private hsm.Key     // of a key that is not SYMMETRIC_DEFAULT; not changed, also when the view is destroyed: a call that hangs in the HSM may still read it
+}
+
+// symmetric says that the key encrypts with AES, under versions.
+func (k *keyView) symmetric() bool { return k.spec == keyspec.None }
+
+// destroy wipes a view that nobody uses any more, and has the HSM forget its private key: the next view loads it again.
+func (s *Server) destroy(k *keyView) {
+	k.Wipe()
+	if k.Private != nil && s.parts.Keys != nil && !s.closing.Load() {
+		s.parts.Keys.Forget(k.Private.ID)
+	}
+}
+
 // view reads a key's record and has the HSM compute the offset of each of its versions.
-func (s *Server) view(account keyid.Account, id keyid.ID) (k *snapshot.Key, policySize int64, err error) {
+func (s *Server) view(account keyid.Account, id keyid.ID) (k *keyView, policySize int64, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), loadTimeout)
 	defer cancel()
 	rec, err := s.parts.Records.KeyRecord(ctx, s.cfg.Region, account, id)
@@ -175,14 +201,15 @@ func (s *Server) view(account keyid.Account, id keyid.ID) (k *snapshot.Key, poli
 	}
 	defer rec.Wipe()
 	compiled, policySize := s.policies.compile(rec, s.warn)
-	k = &snapshot.Key{
+	k = &keyView{spec: keyspec.Of(rec.Spec), usage: keyspec.UsageOf(rec.Usage), Key: snapshot.Key{
 		ID: rec.ID, Account: rec.Account, Region: rec.Region, State: rec.State, Spec: rec.Spec, Usage: rec.Usage, Revision: rec.Revision,
 		ARN:      keyid.AppendKeyARN(nil, s.partition, rec.Region, rec.Account, rec.ID),
 		Versions: make([]snapshot.Version, len(rec.Versions)),
 		Current:  rec.Current,
+		Private:  rec.Private,
 		Facts:    rec.Facts,
 		Policy:   compiled,
-	}
+	}}
 	for i := range rec.Versions {
 		v := &rec.Versions[i]
 		k.Versions[i] = snapshot.Version{Number: v.Number, Root: v.Root, MaterialID: v.MaterialID}
@@ -191,29 +218,77 @@ func (s *Server) view(account keyid.Account, id keyid.ID) (k *snapshot.Key, poli
 			return nil, 0, err
 		}
 	}
+	if p := rec.Private; p != nil {
+		k.private = hsm.Key{ID: p.ID, Spec: k.spec, Root: hsm.RootID(p.Root), Software: p.Software, Wrapped: p.Wrapped}
+		if p.Public != nil {
+			if k.public, err = pubkey.Parse(k.spec, p.Public); err != nil {
+				return nil, 0, errors.Join(snapshot.ErrDamaged, err)
+			}
+		}
+	}
 	return k, policySize, nil
 }
 
-// admit says whether the key may do this plane's symmetric operations now: usage and algorithm first, then state.
-func (s *Server) admit(r *request, k *snapshot.Key, algorithm []byte) kmsapi.Code {
-	if k.Usage != kmsapi.EncryptDecrypt {
-		r.msg = append(append(r.msg[:0], k.ARN...), " key usage is "...)
+// size is what a view takes in the cache, without its policy. A parsed public key takes about three times its encoding.
+func (k *keyView) size() int64 {
+	n := 384 + len(k.ARN) + 112*len(k.Versions)
+	if k.Private != nil {
+		n += len(k.Private.Wrapped) + 4*len(k.Private.Public)
+	}
+	return int64(n) + factsSize(&k.Facts)
+}
+
+// find is resolve for an operation that is charged to the pool of its key. The request enters before it is told anything of the key.
+func (s *Server) find(r *request, text []byte) (k *keyView, alias []byte, code kmsapi.Code) {
+	k, alias, code = s.resolve(r, text, r.op.action)
+	spec := keyspec.None
+	if k != nil {
+		spec = k.spec
+	}
+	if entered := s.enter(r, spec); entered != kmsapi.OK {
+		return nil, nil, entered
+	}
+	return k, alias, code
+}
+
+// admit says whether the key may do the operation now: usage and algorithm first, then state. algorithm is nil for SYMMETRIC_DEFAULT.
+func (s *Server) admit(r *request, k *keyView, usage keyspec.Usage, algorithm []byte) kmsapi.Code {
+	if k.usage != usage {
+		r.msg = append(append(emptied(r.msg), k.ARN...), " key usage is "...)
 		r.msg = append(append(append(append(r.msg, k.Usage...), " which is not valid for "...), r.op.Name...), '.')
 		return kmsapi.InvalidKeyUsage
 	}
-	if algorithm != nil && string(algorithm) != kmsapi.SymmetricDefault {
-		r.msg = append(append(r.msg[:0], "Algorithm "...), algorithm...)
+	if algorithm == nil {
+		algorithm = symmetricDefault
+	}
+	if !k.has(algorithm) {
+		r.msg = append(append(emptied(r.msg), "Algorithm "...), algorithm...)
 		r.msg = append(append(append(r.msg, " is incompatible with key spec "...), k.Spec...), '.')
 		return kmsapi.InvalidKeyUsage
 	}
 	code, text := usable(k.State)
 	if code != kmsapi.OK {
-		r.msg = append(append(r.msg[:0], k.ARN...), text...)
+		r.msg = append(append(emptied(r.msg), k.ARN...), text...)
 	}
 	return code
 }
 
-// usable is the row of the key-state matrix for Encrypt, Decrypt, ReEncrypt and GenerateDataKey*.
+func (k *keyView) has(algorithm []byte) bool {
+	if k.symmetric() {
+		return string(algorithm) == kmsapi.SymmetricDefault
+	}
+	return k.spec.Has(k.usage, keyspec.AlgorithmOf(algorithm))
+}
+
+// admitContext refuses an encryption context for a key that cannot bind one.
+func (s *Server) admitContext(r *request, k *keyView, c *blob.Context) kmsapi.Code {
+	if !k.symmetric() && c.Len() > 0 {
+		return r.refuseText(kmsapi.Validation, "EncryptionContext is supported only for symmetric encryption KMS keys.")
+	}
+	return kmsapi.OK
+}
+
+// usable is the row of the key-state matrix for every operation but GetPublicKey.
 func usable(state kmsapi.KeyState) (kmsapi.Code, string) {
 	switch state {
 	case kmsapi.StateEnabled, kmsapi.StateUpdating:
@@ -238,14 +313,6 @@ func usable(state kmsapi.KeyState) (kmsapi.Code, string) {
 func (s *Server) admitTokens(r *request) kmsapi.Code {
 	if r.in.invalidToken {
 		return r.refuseText(kmsapi.InvalidGrantToken, "The grant token is not valid.")
-	}
-	return kmsapi.OK
-}
-
-// admitRecipient refuses attestation documents: a service that cannot verify one must not answer with the plaintext.
-func (s *Server) admitRecipient(r *request) kmsapi.Code {
-	if r.in.has&mRecipient != 0 {
-		return r.refuseText(kmsapi.UnsupportedOperation, "Recipient is not offered by this version of keyplane.")
 	}
 	return kmsapi.OK
 }

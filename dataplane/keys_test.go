@@ -9,11 +9,10 @@ import (
 	"testing"
 
 	"github.com/keyplane/keyplane/internal/kmsapi"
-	"github.com/keyplane/keyplane/internal/snapshot"
 )
 
 // cached returns the view of a key that is cached. The test knows that it stays, or looks at it only where nobody can wipe it.
-func (w *world) cached(name string) *snapshot.Key {
+func (w *world) cached(name string) *keyView {
 	w.Helper()
 	l, ok := w.keys.Get(appendKeyName(nil, ours, keyID(name)))
 	if !ok || l.Value() == nil {
@@ -24,7 +23,7 @@ func (w *world) cached(name string) *snapshot.Key {
 	return k
 }
 
-func isWiped(k *snapshot.Key) bool {
+func isWiped(k *keyView) bool {
 	for _, v := range k.Versions {
 		if v.Offset != [16]byte{} {
 			return false
@@ -93,7 +92,7 @@ func TestViewsAreWiped(t *testing.T) {
 		for _, name := range []string{"k1", "k2", "off"} {
 			w.do(w.call("Encrypt", `{"KeyId":"`+keyID(name).String()+`","Plaintext":"aGVsbG8="}`))
 		}
-		views := []*snapshot.Key{w.cached("k1"), w.cached("k2"), w.cached("off")}
+		views := []*keyView{w.cached("k1"), w.cached("k2"), w.cached("off")}
 		w.do(w.call(c.op, c.body))
 		changed()
 		w.KeyChanged(ours, keyID("off"))

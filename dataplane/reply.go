@@ -28,6 +28,19 @@ func (r *request) memberText(name, value string) {
 	r.out = append(append(append(r.out, '"'), value...), '"')
 }
 
+// memberAlgorithm is member for an encryption algorithm of the request, SYMMETRIC_DEFAULT where it named none.
+func (r *request) memberAlgorithm(name string, algorithm []byte) {
+	if algorithm == nil {
+		algorithm = symmetricDefault
+	}
+	r.member(name, algorithm)
+}
+
+func (r *request) memberTrue(name string) {
+	r.memberName(name)
+	r.out = append(r.out, "true"...)
+}
+
 func (r *request) memberBlob(name string, value []byte) {
 	r.memberName(name)
 	r.out = awsjson.AppendBase64(r.out, value)

@@ -7,13 +7,14 @@ import (
 
 	"github.com/keyplane/keyplane/cache"
 	"github.com/keyplane/keyplane/hsm"
+	"github.com/keyplane/keyplane/internal/attest"
 	"github.com/keyplane/keyplane/internal/awsjson"
 	"github.com/keyplane/keyplane/internal/blob"
 	"github.com/keyplane/keyplane/internal/cloudtrail"
 	"github.com/keyplane/keyplane/internal/invariants"
 	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/pubkey"
 	"github.com/keyplane/keyplane/internal/sigv4"
-	"github.com/keyplane/keyplane/internal/snapshot"
 	"github.com/keyplane/keyplane/internal/uuid"
 )
 
@@ -33,11 +34,14 @@ type request struct {
 	in     input // borrows
 	faults kmsapi.Violations
 
-	key, dest *snapshot.Key // what the request uses, on lease; dest is ReEncrypt's destination
-	leases    [2]cache.Lease[snapshot.Key]
+	attested *attest.Document // whom the reply is for; nil without a Recipient
+
+	key, dest *keyView // what the request uses, on lease; dest is ReEncrypt's destination
+	leases    [2]cache.Lease[keyView]
 	blob      blob.Header // of the ciphertext sent
 	sealed    []byte      // borrows; ciphertext || tag of the ciphertext sent
 	job       hsm.Job
+	use       hsm.KeyJob
 	ask       question // what authorize asks
 
 	event    string            // the operation's name, "" until routed
@@ -48,8 +52,8 @@ type request struct {
 
 	name  []byte // buffer: cache names and ARNs
 	aad   []byte // buffer
-	plain []byte // buffer: data key, random bytes or decrypted plaintext
-	ctext []byte // buffer: the blob that is made
+	plain []byte // buffer: data key, random bytes, decrypted plaintext, or what a private key gave
+	ctext []byte // buffer: the ciphertext or signature that is made
 	out   []byte // buffer: the reply's body
 	msg   []byte // buffer: the message of a refusal
 
@@ -67,7 +71,7 @@ var reusable = []string{"name", "aad", "plain", "ctext", "out", "msg", "ask.name
 const (
 	nameCap  = 512
 	aadCap   = blob.HeaderLen + kmsapi.ContextBytesMax
-	plainCap = kmsapi.PlaintextMax + blob.TagLen
+	plainCap = max(kmsapi.PlaintextMax+blob.TagLen, pubkey.SignatureMax)
 	ctextCap = blob.LenMax
 	outCap   = 8 << 10 // base64 of a full blob, its ARN and the member names
 	msgCap   = 1 << 10
@@ -123,9 +127,10 @@ func (r *request) reset() {
 	r.in.reset()
 	r.faults.Reset()
 	r.job.Wipe()
+	r.use.Key, r.use.Mechanism, r.use.In, r.use.Out, r.use.N, r.use.Err, r.use.Attempt = nil, hsm.NoMechanism, nil, nil, 0, nil, 0
 	r.now, r.id = time.Time{}, [uuid.Len]byte{}
 	r.signed, r.who, r.ip, r.op = sigv4.Request{}, sigv4.Identity{}, netip.Addr{}, nil
-	r.xml = false
+	r.xml, r.attested = false, nil
 	r.blob, r.sealed = blob.Header{}, nil
 	r.ask.reset()
 	r.event, r.scanned, r.recorded = "", false, recordNone
@@ -140,7 +145,7 @@ func (r *request) reset() {
 func (r *request) renewNow() { r.now = time.Now() }
 
 // hold keeps a lease of a key until releaseKeys. One request uses two keys at most.
-func (r *request) hold(l cache.Lease[snapshot.Key]) {
+func (r *request) hold(l cache.Lease[keyView]) {
 	i := 0
 	if r.leases[0].Value() != nil {
 		i = 1
@@ -175,12 +180,12 @@ func emptied(b []byte) []byte {
 
 // refuse sets the message of a refusal to the code's own text.
 func (r *request) refuse(c kmsapi.Code) kmsapi.Code {
-	r.msg = append(r.msg[:0], c.Text()...)
+	r.msg = append(emptied(r.msg), c.Text()...) // it may replace a longer text
 	return c
 }
 
 // refuseText sets the message of a refusal.
 func (r *request) refuseText(c kmsapi.Code, text string) kmsapi.Code {
-	r.msg = append(r.msg[:0], text...)
+	r.msg = append(emptied(r.msg), text...)
 	return c
 }

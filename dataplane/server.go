@@ -2,10 +2,12 @@ package dataplane
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"log/slog"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -45,12 +47,15 @@ type Config struct {
 
 	TLS bool // connections are encrypted: aws:SecureTransport
 
+	// AttestationRoots are whom attestation documents have to come from: Recipient. nil: requests with one are refused.
+	AttestationRoots *x509.CertPool
+
 	ConnsMax      int           // open connections; 0 is 20 000
 	ConnsPerIPMax int           // open connections of one address; 0 is 1 000
 	ReadTimeout   time.Duration // for one request, header and body; 0 is 5 s
 }
 
-// Parts is what a Server serves with. All fields but Audit and Quota are required.
+// Parts is what a Server serves with. All fields but Audit, Quota and Keys are required.
 type Parts struct {
 	Verifier *sigv4.Verifier
 	Records  Records
@@ -67,6 +72,8 @@ type Parts struct {
 	Audit func(record []byte) error
 	// Quota takes one request out of a pool of the account that calls and reports whether it fits. nil: every request fits.
 	Quota func(keyid.Account, ratelimit.Pool, time.Time) bool
+	// Keys uses the private halves of asymmetric keys, and HMAC keys. nil: operations that need them are refused.
+	Keys hsm.Keys
 }
 
 func (c *Config) defaults() {
@@ -97,7 +104,7 @@ type Server struct {
 	started   atomic.Bool // until then only /healthz and /readyz answer
 	partition string
 	http      *fasthttp.Server
-	keys      *cache.Cache[snapshot.Key]
+	keys      *cache.Cache[keyView]
 	aliases   *cache.Cache[keyid.ID]
 	grants    *cache.Cache[authz.GrantSet]
 	policies  policyTable
@@ -106,9 +113,12 @@ type Server struct {
 	ids       *uuid.Generator // of requests
 	panics    atomic.Uint64
 	warnings  ratelimit.GCRA
+	refusals  ratelimit.GCRA // of attestation documents, in the log
 	strangers ratelimit.Sampler
 	unlogged  atomic.Uint64 // warnings left out since the last one
 	draining  atomic.Bool
+	closing   atomic.Bool
+	pairs     chan struct{} // as many as key pairs of RSA may be made at the same time
 
 	connAgeMax time.Duration // after which a connection is closed with its next reply
 }
@@ -119,9 +129,10 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Region == "" || cfg.Ready == nil || cfg.Logger == nil {
 		return nil, errors.New("dataplane: a required field of Config is missing")
 	}
-	s := &Server{cfg: cfg, partition: keyid.Partition(cfg.Region), ids: uuid.New(), connAgeMax: time.Hour, strangers: ratelimit.Sampler{Limit: strangers}}
+	s := &Server{cfg: cfg, partition: keyid.Partition(cfg.Region), ids: uuid.New(), connAgeMax: time.Hour, strangers: ratelimit.Sampler{Limit: strangers},
+		pairs: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))}
 	var err error
-	if s.keys, err = cache.New(cfg.KeyCacheBytes, absentBytes(cfg.KeyCacheBytes), (*snapshot.Key).Wipe); err != nil {
+	if s.keys, err = cache.New(cfg.KeyCacheBytes, absentBytes(cfg.KeyCacheBytes), s.destroy); err != nil {
 		return nil, err
 	}
 	if s.aliases, err = cache.New[keyid.ID](cfg.AliasCacheBytes, absentBytes(cfg.AliasCacheBytes), nil); err != nil {
@@ -192,6 +203,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 
 // Close releases the caches. Call it after Serve has returned.
 func (s *Server) Close() {
+	s.closing.Store(true)
 	s.keys.Close()
 	s.aliases.Close()
 	s.grants.Close()

@@ -30,6 +30,7 @@ import (
 	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/cloudtrail"
 	"github.com/keyplane/keyplane/internal/keyid"
+	"github.com/keyplane/keyplane/internal/keyspec"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/sigv4"
 	"github.com/keyplane/keyplane/internal/snapshot"
@@ -90,6 +91,8 @@ type world struct {
 	records *records
 	shards  *hsm.Shards
 	batcher *batch.Batcher[hsm.Job]
+	ring    *hsm.KeyRing // nil on tokens other than the soft token, unless a test asks for it
+	useErr  func() error // what a job with a private key gets instead of being done, unless nil or it returns nil; set before requests are sent
 	instead func() error // what a job gets instead of a round, unless nil; set before requests are sent
 	audit   *auditor
 	ln      net.Listener
@@ -100,6 +103,7 @@ type world struct {
 type worldConfig struct {
 	tokens       []hsm.Token                     // nil: the soft token
 	plain        bool                            // the tokens themselves, the soft token with its rounds in the caller's goroutine; else a Faulty around the first
+	ring         bool                            // private keys also where the token is not the soft token
 	tcp          bool                            // a loopback listener; else one in memory
 	wrap         func(net.Listener) net.Listener // around a loopback listener; nil for none
 	sessions     int                             // per token; 0: 2
@@ -170,13 +174,30 @@ func newWorld(t testing.TB, cfg worldConfig) *world {
 			return 200, []byte(`{"Control":true}`)
 		}
 	}
+	var keys hsm.Keys
+	if cfg.ring || w.bare == softToken {
+		w.ring, err = hsm.NewKeyRing(hsm.KeyRingConfig{
+			Tokens: []hsm.Token{w.bare}, SessionsPerToken: sessions, RoundMax: min(roundMax, 16), QueueTimeMax: cmp.Or(cfg.queueTimeMax, 5*time.Second), Full: batch.ErrFull,
+			Batch: func(shards int, run func(int, []*hsm.KeyJob)) (func(int, *hsm.KeyJob, time.Time) error, error) {
+				b, err := batch.New(batch.Config{Shards: shards, RoundMax: min(roundMax, 16), QueueMax: 256}, run)
+				if err != nil {
+					return nil, err
+				}
+				t.Cleanup(b.Close)
+				return b.Do, nil
+			},
+		})
+		w.must(err)
+		t.Cleanup(w.ring.Close)
+		keys = worldKeys{w.ring, w}
+	}
 	run := func(j *hsm.Job, now time.Time) error {
 		if w.instead != nil {
 			return w.instead()
 		}
 		return dispatch.Run(j, now)
 	}
-	w.must(w.Start(Parts{Verifier: verifier, Records: w.records, Control: cfg.control, Run: run, Load: run, Audit: w.audit.add, Quota: cfg.quota}))
+	w.must(w.Start(Parts{Verifier: verifier, Records: w.records, Control: cfg.control, Run: run, Load: run, Audit: w.audit.add, Quota: cfg.quota, Keys: keys}))
 	if cfg.tcp {
 		w.ln, err = net.Listen("tcp", "127.0.0.1:0")
 		w.must(err)
@@ -199,6 +220,21 @@ func newWorld(t testing.TB, cfg worldConfig) *world {
 		}
 	})
 	return w
+}
+
+// worldKeys is the ring of a world that may fail on demand.
+type worldKeys struct {
+	*hsm.KeyRing
+	w *world
+}
+
+func (k worldKeys) Run(j *hsm.KeyJob, now time.Time) error {
+	if k.w.useErr != nil {
+		if err := k.w.useErr(); err != nil {
+			return err
+		}
+	}
+	return k.KeyRing.Run(j, now)
 }
 
 func (w *world) must(err error) {
@@ -317,6 +353,53 @@ func (w *world) addKey(name string, state kmsapi.KeyState, versions int) *snapsh
 		v.MaterialID = snapshot.MaterialID(k.Account, k.ID, n, &v.Salt)
 		k.Versions = append(k.Versions, v)
 	}
+	k.Policy = []byte(delegating(k.Account))
+	k.Facts = authz.KeyFacts{Account: k.Account, Spec: k.Spec, Usage: k.Usage, Origin: k.Origin, MultiRegion: k.ID.MultiRegion}
+	w.must(k.Check())
+	w.records.mu.Lock()
+	defer w.records.mu.Unlock()
+	w.records.keys[k.ID] = k
+	return k
+}
+
+// madeKeys are private keys of the soft token by spec, made once for all tests: RSA takes seconds.
+var madeKeys = struct {
+	mu     sync.Mutex
+	bySpec map[string]*snapshot.PrivateKey
+}{bySpec: map[string]*snapshot.PrivateKey{}}
+
+// privateKey makes a key of a spec, or gives the first that was made under the name.
+func privateKey(t testing.TB, name string, s keyspec.Spec) *snapshot.PrivateKey {
+	t.Helper()
+	madeKeys.mu.Lock()
+	defer madeKeys.mu.Unlock()
+	p := madeKeys.bySpec[name+s.String()]
+	if p == nil {
+		wrapped, public, err := softToken.GenerateKey(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p = &snapshot.PrivateKey{Wrapped: wrapped, Public: public}
+		madeKeys.bySpec[name+s.String()] = p
+	}
+	return p
+}
+
+// addPrivateKey puts a key that is not SYMMETRIC_DEFAULT into the table. Keys of one spec have the same private key, but those whose names begin with "other".
+func (w *world) addPrivateKey(name string, state kmsapi.KeyState, spec keyspec.Spec, usage keyspec.Usage) *snapshot.Record {
+	w.Helper()
+	k := &snapshot.Record{ID: keyID(name), Account: ours, Region: testRegion, State: state, Spec: spec.String(), Usage: usage.String(), Origin: "AWS_KMS", Revision: 1, Current: -1}
+	if strings.HasPrefix(name, "foreign") {
+		k.Account = others
+	}
+	which := ""
+	if strings.HasPrefix(name, "other") {
+		which = "other"
+	}
+	p := *privateKey(w, which, spec)
+	p.Root = w.shards.Primary()
+	p.ID = snapshot.PrivateKeyID(k.Account, k.ID, p.Wrapped, p.Public)
+	k.Private = &p
 	k.Policy = []byte(delegating(k.Account))
 	k.Facts = authz.KeyFacts{Account: k.Account, Spec: k.Spec, Usage: k.Usage, Origin: k.Origin, MultiRegion: k.ID.MultiRegion}
 	w.must(k.Check())

@@ -150,6 +150,7 @@ log_level: warn
 		{"--soft-token-pin-file flag-pin", func(c *node.Config) { c.SoftTokenPINFile = "flag-pin" }},
 		{"--portable-crypto", func(c *node.Config) { c.PortableCrypto = true }},
 		{"--tls-cert c --tls-key k", func(c *node.Config) { c.TLSCert, c.TLSKey = "c", "k" }},
+		{"--attestation-roots r", func(c *node.Config) { c.AttestationRoots = "r" }},
 		{"--audit-dir d --audit-durability write", func(c *node.Config) { c.Audit.Dir, c.Audit.Durability = "d", "write" }},
 		{"--audit-accept-rollback", func(c *node.Config) { c.Audit.AcceptRollback = true }},
 		{"--quotas aws", func(c *node.Config) { c.Quotas = "aws" }},

@@ -95,6 +95,7 @@ func serveConfig(args []string, stdout, stderr io.Writer) (cfg node.Config, done
 	fs.BoolVar(&flags.PortableCrypto, "portable-crypto", false, "constant-time software AES-GCM even where the CPU has AES instructions")
 	fs.StringVar(&flags.TLSCert, "tls-cert", "", "PEM `FILE` of the certificate chain: serve HTTPS (default plain HTTP)")
 	fs.StringVar(&flags.TLSKey, "tls-key", "", "PEM `FILE` of its private key, mode 0600")
+	fs.StringVar(&flags.AttestationRoots, "attestation-roots", "", "PEM `FILE` of the roots of attestation documents: offer Recipient (default none)")
 	fs.StringVar(&flags.Audit.Dir, "audit-dir", "", "`DIR` of the audit log (default DATA-DIR/audit)")
 	fs.StringVar(&flags.Audit.Durability, "audit-durability", "", "what records survive: fsync (a power cut), write (the end of the process), off (no records) (default fsync)")
 	fs.BoolVar(&flags.Audit.AcceptRollback, "audit-accept-rollback", false, "start with an audit log that is older than the store knows it")
@@ -139,6 +140,8 @@ func serveConfig(args []string, stdout, stderr io.Writer) (cfg node.Config, done
 			cfg.TLSCert = flags.TLSCert
 		case "tls-key":
 			cfg.TLSKey = flags.TLSKey
+		case "attestation-roots":
+			cfg.AttestationRoots = flags.AttestationRoots
 		case "audit-dir":
 			cfg.Audit.Dir = flags.Audit.Dir
 		case "audit-durability":

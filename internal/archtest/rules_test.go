@@ -43,7 +43,7 @@ var rules = []rule{
 		why:   "a client: it signs and measures, and knows the server by its wire protocol only"},
 
 	// The planes, never sideways.
-	{pkg: "dataplane", ours: append([]string{"batch", "cache", "ratelimit", "hsm", "internal/quota"}, leaves...), third: []string{"github.com/valyala/fasthttp"},
+	{pkg: "dataplane", ours: append([]string{"batch", "cache", "ratelimit", "hsm", "internal/attest", "internal/pubkey", "internal/quota", "internal/softkey"}, leaves...), third: []string{"github.com/valyala/fasthttp"},
 		not:   []string{"net/http", "database/sql", "os/exec"},
 		reach: []string{ours("controlplane"), "go.etcd.io", "google.golang.org/grpc", ours("hsm/p11"), ours("hsm/softtoken"), "github.com/miekg/pkcs11"},
 		why:   "serves from snapshots: hsm for its types, no storage, no tokens, no other plane"},

@@ -38,9 +38,13 @@ type Context struct {
 
 	EncryptionContext   Pairs  // nil: the operation has none
 	EncryptionAlgorithm []byte // nil: the operation has none
-	RequestAlias        []byte // alias/…, if the request names the key so
-	ReEncrypt           bool   // the request is ReEncrypt; SameKey tells whether both keys are one
-	SameKey             bool
+
+	// Of operations with keys that are not for symmetric encryption; nil: the operation has none.
+	SigningAlgorithm, MacAlgorithm, KeyAgreementAlgorithm, EncapsulationAlgorithm, MessageType, DataKeyPairSpec []byte
+
+	RequestAlias []byte // alias/…, if the request names the key so
+	ReEncrypt    bool   // the request is ReEncrypt; SameKey tells whether both keys are one
+	SameKey      bool
 
 	// Extra are values that only operations of the control plane have, by key; a multi-valued key has several.
 	Extra []ExtraValue
@@ -229,6 +233,18 @@ func (c *Context) single(k policy.Key) (policy.Value, bool) {
 		return policy.Value{Text: c.RequestAlias}, c.RequestAlias != nil
 	case policy.KMSEncryptionAlgorithm:
 		return policy.Value{Text: c.EncryptionAlgorithm}, c.EncryptionAlgorithm != nil
+	case policy.KMSSigningAlgorithm:
+		return policy.Value{Text: c.SigningAlgorithm}, c.SigningAlgorithm != nil
+	case policy.KMSMessageType:
+		return policy.Value{Text: c.MessageType}, c.MessageType != nil
+	case policy.KMSMacAlgorithm:
+		return policy.Value{Text: c.MacAlgorithm}, c.MacAlgorithm != nil
+	case policy.KMSKeyAgreementAlgorithm:
+		return policy.Value{Text: c.KeyAgreementAlgorithm}, c.KeyAgreementAlgorithm != nil
+	case policy.KMSEncapsulationAlgorithm:
+		return policy.Value{Text: c.EncapsulationAlgorithm}, c.EncapsulationAlgorithm != nil
+	case policy.KMSDataKeyPairSpec:
+		return policy.Value{Text: c.DataKeyPairSpec}, c.DataKeyPairSpec != nil
 	case policy.KMSReEncryptOnSameKey:
 		if c.ReEncrypt {
 			return truth(c.SameKey), true

@@ -8,6 +8,7 @@ const (
 	PlaintextMax        = 4096
 	CiphertextBlobMax   = 6144
 	RandomBytesMax      = 1024
+	PublicKeyMax        = 8192
 	GrantTokensMax      = 10
 	GrantTokenMax       = 8192
 	GrantIDMax          = 128

@@ -71,6 +71,10 @@ type Config struct {
 	Quotas string `yaml:"quotas"`
 	// PortableCrypto takes the constant-time software path for AES-GCM even where the CPU has AES instructions. Default false.
 	PortableCrypto bool `yaml:"portable_crypto"`
+	// AttestationRoots is the PEM file of the root certificates that attestation documents of enclaves and NitroTPM instances have to chain to: AWS's, which
+	// docs/attestation.md says where to get, and no other that you do not trust with every key whose policy trusts an enclave. Default none: requests with
+	// a Recipient are refused. It is read at the start.
+	AttestationRoots string `yaml:"attestation_roots"`
 	// Audit is the audit log: what every call leaves behind before its reply.
 	Audit AuditConfig `yaml:"audit"`
 	// StatsSocket is the path of a Unix socket on which GET /stats answers counters as JSON (Stats); only this user can open it. Default none.

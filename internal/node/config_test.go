@@ -37,7 +37,7 @@ func TestDefaults(t *testing.T) {
 	full := Config{Listen: "[::1]:1", DataDir: "d", Region: "r", Account: "000000000001", HSM: []string{"u"}, SoftTokenPINFile: "p", SessionsPerToken: 3,
 		KeySessionsPerToken: 6, KeyHandlesMax: 10, AllowSoftwareKeys: true,
 		RoundMax: 5, QueueMax: 7, QueueTimeMax: time.Second, RoundTimeout: 3 * time.Second, KeyCacheBytes: 1 << 20, ConnsMax: 9, ConnsPerIPMax: 8,
-		ReadTimeout: time.Second, Quotas: "aws", PortableCrypto: true, TLSCert: "c", TLSKey: "k", StatsSocket: "s", LogLevel: "debug",
+		ReadTimeout: time.Second, Quotas: "aws", PortableCrypto: true, TLSCert: "c", TLSKey: "k", AttestationRoots: "r", StatsSocket: "s", LogLevel: "debug",
 		Audit: AuditConfig{Dir: "a", Durability: "off", Timeout: time.Second, SegmentBytes: 2 << 20, SegmentAge: time.Hour, RetainBytes: 1, RetainAge: 1, AcceptRollback: true}}
 	c = full
 	c.Defaults()

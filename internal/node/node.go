@@ -168,12 +168,15 @@ func (n *Node) start(ctx context.Context) error {
 	if info, err := os.Stat(cfg.DataDir); err == nil && info.Mode()&0o022 != 0 {
 		n.log.Warn("others can write the data directory, and so put files of theirs in place of what is in it", "dir", cfg.DataDir, "mode", info.Mode().Perm().String())
 	}
-	var err error
+	attestationRoots, err := n.readAttestationRoots(cfg.AttestationRoots)
+	if err != nil {
+		return err
+	}
 	if n.ln, err = net.Listen("tcp", cfg.Listen); err != nil {
 		return errors.Join(err, store.InUse(cfg.DataDir)) // most often another keyplane on the same directory
 	}
 	if n.data, err = dataplane.New(dataplane.Config{
-		Region: cfg.Region, Ready: n.ready, Logger: n.log, TLS: cfg.TLSCert != "",
+		Region: cfg.Region, Ready: n.ready, Logger: n.log, TLS: cfg.TLSCert != "", AttestationRoots: attestationRoots,
 		KeyCacheBytes: cfg.KeyCacheBytes, ConnsMax: cfg.ConnsMax, ConnsPerIPMax: cfg.ConnsPerIPMax, ReadTimeout: cfg.ReadTimeout,
 	}); err != nil {
 		return errors.Join(err, n.ln.Close())

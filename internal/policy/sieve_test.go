@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -112,5 +113,24 @@ func TestSieveOfManyTexts(t *testing.T) {
 	r := request(&alice, values{"kms:EncryptionContext:tenant": {string(bytes.Repeat([]byte("t"), 5))}})
 	if got := p.Evaluate(r); got != (Result{}) {
 		t.Errorf("%+v", got)
+	}
+}
+
+// Marks rule out only what does not match: they are right about every pair of these texts.
+func TestMarks(t *testing.T) {
+	texts := []string{"", "a", "b", "ab", "abcdefg", "abcdefgh", "abcdefgi", "abcdefghi", "abcdefghj", "bcdefghi", "xbcdefghi", "\x00", "a\x00", "abcdefg\x00"}
+	for _, want := range texts {
+		for _, have := range texts {
+			e := expected{text: want, mark: firstOf(want)}
+			if strings.HasPrefix(have, want) && !e.begins(firstOf([]byte(have))) {
+				t.Errorf("%q does not begin with %q", have, want)
+			}
+			if want == have && lastOf(want) != lastOf([]byte(have)) {
+				t.Errorf("%q is not itself", have)
+			}
+			if len(want) >= 8 && len(have) >= 8 && e.begins(firstOf(have)) != (want[:8] == have[:8]) {
+				t.Errorf("%q, %q: a mark says nothing", want, have)
+			}
+		}
 	}
 }

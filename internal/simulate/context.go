@@ -80,7 +80,12 @@ var forResource = map[string]bool{"kms:CreateGrant": true, "kms:ListGrants": tru
 // defaults are what an operation says of itself even if its request says nothing.
 func defaults(c *authz.Context, action string, seen map[string]bool) {
 	switch action {
-	case "kms:Encrypt", "kms:Decrypt", "kms:ReEncryptFrom", "kms:ReEncryptTo", "kms:GenerateDataKey", "kms:GenerateDataKeyWithoutPlaintext":
+	case "kms:Sign", "kms:Verify":
+		if c.MessageType == nil {
+			c.MessageType = []byte("RAW")
+		}
+	case "kms:Encrypt", "kms:Decrypt", "kms:ReEncryptFrom", "kms:ReEncryptTo", "kms:GenerateDataKey", "kms:GenerateDataKeyWithoutPlaintext",
+		"kms:GenerateDataKeyPair", "kms:GenerateDataKeyPairWithoutPlaintext":
 		if c.EncryptionAlgorithm == nil {
 			c.EncryptionAlgorithm = []byte(kmsapi.SymmetricDefault)
 		}
@@ -142,6 +147,18 @@ func set(c *authz.Context, w *authz.Caller, f *authz.KeyFacts, k policy.Key, nam
 		c.RequestAlias = []byte(v)
 	case policy.KMSEncryptionAlgorithm:
 		c.EncryptionAlgorithm = []byte(v)
+	case policy.KMSSigningAlgorithm:
+		c.SigningAlgorithm = []byte(v)
+	case policy.KMSMessageType:
+		c.MessageType = []byte(v)
+	case policy.KMSMacAlgorithm:
+		c.MacAlgorithm = []byte(v)
+	case policy.KMSKeyAgreementAlgorithm:
+		c.KeyAgreementAlgorithm = []byte(v)
+	case policy.KMSEncapsulationAlgorithm:
+		c.EncapsulationAlgorithm = []byte(v)
+	case policy.KMSDataKeyPairSpec:
+		c.DataKeyPairSpec = []byte(v)
 	case policy.KMSReEncryptOnSameKey:
 		c.ReEncrypt = true
 		c.SameKey, ok = boolean(v)
