@@ -221,3 +221,13 @@ func TestKindsOfKeys(t *testing.T) {
 		}
 	}
 }
+
+// The record of CreateKey has the lists of algorithms too.
+func TestRecordOfKeySpecs(t *testing.T) {
+	e := newEnv(t)
+	m := e.create(obj("KeySpec", "ML_DSA_44", "KeyUsage", "SIGN_VERIFY"))
+	e.expect(`CreateKey {"keySpec":"ML_DSA_44","keyUsage":"SIGN_VERIFY"} {"keyMetadata":{"aWSAccountId":"ACCOUNT","arn":"` + m.Arn +
+		`","creationDate":"Nov 23, 2026, 12:00:00 PM","customerMasterKeySpec":"ML_DSA_44","description":"","enabled":true,"keyId":"` + m.KeyId +
+		`","keyManager":"CUSTOMER","keySpec":"ML_DSA_44","keyState":"Enabled","keyUsage":"SIGN_VERIFY","keyplaneProtection":"SOFTWARE",` +
+		`"multiRegion":false,"origin":"AWS_KMS","signingAlgorithms":["ML_DSA_SHAKE_256"]}} null ` + m.Arn)
+}
