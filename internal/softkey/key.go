@@ -173,5 +173,6 @@ func wipeRSA(k *rsa.PrivateKey) {
 func clearInt(n *big.Int) {
 	if n != nil {
 		clear(n.Bits())
+		n.SetInt64(0)
 	}
 }
