@@ -424,17 +424,19 @@ func TestWipeWhileInUse(t *testing.T) {
 
 // Where no memory can be locked, keys are there all the same and say so.
 func TestMemory(t *testing.T) {
-	m, err := newMemory(33)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(m.pages)%os.Getpagesize() != 0 || len(m.pages) == 0 || !zeros(m.pages) {
-		t.Errorf("%d bytes", len(m.pages))
-	}
-	m.free()
-	m.free()
-	if m.pages != nil || m.locked {
-		t.Error("memory after free")
+	for _, refused := range []error{nil, errors.New("the limit")} {
+		m, err := newMemory(33, func([]byte) error { return refused })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(m.pages)%os.Getpagesize() != 0 || len(m.pages) == 0 || !zeros(m.pages) || m.locked != (refused == nil) {
+			t.Errorf("%d bytes, locked: %t", len(m.pages), m.locked)
+		}
+		m.free()
+		m.free()
+		if m.pages != nil || m.locked {
+			t.Error("memory after free")
+		}
 	}
 }
 
