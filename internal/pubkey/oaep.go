@@ -47,7 +47,8 @@ const modulusBytesMax = 512
 //   - the plaintext is moved to the front by shifts of 1, 2, 4, … bytes, each done or not done by a mask, over the whole block;
 //   - hashes run over lengths that only the modulus and the algorithm determine.
 //
-// What the caller may see is n and ok, as with any decryption.
+// Of the machine code for amd64, as Go 1.26 makes it, every branch and index was read: they depend on lengths only. What the caller may see is n
+// and ok, as with any decryption.
 func DecodeOAEP(a keyspec.Algorithm, em, out []byte) (n int, ok bool) {
 	size := a.Info().Digest
 	max := len(em) - 2*size - 2
@@ -77,7 +78,7 @@ func DecodeOAEP(a keyspec.Algorithm, em, out []byte) (n int, ok bool) {
 	bad |= looking
 	good := bad ^ 1
 
-	for bit := 0; 1<<bit <= len(rest); bit++ { // move the plaintext, which starts at one+1, to the front
+	for bit := uint(0); 1<<bit <= len(rest); bit++ { // move the plaintext, which starts at one+1, to the front
 		step, shift := 1<<bit, -((one + 1) >> bit & 1) // shift is all ones or all zeros
 		for i := range rest {
 			var from byte

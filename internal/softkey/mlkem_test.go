@@ -3,7 +3,9 @@ package softkey
 import (
 	"bytes"
 	"crypto/sha3"
+	"encoding/base64"
 	"encoding/hex"
+	"strings"
 	"testing"
 
 	"github.com/cloudflare/circl/kem/mlkem/mlkem512"
@@ -42,5 +44,28 @@ func TestMLKEM512Accumulated(t *testing.T) {
 	_, _ = out.Read(sum)
 	if got := hex.EncodeToString(sum); got != "705dcffc87f4e67e35a09dcaa31772e86f3341bd3ccf1e78a5fef99ae6a35a13" {
 		t.Error(got)
+	}
+}
+
+// The examples of RFC 9935, of the public key only the start and the end: the seed 0, 1, …, 63.
+func TestMLKEMExample(t *testing.T) {
+	seed := make([]byte, kemSeedBytes)
+	for i := range seed {
+		seed[i] = byte(i)
+	}
+	const example = "MFQCAQAwCwYJYIZIAWUDBAQBBEKAQAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4fICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8="
+	if got := base64.StdEncoding.EncodeToString(append([]byte(kemHeads[keyspec.MLKEM512]), seed...)); got != example {
+		t.Errorf("private key %s, want %s", got, example)
+	}
+	public, _ := mlkem512.NewKeyFromSeed(seed)
+	raw := make([]byte, mlkem512.PublicKeySize)
+	public.Pack(raw)
+	spki, err := pubkey.Marshal(keyspec.MLKEM512, raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const start, end = "MIIDMjALBglghkgBZQMEBAEDggMhADmVgV5ZfRBDVc8pqlMzyTJRhp1bzb5IcST2Ari2pmwWxHYWSK12XPXYAGtRXpBafwrAdrDGLvoygVPnylcBaZ8TBfHmvG", "KFEZ3IzRLrdAA+NjFN8SPmY8FMHzr0e3guBw7xZoGWhttY7Js"
+	if got := base64.StdEncoding.EncodeToString(spki); !strings.HasPrefix(got, start) || !strings.HasSuffix(got, end) {
+		t.Errorf("public key %s, want %s…%s", got, start, end)
 	}
 }
