@@ -285,8 +285,7 @@ func TestBadPoints(t *testing.T) {
 	}
 }
 
-// About half of all y are those of a point: the test of the square agrees with what Go's library does with a key, which a signature by nobody shows
-// only by its time; so it is compared with square roots.
+// About half of all y are those of a point. The library does not say which, so they are compared with square roots.
 func TestEdwardsPoint(t *testing.T) {
 	on := 0
 	for i := range 256 {

@@ -13,7 +13,6 @@ import (
 
 	"filippo.io/mldsa"
 	"github.com/cloudflare/circl/kem/mlkem/mlkem512"
-	"golang.org/x/sys/unix"
 
 	"github.com/keyplane/keyplane/internal/keyspec"
 )
@@ -129,7 +128,7 @@ type noMemory struct{ error }
 
 // keep copies the raw key into memory of our own, which the collector frees with a key that nobody has wiped.
 func (k *Key) keep(raw []byte) error {
-	m, err := newMemory(len(raw), unix.Mlock)
+	m, err := newMemory(len(raw), lock)
 	if err != nil {
 		return noMemory{err}
 	}

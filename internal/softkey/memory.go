@@ -14,6 +14,9 @@ type memory struct {
 	locked bool
 }
 
+// lock is the system's way to keep pages from being swapped out.
+func lock(pages []byte) error { return unix.Mlock(pages) }
+
 // newMemory maps pages for n bytes and locks them with lock, which the limit of locked memory may refuse.
 func newMemory(n int, lock func([]byte) error) (memory, error) {
 	page := os.Getpagesize()
