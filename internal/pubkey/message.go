@@ -44,7 +44,7 @@ func DigestInfo(size int) []byte { return []byte(digestInfos[size]) }
 // function that hashes, or its SHA-512 to one that does not.
 //
 // ok is false when the algorithm is not one of signing with a key of k's spec, it does not take such a message, or a digest or μ has the wrong
-// length. k may only be nil, as the caller does without a key, for algorithms other than ML_DSA_SHAKE_256.
+// length. k may be nil, except for a message with ML_DSA_SHAKE_256; nothing is known of the spec then.
 func Prepare(a keyspec.Algorithm, t Message, k *Key, message, buf []byte) (in []byte, ok bool) {
 	if k != nil && !k.spec.Has(keyspec.SignVerify, a) {
 		return nil, false
@@ -55,14 +55,13 @@ func Prepare(a keyspec.Algorithm, t Message, k *Key, message, buf []byte) (in []
 	}
 	switch a {
 	case keyspec.PKCS1SHA256, keyspec.PKCS1SHA384, keyspec.PKCS1SHA512:
-		if t == EXTERNALMU {
-			return nil, false
-		}
 		buf = append(buf[:0], digestInfos[size]...)
-		if t == DIGEST {
+		switch t {
+		case RAW:
+			return appendHash(buf, size, message), true
+		case DIGEST:
 			return append(buf, message...), true
 		}
-		return appendHash(buf, size, message), true
 	case keyspec.PSSSHA256, keyspec.PSSSHA384, keyspec.PSSSHA512, keyspec.ECDSASHA256, keyspec.ECDSASHA384, keyspec.ECDSASHA512:
 		switch t {
 		case RAW:

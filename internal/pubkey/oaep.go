@@ -42,12 +42,13 @@ const modulusBytesMax = 512
 //
 // It is for tokens whose OAEP does not have the hash, and is an oracle if its time tells why a block was refused (Manger's attack) or where the
 // plaintext starts. So nothing in it depends on em but the values it computes:
-//   - no branch, no early exit and no index is made of bytes of em or of what is derived from them, up to the result ok;
+//   - no branch, no early exit, no index and no division is made of bytes of em or of what is derived from them, up to the result ok;
 //   - the first byte, the label's hash and the padding are all checked, and the faults gathered in one bit;
 //   - the plaintext is moved to the front by shifts of 1, 2, 4, … bytes, each done or not done by a mask, over the whole block;
 //   - hashes run over lengths that only the modulus and the algorithm determine.
 //
-// What the caller may see is n and ok, as with any decryption.
+// Of the machine code for amd64, as Go 1.26 makes it, every branch and index was read: they depend on lengths only. What the caller may see is n
+// and ok, as with any decryption.
 func DecodeOAEP(a keyspec.Algorithm, em, out []byte) (n int, ok bool) {
 	size := a.Info().Digest
 	max := len(em) - 2*size - 2
@@ -77,8 +78,8 @@ func DecodeOAEP(a keyspec.Algorithm, em, out []byte) (n int, ok bool) {
 	bad |= looking
 	good := bad ^ 1
 
-	for step := 1; step <= len(rest); step <<= 1 { // move the plaintext, which starts at one+1, to the front
-		shift := -((one + 1) / step & 1) // all ones or zeros; step is a power of two and public
+	for bit := uint(0); 1<<bit <= len(rest); bit++ { // move the plaintext, which starts at one+1, to the front
+		step, shift := 1<<bit, -((one + 1) >> bit & 1) // shift is all ones or all zeros
 		for i := range rest {
 			var from byte
 			if i+step < len(rest) { // public

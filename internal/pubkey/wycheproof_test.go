@@ -58,6 +58,7 @@ func verifyFile(t *testing.T, name string, s keyspec.Spec, a keyspec.Algorithm, 
 func same(b []byte) []byte { return b }
 
 func TestWycheproofSignatures(t *testing.T) {
+	long(t)
 	all := func(verifyGroup) bool { return true }
 	for _, f := range []struct {
 		name string
@@ -94,6 +95,7 @@ func TestWycheproofSignatures(t *testing.T) {
 
 // Signatures r || s: what is not of the curve's length is no result of a token; what is becomes DER, which is verified.
 func TestWycheproofRaw(t *testing.T) {
+	long(t)
 	for _, f := range []struct {
 		name string
 		s    keyspec.Spec
@@ -272,5 +274,13 @@ func TestWycheproofPeers(t *testing.T) {
 		if ran != f.want {
 			t.Errorf("%s: %d cases, want %d", f.name, ran, f.want)
 		}
+	}
+}
+
+// long skips a test in short mode, which is for the race detector: vectors have no races, and take minutes with it.
+func long(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("vectors are for runs that are not short")
 	}
 }

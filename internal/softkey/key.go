@@ -8,6 +8,7 @@ import (
 	"crypto/rsa"
 	"errors"
 	"math/big"
+	"runtime"
 	"sync"
 
 	"filippo.io/mldsa"
@@ -57,8 +58,9 @@ type Key struct {
 	mu    sync.RWMutex // held for reading by Do: Wipe takes memory away
 	wiped bool
 
-	memory memory // of raw
-	raw    []byte // HMAC key or secp256k1 scalar
+	memory    memory // of raw
+	raw       []byte // HMAC key or secp256k1 scalar
+	forgotten runtime.Cleanup
 
 	// For other families, one of these.
 	rsa     *rsa.PrivateKey
@@ -124,21 +126,22 @@ func Load(s keyspec.Spec, private []byte) (*Key, error) {
 // noMemory is an error of the system.
 type noMemory struct{ error }
 
-// keep copies the raw key into memory of our own.
+// keep copies the raw key into memory of our own, which the collector frees with a key that nobody has wiped.
 func (k *Key) keep(raw []byte) error {
-	m, err := newMemory(len(raw))
+	m, err := newMemory(len(raw), lock)
 	if err != nil {
 		return noMemory{err}
 	}
 	k.memory, k.raw = m, m.pages[:len(raw):len(raw)]
 	copy(k.raw, raw)
+	k.forgotten = runtime.AddCleanup(k, func(m memory) { m.free() }, m)
 	return nil
 }
 
 // Spec is the key's spec.
 func (k *Key) Spec() keyspec.Spec { return k.spec }
 
-// Locked says whether the key is in memory that is never swapped out: false where the limit of locked memory does not allow it, and for specs whose
+// Locked says whether the key is in memory that is never swapped out: false where the limit of locked memory, of which a key takes a page, does not allow it, and for specs whose
 // keys are on Go's heap (see the package's comment).
 func (k *Key) Locked() bool {
 	k.mu.RLock()
@@ -150,6 +153,7 @@ func (k *Key) Locked() bool {
 func (k *Key) Wipe() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.forgotten.Stop()
 	k.memory.free()
 	k.raw = nil
 	clear(k.ed25519)
@@ -173,5 +177,6 @@ func wipeRSA(k *rsa.PrivateKey) {
 func clearInt(n *big.Int) {
 	if n != nil {
 		clear(n.Bits())
+		n.SetInt64(0)
 	}
 }

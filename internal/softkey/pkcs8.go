@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"crypto/rsa"
 	"crypto/x509"
+	"encoding/asn1"
 
 	"filippo.io/mldsa"
 	"github.com/decred/dcrd/dcrec/secp256k1/v4"
@@ -12,9 +13,17 @@ import (
 	"github.com/keyplane/keyplane/internal/keyspec"
 )
 
-// parseRSA reads PKCS #8 and checks that the parts fit together, which the library does.
+// parse reads PKCS #8 with nothing after it, which the library does not look at. That the parts of a key fit together it does check.
+func parse(der []byte) (any, error) {
+	var all asn1.RawValue
+	if rest, err := asn1.Unmarshal(der, &all); err != nil || len(rest) != 0 {
+		return nil, ErrKey
+	}
+	return x509.ParsePKCS8PrivateKey(der)
+}
+
 func parseRSA(s keyspec.Spec, der []byte) (*rsa.PrivateKey, error) {
-	k, err := x509.ParsePKCS8PrivateKey(der)
+	k, err := parse(der)
 	if err != nil {
 		return nil, err
 	}
@@ -26,7 +35,7 @@ func parseRSA(s keyspec.Spec, der []byte) (*rsa.PrivateKey, error) {
 }
 
 func parseNIST(s keyspec.Spec, der []byte) (*ecdsa.PrivateKey, error) {
-	k, err := x509.ParsePKCS8PrivateKey(der)
+	k, err := parse(der)
 	if err != nil {
 		return nil, err
 	}
@@ -38,7 +47,7 @@ func parseNIST(s keyspec.Spec, der []byte) (*ecdsa.PrivateKey, error) {
 }
 
 func parseEd25519(der []byte) (ed25519.PrivateKey, error) {
-	k, err := x509.ParsePKCS8PrivateKey(der)
+	k, err := parse(der)
 	if err != nil {
 		return nil, err
 	}

@@ -3,7 +3,11 @@ package softkey
 import (
 	"bytes"
 	"crypto/sha512"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"errors"
+	"os"
+	"slices"
 	"sync"
 	"testing"
 
@@ -209,5 +213,290 @@ func TestAgreement(t *testing.T) {
 				t.Errorf("%s: %x: %v, want ErrData", s, bad, err)
 			}
 		}
+	}
+}
+
+// opsOf are the operations of keys of a spec.
+func opsOf(s keyspec.Spec) []Op {
+	switch s.Info().Family {
+	case keyspec.RSA:
+		return []Op{SignPKCS1, SignPSS256, SignPSS384, SignPSS512, DecryptOAEP1, DecryptOAEP256}
+	case keyspec.EC:
+		if s == keyspec.Secp256k1 {
+			return []Op{SignECDSA}
+		}
+		return []Op{SignECDSA, DeriveECDH}
+	case keyspec.Edwards:
+		return []Op{SignEd25519, SignEd25519ph}
+	case keyspec.HMAC:
+		return []Op{MAC}
+	case keyspec.MLDSA:
+		return []Op{SignMLDSA}
+	}
+	return []Op{DecapsulateMLKEM}
+}
+
+// Every spec with every operation: those that are not its own are ErrUnsupported, its own refuse data of a wrong length (messages have none), and
+// whatever fails leaves zeros.
+func TestOperationsOfSpecs(t *testing.T) {
+	for _, s := range keyspec.All() {
+		k, _ := must(t, s)
+		for op := NoOp; op <= DecapsulateMLKEM+1; op++ {
+			out := bytes.Repeat([]byte{0xee}, s.Info().Result+5)
+			n, err := k.Do(op, []byte("seven b"), out)
+			switch {
+			case !slices.Contains(opsOf(s), op):
+				if n != 0 || !errors.Is(err, ErrUnsupported) || !zeros(out) {
+					t.Errorf("%s, operation %d: %d, %v, want ErrUnsupported", s, op, n, err)
+				}
+			case op == MAC, op == SignEd25519, op == SignECDSA: // of a digest of any length up to the curve's
+				if err != nil || n != s.Info().Result {
+					t.Errorf("%s, operation %d: %d, %v", s, op, n, err)
+				}
+			default:
+				if n != 0 || !errors.Is(err, ErrData) || !zeros(out) {
+					t.Errorf("%s, operation %d: %d, %v, want ErrData", s, op, n, err)
+				}
+			}
+			short := bytes.Repeat([]byte{0xee}, s.Info().Result-1)
+			if n, err := k.Do(op, []byte("seven b"), short); n != 0 || !errors.Is(err, ErrRoom) || !zeros(short) {
+				t.Errorf("%s, operation %d: without room: %d, %v", s, op, n, err)
+			}
+		}
+	}
+}
+
+func TestDigestsOfWrongLength(t *testing.T) {
+	for s, sizes := range map[keyspec.Spec]map[int]bool{
+		keyspec.P256: {0: false, 32: true, 33: false}, keyspec.P384: {0: false, 48: true, 49: false}, keyspec.P521: {0: false, 64: true, 66: true, 67: false},
+		keyspec.Secp256k1: {0: false, 32: true, 33: false},
+	} {
+		k, _ := must(t, s)
+		for size, want := range sizes {
+			if _, err := k.Do(SignECDSA, make([]byte, size), make([]byte, s.Info().Result)); (err == nil) != want || !want && !errors.Is(err, ErrData) {
+				t.Errorf("%s, %d bytes: %v", s, size, err)
+			}
+		}
+	}
+	k, _ := must(t, keyspec.RSA2048)
+	for op, size := range map[Op]int{SignPSS256: 32, SignPSS384: 48, SignPSS512: 64} {
+		for _, n := range []int{0, 20, 32, 48, 64, 65} {
+			if _, err := k.Do(op, make([]byte, n), make([]byte, 256)); (err == nil) != (n == size) {
+				t.Errorf("operation %d, %d bytes: %v", op, n, err)
+			}
+		}
+	}
+	for _, size := range []int{32, 48, 64} {
+		in := append(pubkey.DigestInfo(size), make([]byte, size)...)
+		for _, bad := range [][]byte{in[1:], in[:len(in)-1], append(in[:len(in):len(in)], 0), in[19:], append([]byte{in[0] ^ 1}, in[1:]...)} {
+			if _, err := k.Do(SignPKCS1, bad, make([]byte, 256)); !errors.Is(err, ErrData) {
+				t.Errorf("a DigestInfo of %x: %v", bad, err)
+			}
+		}
+	}
+	for s, op := range map[keyspec.Spec]Op{keyspec.Ed25519: SignEd25519ph, keyspec.MLDSA44: SignMLDSA} {
+		k, _ := must(t, s)
+		for _, n := range []int{0, 63, 65} {
+			if _, err := k.Do(op, make([]byte, n), make([]byte, s.Info().Result)); !errors.Is(err, ErrData) {
+				t.Errorf("%s, %d bytes: %v", s, n, err)
+			}
+		}
+	}
+}
+
+// Private halves are those of their spec only, and no others.
+func TestLoadRefuses(t *testing.T) {
+	for _, s := range keyspec.All() {
+		p := generated()[s].private
+		for _, other := range keyspec.All() {
+			fits := map[keyspec.Family]int{keyspec.HMAC: other.Info().Bits / 8, keyspec.MLDSA: 32, keyspec.MLKEM: 64}[other.Info().Family] == len(p)
+			k, err := Load(other, p) // bytes of one length are a key of every spec that has keys of that length
+			if want := s == other || fits; (err == nil) != want || !want && (k != nil || !errors.Is(err, ErrKey)) {
+				t.Errorf("%s as %s: %v", s, other, err)
+			}
+			if k != nil {
+				k.Wipe()
+			}
+		}
+		for _, bad := range [][]byte{nil, p[:1], p[1:], p[:len(p)-1], append(bytes.Clone(p), 0)} {
+			if k, err := Load(s, bad); k != nil || !errors.Is(err, ErrKey) {
+				t.Errorf("%s, %d of %d bytes: %v", s, len(bad), len(p), err)
+			}
+		}
+	}
+	for _, s := range []keyspec.Spec{keyspec.None, 200} {
+		if _, err := Load(s, make([]byte, 32)); !errors.Is(err, ErrUnsupported) {
+			t.Errorf("spec %d: %v", s, err)
+		}
+		if _, _, err := Generate(s); !errors.Is(err, ErrUnsupported) {
+			t.Errorf("spec %d: %v", s, err)
+		}
+	}
+	p := generated()[keyspec.Secp256k1].private
+	for i := range p {
+		bad := bytes.Clone(p)
+		bad[i] ^= 1
+		if _, err := Load(keyspec.Secp256k1, bad); !errors.Is(err, ErrKey) { // the scalar too: the point is another's then
+			t.Errorf("secp256k1 with byte %d changed: %v", i, err)
+		}
+	}
+	for name, scalar := range map[string][]byte{"zero": make([]byte, 32), "too large": bytes.Repeat([]byte{0xff}, 32)} {
+		if _, err := Load(keyspec.Secp256k1, marshalSecp256k1(scalar, p[len(p)-65:])); !errors.Is(err, ErrKey) {
+			t.Errorf("secp256k1 of %s: %v", name, err)
+		}
+	}
+}
+
+func TestLoadCopies(t *testing.T) {
+	private := bytes.Clone(generated()[keyspec.HMAC256].private)
+	k, err := Load(keyspec.HMAC256, private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Wipe()
+	before := do(t, k, MAC, []byte("m"))
+	clear(private)
+	if !bytes.Equal(do(t, k, MAC, []byte("m")), before) {
+		t.Error("the key changes with the caller's bytes")
+	}
+}
+
+// A wiped key does nothing, and the memory of its key is not there any more.
+func TestWipe(t *testing.T) {
+	for _, s := range keyspec.All() {
+		k, err := Load(s, generated()[s].private)
+		if err != nil {
+			t.Fatal(err)
+		}
+		kept := k.raw != nil
+		if want := s.Info().Family == keyspec.HMAC || s == keyspec.Secp256k1; kept != want {
+			t.Errorf("%s: in memory of our own: %t", s, kept)
+		}
+		if k.Locked() != k.memory.locked || !kept && k.Locked() {
+			t.Errorf("%s: locked: %t", s, k.Locked())
+		}
+		rsaKey, edKey := k.rsa, k.ed25519
+		k.Wipe()
+		k.Wipe()
+		if rsaKey != nil && (rsaKey.D.Sign() != 0 || rsaKey.Primes[0].Sign() != 0 || rsaKey.Primes[1].Sign() != 0) {
+			t.Errorf("%s: integers are left", s)
+		}
+		if !zeros(edKey) {
+			t.Errorf("%s: a key is left", s)
+		}
+		for _, op := range opsOf(s) {
+			out := bytes.Repeat([]byte{0xee}, s.Info().Result)
+			if n, err := k.Do(op, nil, out); n != 0 || !errors.Is(err, ErrWiped) || !zeros(out) {
+				t.Errorf("%s, operation %d: %d, %v, want ErrWiped", s, op, n, err)
+			}
+		}
+		if k.Locked() || k.raw != nil {
+			t.Errorf("%s: memory is left", s)
+		}
+	}
+}
+
+// Operations and Wipe at once: each operation gives its result or ErrWiped, and none touches memory that is gone.
+func TestWipeWhileInUse(t *testing.T) {
+	for _, s := range []keyspec.Spec{keyspec.HMAC256, keyspec.Secp256k1, keyspec.Ed25519, keyspec.P256} {
+		k, err := Load(s, generated()[s].private)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var wait sync.WaitGroup
+		for range 4 {
+			wait.Go(func() {
+				out := make([]byte, s.Info().Result)
+				for range 10000 {
+					if _, err := k.Do(opsOf(s)[0], make([]byte, 32), out); errors.Is(err, ErrWiped) {
+						return
+					} else if err != nil {
+						t.Errorf("%s: %v", s, err)
+						return
+					}
+				}
+			})
+		}
+		k.Wipe()
+		wait.Wait()
+	}
+}
+
+// Where no memory can be locked, keys are there all the same and say so.
+func TestMemory(t *testing.T) {
+	for _, refused := range []error{nil, errors.New("the limit")} {
+		m, err := newMemory(33, func([]byte) error { return refused })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(m.pages)%os.Getpagesize() != 0 || len(m.pages) == 0 || !zeros(m.pages) || m.locked != (refused == nil) {
+			t.Errorf("%d bytes, locked: %t", len(m.pages), m.locked)
+		}
+		m.free()
+		m.free()
+		if m.pages != nil || m.locked {
+			t.Error("memory after free")
+		}
+	}
+}
+
+// Pairs are those of Generate in PKCS #8, for the specs that are for it.
+func TestGeneratePair(t *testing.T) {
+	count := 0
+	for _, s := range keyspec.All() {
+		spki, pkcs8, err := GeneratePair(s)
+		if !s.Info().Pair {
+			if !errors.Is(err, ErrUnsupported) || spki != nil || pkcs8 != nil {
+				t.Errorf("%s: %v", s, err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		count++
+		if _, err := pubkey.Parse(s, spki); err != nil {
+			t.Errorf("%s: %v", s, err)
+		}
+		private := pkcs8
+		if s.Info().Family == keyspec.MLKEM {
+			var key struct {
+				Version   int
+				Algorithm pkix.AlgorithmIdentifier
+				Key       []byte
+			}
+			var seed asn1.RawValue
+			if rest, err := asn1.Unmarshal(pkcs8, &key); err != nil || len(rest) != 0 {
+				t.Fatalf("%s: %v", s, err)
+			}
+			if rest, err := asn1.Unmarshal(key.Key, &seed); err != nil || len(rest) != 0 {
+				t.Fatalf("%s: %v", s, err)
+			}
+			oid := asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 4, 1 + int(s-keyspec.MLKEM512)}
+			if key.Version != 0 || !key.Algorithm.Algorithm.Equal(oid) || len(key.Algorithm.Parameters.FullBytes) != 0 || seed.Class != asn1.ClassContextSpecific ||
+				seed.Tag != 0 || seed.IsCompound || len(seed.Bytes) != kemSeedBytes || len(pkcs8) != 86 {
+				t.Errorf("%s: %x", s, pkcs8)
+			}
+			private = seed.Bytes
+		}
+		k, err := Load(s, private)
+		if err != nil {
+			t.Errorf("%s: Load: %v", s, err)
+			continue
+		}
+		public, err := pubkey.Parse(s, spki)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.Info().Family == keyspec.MLKEM { // the halves belong together
+			secret, c := make([]byte, 32), make([]byte, pubkey.CiphertextBytes(s))
+			if err := public.Encapsulate(secret, c); err != nil || !bytes.Equal(do(t, k, DecapsulateMLKEM, c), secret) {
+				t.Errorf("%s: another secret, %v", s, err)
+			}
+		}
+		k.Wipe()
+	}
+	if count != 11 {
+		t.Errorf("%d specs, want 11", count)
 	}
 }

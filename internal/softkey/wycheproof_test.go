@@ -36,6 +36,7 @@ type oaepCase struct {
 // Each ciphertext is decrypted by the library and by the raw operation with DecodeOAEP. Decisions: the service has no labels, so a ciphertext with
 // one is refused. Of rsa_oaep_misc, groups of other sizes and hashes are no keys and algorithms of the service; of those left, none is acceptable.
 func TestWycheproofOAEP(t *testing.T) {
+	long(t)
 	for _, f := range []struct {
 		name         string
 		ran, labels  int
@@ -164,6 +165,7 @@ func TestWycheproofPKCS1(t *testing.T) {
 
 // Decision: acceptable peers are refused (internal/pubkey's test says which those are).
 func TestWycheproofECDH(t *testing.T) {
+	long(t)
 	for _, f := range []struct {
 		name         string
 		s            keyspec.Spec
@@ -276,6 +278,7 @@ func TestWycheproofHMAC(t *testing.T) {
 // ML-DSA from seeds. All vectors but one per file are deterministic, which the package never is: the key that Load made signs them without
 // randomness, and the operation itself has to give other signatures that verify.
 func TestWycheproofMLDSASign(t *testing.T) {
+	long(t)
 	for _, f := range []struct {
 		name                                      string
 		s                                         keyspec.Spec
@@ -347,5 +350,13 @@ func TestWycheproofMLDSASign(t *testing.T) {
 			t.Errorf("%s: %d cases, %d of μ alone, %d randomized, %d keys that are none, %d contexts that are none; want %d, %d, %d, %d, %d", f.name,
 				ran, ofMuAlone, randomized, badKeys, none, f.ran, f.ofMuAlone, f.randomized, f.badKeys, f.none)
 		}
+	}
+}
+
+// long skips a test in short mode, which is for the race detector: vectors have no races, and take minutes with it.
+func long(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("vectors are for runs that are not short")
 	}
 }
