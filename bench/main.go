@@ -54,6 +54,7 @@ var tables = []struct {
 	{"overload", (*plan).overloadTable},
 	{"quota", (*plan).quotaTable},
 	{"quotakeys", (*plan).quotaKeysTable},
+	{privateTable, (*plan).privateKeysTable},
 }
 
 // roundsStored is the number of rounds that makes a result worth keeping.

@@ -108,10 +108,10 @@ func (p *plan) print(w io.Writer, table string) {
 	fmt.Fprintln(tw, "operation\tcase\ttarget\trequests/s\tof the echo\tserver CPU µs\tof the echo\tp50 µs\tof the echo\tp99 µs\tp99.9 µs\terrors\tmallocs/request\tmean round\t")
 	for _, r := range p.rows(table) {
 		med := func(pick func(*measurement) float64) float64 { return p.median(table, r.op, r.in, r.target, pick) }
-		of := func(pick func(*measurement) float64) float64 {
-			return p.ratio(table, r.op, r.in, r.target, echoName, pick)
+		of := func(pick func(*measurement) float64) string { // not every table has an echo
+			return known("%.2f", p.ratio(table, r.op, r.in, r.target, echoName, pick))
 		}
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%.0f\t%.2f\t%.1f\t%.2f\t%.0f\t%.2f\t%.0f\t%.0f\t%.0f\t%s\t%s\t\n", r.op, r.in, r.target,
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%.0f\t%s\t%.1f\t%s\t%.0f\t%s\t%.0f\t%.0f\t%.0f\t%s\t%s\t\n", r.op, r.in, r.target,
 			med(perSecond), of(perSecond), med(cpuMicros), of(cpuMicros), med(p50), of(p50), med(p99), med(p999), med(failures),
 			known("%.3f", med(mallocs)), known("%.1f", med(roundMean)))
 	}

@@ -86,16 +86,16 @@ func (p *plan) slowHSM(name string, s slowhsm.Settings) (*slowhsm.HSM, error) {
 	return slowhsm.New(dir, p.uri, s)
 }
 
-// startThrough has f start a child that opens the module. The child inherits the module's settings, but not the report: that is a file
+// startThrough has f open the module, or start a child that does. The child inherits the module's settings, but not the report: that is a file
 // mapped into memory, and on a busy disk a call that counts waits for the page to be written back, for seconds.
-func startThrough(slow *slowhsm.HSM, f func() (*target, error)) (*target, error) {
+func startThrough[T any](slow *slowhsm.HSM, f func() (T, error)) (result T, err error) {
 	for _, v := range slow.Env() {
 		name, value, _ := strings.Cut(v, "=")
 		if name == "KEYPLANE_SLOW_REPORT" {
 			continue
 		}
 		if err := os.Setenv(name, value); err != nil {
-			return nil, err
+			return result, err
 		}
 		defer os.Unsetenv(name)
 	}

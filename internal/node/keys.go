@@ -21,17 +21,21 @@ const (
 	keyRoundMax = 8
 	// keyTimeoutFactor is how much longer than a round of AES blocks one operation with a key may take.
 	keyTimeoutFactor = 5
+	// keyQueueFactor is how much longer than for a round of AES blocks an operation with a key may wait: an RSA signature takes a millisecond and more.
+	keyQueueFactor = 20
 )
 
 // openKeys makes the key ring and says what it has found.
 func (n *Node) openKeys(seal *sealer) error {
 	cfg := &n.cfg
+	wait := keyQueueFactor * cfg.QueueTimeMax
+	// As with rounds of AES blocks, the queue's estimate refuses; who was let in is served.
 	ring := hsm.KeyRingConfig{
 		Tokens: n.tokens, SessionsPerToken: keySessionsPerToken(cfg, n.tokens), RoundMax: keyRoundMax, Timeout: keyTimeoutFactor * cfg.RoundTimeout,
-		HandlesMax: cfg.KeyHandlesMax, QueueTimeMax: cfg.QueueTimeMax, Full: batch.ErrFull, Root: n.shards.Primary(), Logger: n.log,
+		HandlesMax: cfg.KeyHandlesMax, QueueTimeMax: wait + keyTimeoutFactor*cfg.RoundTimeout, Full: batch.ErrFull, Root: n.shards.Primary(), Logger: n.log,
 		Batch: func(shards int, run func(int, []*hsm.KeyJob)) (func(int, *hsm.KeyJob, time.Time) error, error) {
 			var err error
-			n.keyBatcher, err = batch.New(batch.Config{Shards: shards, RoundMax: keyRoundMax, QueueMax: cfg.QueueMax, WaitMax: cfg.QueueTimeMax}, run)
+			n.keyBatcher, err = batch.New(batch.Config{Shards: shards, RoundMax: keyRoundMax, QueueMax: cfg.QueueMax, WaitMax: wait}, run)
 			if err != nil {
 				return nil, err
 			}
