@@ -267,3 +267,25 @@ func ends(b []byte) [][]byte { return [][]byte{flipped(b, 0), flipped(b, 4*len(b
 var softHSMLacks = []types.KeySpec{
 	"ECC_NIST_EDWARDS25519", "ML_DSA_44", "ML_DSA_65", "ML_DSA_87", "ML_KEM_512", "ML_KEM_768", "ML_KEM_1024",
 }
+
+// TestNotOffered: without software keys, CreateKey makes what the token does and says of all else that it is not offered.
+func TestNotOffered(t *testing.T) {
+	t.Parallel()
+	c := startOn(t, hsmtest.SoftHSM).KMS(t)
+	refused := 0
+	for _, p := range specPairs {
+		if strings.HasPrefix(string(p.spec), "RSA") { // takes long, and is made in TestEverySpec
+			continue
+		}
+		_, err := c.CreateKey(t.Context(), &kms.CreateKeyInput{KeySpec: p.spec, KeyUsage: p.usage})
+		if !slices.Contains(softHSMLacks, p.spec) {
+			if err != nil {
+				t.Errorf("%s: %v", p.spec, err)
+			}
+			continue
+		}
+		refused++
+		refusedAs[*types.UnsupportedOperationException](t, err)
+	}
+	equal(t, "refused specs", refused, len(softHSMLacks))
+}

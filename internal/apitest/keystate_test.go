@@ -18,6 +18,7 @@ import (
 	"github.com/keyplane/keyplane/controlplane/store"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/node"
 )
 
 const (
@@ -63,7 +64,7 @@ type stateKey struct {
 func TestKeyStates(t *testing.T) {
 	t.Parallel()
 	rows := readStates(t)
-	s := Start(t)
+	s := Start(t, func(c *node.Config) { c.Quotas = "off" }) // the pools of key pairs are small
 	m := &stateMaker{t: t, s: s, c: s.Client(t), keys: map[string]*stateKey{}}
 	m.other = m.make("symmetric")
 	m.other.results["CiphertextBlob"] = m.do("Encrypt", map[string]any{"KeyId": m.other.id, "Plaintext": "YQ=="})["CiphertextBlob"]
