@@ -18,6 +18,7 @@ import (
 
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/internal/authz"
+	"github.com/keyplane/keyplane/internal/keyspec"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/policy"
 	"github.com/keyplane/keyplane/ratelimit"
@@ -78,6 +79,8 @@ func allocCases(w *world) []allocCase {
 	gone := base64.StdEncoding.EncodeToString(w.blob("gone", 1, nil, make([]byte, 32)))
 	delete(w.records.keys, keyID("gone"))
 	w.KeyChanged(ours, keyID("gone"))
+	w.addPrivateKey("mac", kmsapi.StateEnabled, keyspec.HMAC256, keyspec.GenerateVerifyMAC)
+	w.addPrivateKey("ec", kmsapi.StateEnabled, keyspec.P256, keyspec.SignVerify)
 	large := base64.StdEncoding.EncodeToString(make([]byte, kmsapi.PlaintextMax))
 	k1, k2, off := keyID("k1").String(), keyID("k2").String(), keyID("off").String()
 	tampered := w.call("GenerateDataKey", `{"KeyId":"`+k1+`","KeySpec":"AES_256"}`)
@@ -90,6 +93,9 @@ func allocCases(w *world) []allocCase {
 		{"Decrypt", w.call("Decrypt", `{"CiphertextBlob":"`+blob+`",`+context+`}`), "200", allocRequests, allocsMost},
 		{"ReEncrypt", w.call("ReEncrypt", `{"CiphertextBlob":"`+blob+`","Source`+context[1:]+`,"DestinationKeyId":"`+k2+`"}`), "200", allocRequests, allocsMost},
 		{"GenerateRandom", w.call("GenerateRandom", `{"NumberOfBytes":1024}`), "200", allocRequests, allocsMost},
+		{"GetPublicKey", w.call("GetPublicKey", `{"KeyId":"`+keyARN("ec")+`"}`), "200", allocRequests, allocsMost},
+		{"refused/dry run of Sign", w.call("Sign", `{"KeyId":"`+keyARN("ec")+`","Message":"`+large+`","SigningAlgorithm":"ECDSA_SHA_256","DryRun":true}`), "400", allocRequests, allocsMost},
+		{"refused/dry run of GenerateMac", w.call("GenerateMac", `{"KeyId":"`+keyARN("mac")+`","Message":"`+large+`","MacAlgorithm":"HMAC_SHA_256","DryRun":true}`), "400", allocRequests, allocsMost},
 		{"refused/dry run", w.call("GenerateDataKey", `{"KeyId":"`+k1+`","KeySpec":"AES_256","DryRun":true}`), "400", allocRequests, allocsMost},
 		{"refused/disabled key", w.call("GenerateDataKey", `{"KeyId":"`+off+`","KeySpec":"AES_256"}`), "400", allocRequests, allocsMost},
 		{"refused/wrong context", w.call("Decrypt", `{"CiphertextBlob":"`+blob+`"}`), "400", allocRequests, allocsMost},
@@ -151,6 +157,39 @@ func authorizeAllocCases(w *world) []allocCase {
 		{"refused/policies, abroad", w.sign(asGuest, op, body("rich", "t-1000")), "400", allocRequests / 4, allocsMost},
 		{"refused/another session's token", w.sign(signature{key: "ASIAWORKER", token: "another token"}, op, body("rich", "t-4")), "400", allocRequests, allocsMost},
 	}
+}
+
+// TestKeyAlloc counts what the plane allocates with private keys: their operations give fixed results here, since libraries allocate as they like.
+func TestKeyAlloc(t *testing.T) {
+	w := newWorld(t, worldConfig{plain: true, tcp: true})
+	w.parts.Keys = fixedKeys{}
+	var cases []allocCase
+	add := func(spec keyspec.Spec, usage keyspec.Usage, op, rest string) {
+		id := w.addPrivateKey("k-"+spec.String(), kmsapi.StateEnabled, spec, usage).ID.String()
+		cases = append(cases, allocCase{op + "/" + spec.String(), w.call(op, `{"KeyId":"`+id+`",`+rest+`}`), "200", allocRequests, allocsMost})
+	}
+	large := base64.StdEncoding.EncodeToString(make([]byte, kmsapi.PlaintextMax))
+	add(keyspec.HMAC512, keyspec.GenerateVerifyMAC, "GenerateMac", `"Message":"`+large+`","MacAlgorithm":"HMAC_SHA_512"`)
+	add(keyspec.P256, keyspec.SignVerify, "Sign", `"Message":"`+large+`","SigningAlgorithm":"ECDSA_SHA_256"`)
+	add(keyspec.Ed25519, keyspec.SignVerify, "Sign", `"Message":"`+large+`","SigningAlgorithm":"ED25519_SHA_512"`)
+	add(keyspec.RSA2048, keyspec.SignVerify, "Sign", `"Message":"`+large+`","SigningAlgorithm":"RSASSA_PSS_SHA_256"`)
+	add(keyspec.MLKEM768, keyspec.EncapsulateDecapsulate, "Decapsulate", `"EncapsulationAlgorithm":"ML_KEM","SharedSecretCiphertextBlob":"`+base64.StdEncoding.EncodeToString(make([]byte, 1088))+`"`)
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) { testAlloc(t, w, c) })
+	}
+}
+
+// fixedKeys gives results of the right length.
+type fixedKeys struct{ hsm.Keys }
+
+func (fixedKeys) Forget([32]byte) {}
+
+func (fixedKeys) Run(j *hsm.KeyJob, _ time.Time) error {
+	for i := range j.Out {
+		j.Out[i] = 0x55
+	}
+	j.N = len(j.Out)
+	return nil
 }
 
 func testAlloc(t *testing.T, w *world, c allocCase) {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/keyplane/keyplane/internal/keyspec"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 )
 
@@ -19,6 +20,11 @@ func TestRecords(t *testing.T) {
 	w.addKey("k1", kmsapi.StateEnabled, 2)
 	w.addKey("k2", kmsapi.StateEnabled, 1)
 	w.addKey("off", kmsapi.StateDisabled, 1)
+	w.addPrivateKey("sign", kmsapi.StateEnabled, keyspec.P256, keyspec.SignVerify)
+	w.addPrivateKey("mac", kmsapi.StateEnabled, keyspec.HMAC256, keyspec.GenerateVerifyMAC)
+	w.addPrivateKey("agree", kmsapi.StateEnabled, keyspec.P256, keyspec.KeyAgreement)
+	w.addPrivateKey("kem", kmsapi.StateEnabled, keyspec.MLKEM768, keyspec.EncapsulateDecapsulate)
+	w.addPrivateKey("rsa", kmsapi.StateEnabled, keyspec.RSA2048, keyspec.EncryptDecrypt)
 	w.addKey("foreign", kmsapi.StateEnabled, 1)
 	w.records.aliases["alias/a"] = keyID("k1")
 	k1, k2 := keyID("k1").String(), keyID("k2").String()
@@ -68,7 +74,26 @@ func TestRecords(t *testing.T) {
 		{"no JSON", "Encrypt", `{"KeyId":"` + k1 + `"`, "SerializationException", nil, nil, []any{}},
 		{"wrong context", "Decrypt", `{"KeyId":"` + k1 + `","CiphertextBlob":"` + old + `"}`, "InvalidCiphertextException",
 			object{"keyId": k1, "encryptionAlgorithm": "SYMMETRIC_DEFAULT"}, nil, []any{resource("k1")}},
-		{"not built", "Sign", `{"KeyId":"` + k1 + `","Message":"` + secret + `"}`, "UnsupportedOperationException", nil, nil, []any{}},
+		{"sign", "Sign", `{"KeyId":"` + keyID("sign").String() + `","Message":"` + secret + `","SigningAlgorithm":"ECDSA_SHA_256"}`, "",
+			object{"keyId": keyID("sign").String(), "messageType": "RAW", "signingAlgorithm": "ECDSA_SHA_256"}, nil, []any{resource("sign")}},
+		{"verify", "Verify", `{"KeyId":"` + keyID("sign").String() + `","Message":"` + secret + `","MessageType":"RAW","SigningAlgorithm":"ECDSA_SHA_256","Signature":"` + secret + `"}`,
+			"KMSInvalidSignatureException", object{"keyId": keyID("sign").String(), "messageType": "RAW", "signingAlgorithm": "ECDSA_SHA_256"}, nil, []any{resource("sign")}},
+		{"mac", "GenerateMac", `{"KeyId":"` + keyARN("mac") + `","Message":"` + secret + `","MacAlgorithm":"HMAC_SHA_256"}`, "",
+			object{"keyId": keyARN("mac"), "macAlgorithm": "HMAC_SHA_256"}, nil, []any{resource("mac")}},
+		{"verify a mac", "VerifyMac", `{"KeyId":"` + keyARN("mac") + `","Message":"` + secret + `","Mac":"` + secret + `","MacAlgorithm":"HMAC_SHA_256"}`, "KMSInvalidMacException",
+			object{"keyId": keyARN("mac"), "macAlgorithm": "HMAC_SHA_256"}, nil, []any{resource("mac")}},
+		{"agree", "DeriveSharedSecret", `{"KeyId":"` + keyARN("agree") + `","KeyAgreementAlgorithm":"ECDH","PublicKey":"` + secret + `"}`, "ValidationException",
+			object{"keyId": keyARN("agree"), "keyAgreementAlgorithm": "ECDH"}, nil, []any{resource("agree")}},
+		{"encapsulate", "Encapsulate", `{"KeyId":"` + keyARN("kem") + `","EncapsulationAlgorithm":"ML_KEM"}`, "",
+			object{"keyId": keyARN("kem"), "encapsulationAlgorithm": "ML_KEM"}, nil, []any{resource("kem")}},
+		{"public key", "GetPublicKey", `{"KeyId":"` + keyARN("kem") + `"}`, "", object{"keyId": keyARN("kem")}, nil, []any{resource("kem")}},
+		{"RSA", "Encrypt", `{"KeyId":"` + keyARN("rsa") + `","Plaintext":"` + secret + `","EncryptionAlgorithm":"RSAES_OAEP_SHA_256"}`, "",
+			object{"keyId": keyARN("rsa"), "encryptionAlgorithm": "RSAES_OAEP_SHA_256"}, nil, []any{resource("rsa")}},
+		{"re-encrypt to RSA", "ReEncrypt", `{"CiphertextBlob":"` + old + `","SourceEncryptionContext":{"tenant":"t-1"},"DestinationKeyId":"` + keyARN("rsa") + `","DestinationEncryptionAlgorithm":"RSAES_OAEP_SHA_1"}`, "",
+			object{"sourceKeyId": keyARN("k1"), "destinationKeyId": keyARN("rsa"), "sourceEncryptionAlgorithm": "SYMMETRIC_DEFAULT", "destinationEncryptionAlgorithm": "RSAES_OAEP_SHA_1",
+				"sourceEncryptionContext": object{"tenant": "t-1"}}, object{"sourceKeyMaterialId": material("k1", 1)}, []any{resource("k1"), resource("rsa")}},
+		{"key pair", "GenerateDataKeyPair", `{"KeyId":"` + k1 + `","KeyPairSpec":"ECC_NIST_P256","EncryptionContext":{"a":"b"}}`, "",
+			object{"keyId": k1, "keyPairSpec": "ECC_NIST_P256", "encryptionContext": object{"a": "b"}}, object{"keyMaterialId": material("k1", 2)}, []any{resource("k1")}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w.audit.taken()

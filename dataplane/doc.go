@@ -10,6 +10,8 @@
 //	input.go      scan (bytes → fields) and check (all constraints, one message)
 //	keys.go       resolve key ID, ARN or alias to a snapshot, on lease from the cache; load; admit
 //	generatedatakey.go, decrypt.go, encrypt.go, reencrypt.go, generaterandom.go
+//	privatekey.go, sign.go, mac.go, sharedsecret.go, rsa.go, getpublickey.go, datakeypair.go
+//	              keys that are not for symmetric encryption: a KeyJob of hsm.Keys for the private half, internal/pubkey for the public one
 //	recipient.go  attestation documents: whom a reply is sealed for
 //	envelope.go   derive (one round in the batcher), seal, open
 //	conn.go       when a reply has left the process, and that nothing of it stays

@@ -16,6 +16,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"github.com/keyplane/keyplane/internal/keyspec"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/sigv4"
 )
@@ -156,10 +157,18 @@ func FuzzHandle(f *testing.F) {
 	w.records.aliases["alias/a"] = keyID("k1")
 	blob := base64.StdEncoding.EncodeToString(w.blob("k1", 1, map[string]string{"a": "1"}, []byte("hello")))
 	id := keyID("k1").String()
+	w.addPrivateKey("ec", kmsapi.StateEnabled, keyspec.P256, keyspec.SignVerify)
+	w.addPrivateKey("mac", kmsapi.StateEnabled, keyspec.HMAC256, keyspec.GenerateVerifyMAC)
+	w.addPrivateKey("agree", kmsapi.StateEnabled, keyspec.P256, keyspec.KeyAgreement)
+	w.addPrivateKey("kem", kmsapi.StateEnabled, keyspec.MLKEM768, keyspec.EncapsulateDecapsulate)
+	w.addPrivateKey("rsa", kmsapi.StateEnabled, keyspec.RSA2048, keyspec.EncryptDecrypt)
 	for i, body := range []string{
 		`{"CiphertextBlob":"` + blob + `","EncryptionContext":{"a":"1"}}`, `{"KeyId":"` + id + `","Plaintext":"aGVsbG8=","EncryptionContext":{"\u00e9":"\ud83d\ude00"}}`,
 		`{"KeyId":"alias/a","KeySpec":"AES_256"}`, `{"KeyId":"` + keyARN("k1") + `","NumberOfBytes":1024}`, `{"NumberOfBytes":1}`,
 		`{"CiphertextBlob":"` + blob + `","SourceEncryptionContext":{"a":"1"},"DestinationKeyId":"` + id + `","DestinationEncryptionContext":{"b":"2"}}`,
+		`{"KeyId":"` + keyARN("ec") + `","Message":"aGVsbG8=","SigningAlgorithm":"ECDSA_SHA_256"}`, `{"KeyId":"` + keyARN("mac") + `","Message":"aGVsbG8=","MacAlgorithm":"HMAC_SHA_256","Mac":"AAAA"}`,
+		`{"KeyId":"` + keyARN("agree") + `","KeyAgreementAlgorithm":"ECDH","PublicKey":"MFkw"}`, `{"KeyId":"` + keyARN("kem") + `","EncapsulationAlgorithm":"ML_KEM","SharedSecretCiphertextBlob":"AAAA"}`,
+		`{"KeyId":"` + keyARN("rsa") + `","Plaintext":"aGVsbG8=","EncryptionAlgorithm":"RSAES_OAEP_SHA_1"}`, `{"KeyId":"` + id + `","KeyPairSpec":"ECC_NIST_P256"}`,
 		``, `null`, `{`, `{"a":{"a":{"a":[[[]]]}}}`, `{"KeyId":"\u0000","GrantTokens":["\n"],"KeySpec":"\"","EncryptionAlgorithm":"\u2028"}`,
 	} {
 		f.Add(uint8(i), false, 0, uint8(0), []byte(body))

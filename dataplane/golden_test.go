@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"flag"
@@ -52,6 +53,8 @@ type golden struct {
 	*world
 	sig   signature
 	names []string // of keys
+
+	secret []byte // that the last {{kem}} is of
 }
 
 func runGolden(t *testing.T, file string) {
@@ -145,7 +148,8 @@ func (g *golden) state(f []string) {
 			}
 		}
 		if s := keyspec.Of(spec); s != keyspec.None {
-			g.addPrivateKey(f[1], kmsapi.KeyStateOf(f[2]), s, keyspec.UsageOf(usage))
+			k := g.addPrivateKey(f[1], kmsapi.KeyStateOf(f[2]), s, keyspec.UsageOf(usage))
+			k.Spec, k.Usage = spec, usage
 			return
 		}
 		k := g.addKey(f[1], kmsapi.KeyStateOf(f[2]), versions)
@@ -210,6 +214,9 @@ var template = regexp.MustCompile(`\{\{([^{}]*)\}\}`)
 //	{{id K}} {{arn K}} {{material K}}   of the key K
 //	{{blob K[:VERSION] [name=value…]}}  a blob of "hello" under K
 //	{{document [PCR0 [AGE]]}}           an attestation document in base64, its first register 48 times the byte, its age a duration
+//	{{signature K ALGORITHM}} {{mac K}} {{rsa K ALGORITHM}}   a signature, MAC or ciphertext of "hello" by, or for, the key K
+//	{{peer SPEC}}                       the public key of the other side of a key agreement
+//	{{kem K}}                           the ciphertext of a secret for the key K
 //	{{x TEXT N}}                        TEXT, N times
 //	{{zeros N}}                         N zero bytes in base64
 //	{{pairs N}}                         N pairs of an encryption context
@@ -243,6 +250,20 @@ func (g *golden) expand(text string) string {
 				g.must(err)
 			}
 			return base64.StdEncoding.EncodeToString(document(g, byte(pcr0), age))
+		case "signature":
+			k := g.records.keys[keyID(f[1])]
+			return b64(g.signature(k, keyspec.AlgorithmOf(f[2]), []byte("hello")))
+		case "mac":
+			return b64(g.mustUse(g.records.keys[keyID(f[1])], hsm.MAC, []byte("hello")))
+		case "rsa":
+			return b64(g.encryptOAEP(g.records.keys[keyID(f[1])], keyspec.AlgorithmOf(f[2]), []byte("hello")))
+		case "peer":
+			_, spki := peer(g, keyspec.Of(f[1]))
+			return b64(spki)
+		case "kem":
+			var ciphertext []byte
+			g.secret, ciphertext = g.encapsulated(g.records.keys[keyID(f[1])])
+			return b64(ciphertext)
 		case "x":
 			return strings.Repeat(f[1], number(2))
 		case "zeros":
@@ -257,6 +278,75 @@ func (g *golden) expand(text string) string {
 		g.Fatalf("no such template: %s", s)
 		return ""
 	})
+}
+
+// isSymmetric says that the reply is about a key with versions.
+func (g *golden) isSymmetric(body []byte) bool {
+	var out struct{ KeyId string }
+	_ = json.Unmarshal(body, &out)
+	return !slices.ContainsFunc(g.names, func(n string) bool { return keyARN(n) == out.KeyId && g.records.keys[keyID(n)].Private != nil })
+}
+
+// recogniseKeys does the same for what private and public keys make.
+func (g *golden) recogniseKeys(request string, body []byte, text string) string {
+	g.Helper()
+	var in struct {
+		KeyId, MessageType, DestinationEncryptionAlgorithm, EncryptionAlgorithm string
+		Message                                                                 []byte
+		EncryptionContext                                                       map[string]string
+	}
+	var out keyReply
+	if json.Unmarshal([]byte(request), &in) != nil || json.Unmarshal(body, &out) != nil {
+		return text
+	}
+	replace := func(old []byte, ok bool, name string) {
+		if old == nil {
+			return
+		}
+		if !ok {
+			name = "garbage"
+		}
+		text = strings.ReplaceAll(text, strconv.Quote(b64(old)), strconv.Quote("{{"+name+"}}"))
+	}
+	for _, n := range g.names {
+		k := g.records.keys[keyID(n)]
+		if out.KeyId != keyARN(n) {
+			continue
+		}
+		if k.Private == nil {
+			if out.PrivateKeyCiphertextBlob != nil {
+				_, _, private, ok := g.open(out.PrivateKeyCiphertextBlob, in.EncryptionContext)
+				ok = ok && matches(g, keyspec.Of(out.KeyPairSpec), private, out.PublicKey)
+				replace(out.PrivateKeyPlaintext, ok && bytes.Equal(private, out.PrivateKeyPlaintext), "private key")
+				replace(out.PrivateKeyCiphertextBlob, ok, "blob of the private key")
+				replace(out.PublicKey, ok, "its public key")
+			}
+			continue
+		}
+		replace(out.PublicKey, bytes.Equal(out.PublicKey, k.Private.Public), "public key of "+n)
+		if out.Signature != nil {
+			replace(out.Signature, g.verifies(k, keyspec.AlgorithmOf(out.SigningAlgorithm), in.MessageType, in.Message, out.Signature), "signature by "+n)
+		}
+		if out.Mac != nil {
+			replace(out.Mac, bytes.Equal(out.Mac, g.mustUse(k, hsm.MAC, in.Message)), "mac by "+n)
+		}
+		switch {
+		case out.KeyAgreementAlgorithm != "" && out.SharedSecret != nil:
+			replace(out.SharedSecret, bytes.Equal(out.SharedSecret, g.agreed(k)), "what the peer computes")
+		case out.SharedSecretCiphertextBlob != nil:
+			ok := bytes.Equal(out.SharedSecret, g.mustUse(k, hsm.DecapsulateMLKEM, out.SharedSecretCiphertextBlob))
+			replace(out.SharedSecret, ok, "secret")
+			replace(out.SharedSecretCiphertextBlob, ok, "its ciphertext for "+n)
+		case out.SharedSecret != nil:
+			replace(out.SharedSecret, bytes.Equal(out.SharedSecret, g.secret), "the secret")
+		}
+		if out.CiphertextBlob != nil {
+			a := keyspec.AlgorithmOf(out.EncryptionAlgorithm + out.DestinationEncryptionAlgorithm)
+			plaintext, err := g.use(k, decryption(a), out.CiphertextBlob)
+			replace(out.CiphertextBlob, err == nil && string(plaintext) == "hello", "ciphertext for "+n)
+		}
+	}
+	return text
 }
 
 var date = regexp.MustCompile(`\d{8}T\d{6}Z`)
@@ -292,7 +382,7 @@ func (g *golden) recognise(request string, r reply) string {
 		}())
 		replace(out.CiphertextForRecipient, fmt.Sprintf("sealed %d bytes", len(out.Plaintext)))
 	}
-	if out.CiphertextBlob != nil {
+	if len(out.CiphertextBlob) > 0 && out.CiphertextBlob[0] == 1 && g.isSymmetric(r.body) {
 		context := in.EncryptionContext
 		if in.DestinationEncryptionContext != nil {
 			context = in.DestinationEncryptionContext
@@ -318,6 +408,7 @@ func (g *golden) recognise(request string, r reply) string {
 	} else if string(out.Plaintext) != "hello" && out.Plaintext != nil {
 		replace(out.Plaintext, fmt.Sprintf("%d bytes", len(out.Plaintext)))
 	}
+	text = g.recogniseKeys(request, r.body, text)
 	for _, n := range g.names {
 		text = strings.ReplaceAll(text, keyARN(n), "{{arn "+n+"}}")
 		text = strings.ReplaceAll(text, keyID(n).String(), "{{id "+n+"}}")

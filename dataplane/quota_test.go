@@ -71,7 +71,6 @@ func TestWhatIsCharged(t *testing.T) {
 		{"no such key", w.call("Encrypt", `{"KeyId":"`+keyARN("nobody")+`","Plaintext":"eA=="}`), []charged{{ours, quota.Symmetric}}},
 		{"malformed", w.call("Encrypt", `{"KeyId":`), nil},
 		{"constraint", w.call("Encrypt", `{"KeyId":"`+keyARN("k1")+`","Plaintext":""}`), nil},
-		{"not offered", w.call("Sign", `{}`), nil},
 		{"the control plane's", w.call("DescribeKey", `{"KeyId":"`+keyARN("k1")+`"}`), nil},
 		{"wrong signature", w.sign(signature{secret: "wrong"}, kmsapi.TargetPrefix+"GenerateRandom", []byte(`{"NumberOfBytes":8}`)), nil},
 		{"no signature", w.sign(signature{none: true}, kmsapi.TargetPrefix+"GenerateRandom", []byte(`{"NumberOfBytes":8}`)), nil},

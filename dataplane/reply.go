@@ -17,13 +17,8 @@ func (r *request) memberName(name string) {
 	r.out = append(r.out, '"', ':')
 }
 
-// member and memberText are for values of our own making that need no escaping: ARNs, key material IDs, names of algorithms.
+// member is for values of our own making that need no escaping: ARNs, key material IDs, names of algorithms.
 func (r *request) member(name string, value []byte) {
-	r.memberName(name)
-	r.out = append(append(append(r.out, '"'), value...), '"')
-}
-
-func (r *request) memberText(name, value string) {
 	r.memberName(name)
 	r.out = append(append(append(r.out, '"'), value...), '"')
 }

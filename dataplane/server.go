@@ -70,8 +70,6 @@ type Parts struct {
 	Audit func(record []byte) error
 	// Quota takes one request out of a pool of the account that calls and reports whether it fits. nil: every request fits.
 	Quota func(keyid.Account, ratelimit.Pool, time.Time) bool
-	// Keys uses the private halves of asymmetric keys, and HMAC keys. nil: operations that need them are refused.
-	Keys hsm.Keys
 }
 
 func (c *Config) defaults() {
