@@ -173,12 +173,12 @@ func (s *Shards) runKey(sh *shard, g *group, c *keyClaim, j *KeyJob) {
 			sh.failKey(c, j, err, true)
 			return
 		}
-		err, loading := sh.tryKey(g, c, j)
+		loading, err := sh.tryKey(g, c, j)
 		if err == nil {
 			return
 		}
 		sh.failures.Add(1)
-		err, retry := s.reactKey(sh, err, loading)
+		retry, err := s.reactKey(sh, err, loading)
 		if e, ok := errors.AsType[*Error](err); ok && (e.CKR == CKR_KEY_HANDLE_INVALID || e.CKR == CKR_OBJECT_HANDLE_INVALID) {
 			g.lose()
 		}
@@ -192,13 +192,13 @@ func (s *Shards) runKey(sh *shard, g *group, c *keyClaim, j *KeyJob) {
 
 // tryKey looks the handle up, runs the job and delivers. On an error nothing is delivered; loading says that it came before the job's own call.
 // It wipes the lane in any case, but for a lane whose call has not come back: that one wipes itself, and has the handle till then.
-func (sh *shard) tryKey(g *group, c *keyClaim, j *KeyJob) (err error, loading bool) {
+func (sh *shard) tryKey(g *group, c *keyClaim, j *KeyJob) (loading bool, err error) {
 	if g.handle != nil && g.handle.key.Generation != sh.slot.token.Generation() {
 		g.release() // the token was reset since
 	}
 	if g.handle == nil {
 		if g.handle, err = g.handles.acquire(g.key); err != nil {
-			return err, true
+			return true, err
 		}
 	}
 	l := sh.lane
@@ -209,14 +209,14 @@ func (sh *shard) tryKey(g *group, c *keyClaim, j *KeyJob) (err error, loading bo
 	if err != nil {
 		if l.abandoned {
 			l.orphan, g.handle = g.handle, nil
-			return err, false
+			return false, err
 		}
 	} else if c.holds(j) {
 		j.N = copy(j.Out, l.out[:l.use.n])
 	}
 	l.use = use{}
 	l.wipe()
-	return err, false
+	return false, err
 }
 
 // where says where a job that failed may be run once more.
@@ -229,38 +229,38 @@ const (
 )
 
 // reactKey does what the table says after a failed job and returns the error that the job gets if it is not run again.
-func (s *Shards) reactKey(sh *shard, err error, loading bool) (error, where) {
+func (s *Shards) reactKey(sh *shard, err error, loading bool) (where, error) {
 	sl := sh.slot
 	c := classOf(err)
 	switch {
 	case errors.Is(err, ErrNotOffered):
-		return err, nowhere
+		return nowhere, err
 	case loading && errors.Is(err, ErrKeyRefused):
 		sl.alarm("a key is not what was stored", err)
-		return &unusable{err}, nowhere
+		return nowhere, &unusable{err}
 	case c.Has(actD):
 		if c.Has(actCanary) {
 			if bad := s.canaryWithin(sl, canaryEvery); bad != nil {
 				s.judge(sl, bad)
 				sl.quarantine(err)
 				sh.drop()
-				return ErrUnavailable, elsewhere
+				return elsewhere, ErrUnavailable
 			}
 			// Not counted as the token's fault: whoever sends bad data would take the token from everybody.
 		}
 		if loading {
 			sl.alarm("a stored key does not unwrap", err)
-			return &unusable{err}, nowhere
+			return nowhere, &unusable{err}
 		}
-		return err, nowhere
+		return nowhere, err
 	}
 	if s.react(sh, err) {
-		return err, here
+		return here, err
 	}
 	if c.Has(actR) && s.budget(1) {
-		return err, elsewhere
+		return elsewhere, err
 	}
-	return err, nowhere
+	return nowhere, err
 }
 
 // failKey leaves err in the job; where other is true, a job in its first attempt may go to another shard.
