@@ -63,7 +63,7 @@ type Parts struct {
 	Run func(j *hsm.Job, now time.Time) error
 	// Load is Run for the few jobs of loading a key, which all who ask for the key share: an overload does not refuse them.
 	Load func(j *hsm.Job, now time.Time) error
-	// Keys runs operations with private and HMAC keys. nil: none can be used.
+	// Keys uses the private halves of asymmetric keys, and HMAC keys. nil: operations that need them are refused.
 	Keys hsm.Keys
 	// Control serves the operations that are not ours. It verifies the signature of the original request again and keeps nothing of it. The body
 	// it returns is cleared when it is copied.

@@ -27,6 +27,9 @@ type Option func(*node.Config)
 // WithHSM has the node use the PKCS#11 token of that URI, whose roots exist. Without it the node uses the soft token.
 func WithHSM(uri string) Option { return func(c *node.Config) { c.HSM = []string{uri} } }
 
+// WithSoftwareKeys has the node make keys in software of specs that the token does not offer.
+func WithSoftwareKeys(c *node.Config) { c.AllowSoftwareKeys = true }
+
 // Server is a node in this process. It stops with the test.
 type Server struct {
 	Endpoint

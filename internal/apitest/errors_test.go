@@ -138,9 +138,8 @@ func testTypedErrors(t *testing.T, s *world) {
 	}
 	_, err = c.GetKeyPolicy(ctx, &kms.GetKeyPolicyInput{KeyId: key.KeyId, PolicyName: str("another")})
 	refusedAs[*types.NotFoundException](t, err)
-	for _, spec := range []types.KeySpec{types.KeySpecRsa2048, types.KeySpecEccNistP256, types.KeySpecHmac256} {
-		usage := map[types.KeySpec]types.KeyUsageType{types.KeySpecRsa2048: "ENCRYPT_DECRYPT", types.KeySpecEccNistP256: "SIGN_VERIFY", types.KeySpecHmac256: "GENERATE_VERIFY_MAC"}[spec]
-		_, err = c.CreateKey(ctx, &kms.CreateKeyInput{KeySpec: spec, KeyUsage: usage})
+	for _, usage := range []types.KeyUsageType{"ENCRYPT_DECRYPT", "SIGN_VERIFY", "KEY_AGREEMENT"} {
+		_, err = c.CreateKey(ctx, &kms.CreateKeyInput{KeySpec: types.KeySpecSm2, KeyUsage: usage})
 		refusedAs[*types.UnsupportedOperationException](t, err)
 	}
 	_, err = c.GenerateRandom(ctx, &kms.GenerateRandomInput{NumberOfBytes: aws.Int32(8), CustomKeyStoreId: str("cks-1234567890abcdef0")})

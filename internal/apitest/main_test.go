@@ -21,16 +21,16 @@ var tokens = []struct {
 }
 
 // startOn starts a node on a token that has the two roots and nothing else.
-func startOn(t *testing.T, uri func(testing.TB) string) *Server {
+func startOn(t *testing.T, uri func(testing.TB) string, opts ...Option) *Server {
 	t.Helper()
 	if uri == nil {
-		return Start(t)
+		return Start(t, opts...)
 	}
 	u := uri(t)
 	if _, err := p11.InitRoots(u); err != nil {
 		t.Fatal(err)
 	}
-	return Start(t, WithHSM(u))
+	return Start(t, append(opts, WithHSM(u))...)
 }
 
 // sets are the tests that run on every token, one node for all of them; each makes its own keys.
@@ -40,6 +40,7 @@ var sets = []struct {
 }{
 	{"DataPlane", testDataPlane},
 	{"ControlPlane", testControlPlane},
+	{"Specs", testSpecs},
 	{"Errors", testErrors},
 	{"AtOnce", testAtOnce},
 	{"Restart", testRestart}, // last: clients made before do not follow
@@ -50,7 +51,7 @@ func TestTokens(t *testing.T) {
 	for _, token := range tokens {
 		t.Run(token.name, func(t *testing.T) {
 			t.Parallel()
-			s := &world{Server: startOn(t, token.uri)}
+			s := &world{Server: startOn(t, token.uri, WithSoftwareKeys)}
 			for _, set := range sets {
 				t.Run(set.name, func(t *testing.T) { set.run(t, s) })
 			}
