@@ -215,7 +215,7 @@ func (s *Server) draw(k *store.Key) error {
 	k.ID = keyid.NewID([16]byte(random[:16]), false)
 	if k.Private != nil {
 		named := *k.Private
-		named.ID = snapshot.PrivateKeyID(k.Account, k.ID, named.Wrapped, named.Public)
+		named.ID = snapshot.PrivateKeyID(k.Account, k.ID, k.Spec, k.Usage, &named)
 		k.Private = &named
 		return nil
 	}

@@ -111,7 +111,7 @@ func (e *env) describes(m wire, spec, usage, algorithms string) {
 	}
 	p := r.Private
 	if len(r.Versions) != 0 || p == nil || string(p.Root[:5]) != "token" || p.Software != (protection != "") ||
-		p.ID != snapshot.PrivateKeyID(n.Account, n.ID, p.Wrapped, p.Public) || (p.Public == nil) != (usage == "GENERATE_VERIFY_MAC") {
+		p.ID != snapshot.PrivateKeyID(n.Account, n.ID, r.Spec, r.Usage, p) || (p.Public == nil) != (usage == "GENERATE_VERIFY_MAC") {
 		e.Errorf("%s for %s: record %+v, private %+v", spec, usage, r, p)
 	}
 }

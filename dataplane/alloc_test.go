@@ -162,10 +162,14 @@ func authorizeAllocCases(w *world) []allocCase {
 // TestKeyAlloc counts what the plane allocates with private keys: their operations give fixed results here, since libraries allocate as they like.
 func TestKeyAlloc(t *testing.T) {
 	w := newWorld(t, worldConfig{plain: true, tcp: true})
-	w.parts.Keys = fixedKeys{}
+	fixed := fixedKeys{w.parts.Keys, map[[32]byte]*fixedResult{}}
+	w.parts.Keys = fixed
+	w.Server.provedEvery = 0
 	var cases []allocCase
 	add := func(spec keyspec.Spec, usage keyspec.Usage, op, rest string) {
-		id := w.addPrivateKey("k-"+spec.String(), kmsapi.StateEnabled, spec, usage).ID.String()
+		k := w.addPrivateKey("k-"+spec.String(), kmsapi.StateEnabled, spec, usage)
+		fixed.results[k.Private.ID] = new(fixedResult)
+		id := k.ID.String()
 		cases = append(cases, allocCase{op + "/" + spec.String(), w.call(op, `{"KeyId":"`+id+`",`+rest+`}`), "200", allocRequests, allocsMost})
 	}
 	large := base64.StdEncoding.EncodeToString(make([]byte, kmsapi.PlaintextMax))
@@ -179,17 +183,28 @@ func TestKeyAlloc(t *testing.T) {
 	}
 }
 
-// fixedKeys gives results of the right length.
-type fixedKeys struct{ hsm.Keys }
+// fixedKeys asks for each result once: each key is used for one message.
+type fixedKeys struct {
+	hsm.Keys
+	results map[[32]byte]*fixedResult
+}
 
 func (fixedKeys) Forget([32]byte) {}
 
-func (fixedKeys) Run(j *hsm.KeyJob, _ time.Time) error {
-	for i := range j.Out {
-		j.Out[i] = 0x55
-	}
-	j.N = len(j.Out)
-	return nil
+func (f fixedKeys) Run(j *hsm.KeyJob, now time.Time) error {
+	r := f.results[j.Key.ID]
+	r.once.Do(func() {
+		r.err = f.Keys.Run(j, now)
+		r.result = append(r.result, j.Out[:j.N]...)
+	})
+	j.N = copy(j.Out, r.result)
+	return r.err
+}
+
+type fixedResult struct {
+	once   sync.Once
+	result []byte
+	err    error
 }
 
 func testAlloc(t *testing.T, w *world, c allocCase) {

@@ -242,7 +242,7 @@ func (k *keyView) size() int64 {
 func (s *Server) find(r *request, text []byte) (k *keyView, alias []byte, code kmsapi.Code) {
 	k, alias, code = s.resolve(r, text, r.op.action)
 	spec := keyspec.None
-	if k != nil {
+	if k != nil && k.Account == r.who.Principal().Account {
 		spec = k.spec
 	}
 	if entered := s.enter(r, spec); entered != kmsapi.OK {
@@ -253,6 +253,12 @@ func (s *Server) find(r *request, text []byte) (k *keyView, alias []byte, code k
 
 // admit says whether the key may do the operation now: usage and algorithm first, then state. algorithm is nil for SYMMETRIC_DEFAULT.
 func (s *Server) admit(r *request, k *keyView, usage keyspec.Usage, algorithm []byte) kmsapi.Code {
+	if k == r.key && k.Account != r.who.Principal().Account && r.op.pools.byKey && k.spec != keyspec.None {
+		// Of another account's key the pool was not charged before the caller was known to have a right to it: it would tell what the key is.
+		if code := s.charge(r, r.op.pools.of[k.spec]); code != kmsapi.OK {
+			return code
+		}
+	}
 	if k.usage != usage {
 		r.msg = append(append(emptied(r.msg), k.ARN...), " key usage is "...)
 		r.msg = append(append(append(append(r.msg, k.Usage...), " which is not valid for "...), r.op.Name...), '.')

@@ -18,10 +18,6 @@ func (s *Server) reEncrypt(r *request) kmsapi.Code {
 	}
 	// Whether the destination exists is told after the decision about the source: else it would tell whether another account's source does.
 	dest, destAlias, destCode := s.resolve(r, in.destKeyID, reEncryptTo)
-	if code = s.chargeDest(r, dest); code != kmsapi.OK {
-		return code
-	}
-	r.dest = dest
 	r.ask.context.ReEncrypt, r.ask.context.SameKey = true, dest != nil && r.key.ID == dest.ID && r.key.Account == dest.Account
 	if code = s.authorizeSource(r, alias); code != kmsapi.OK {
 		return code
@@ -29,7 +25,11 @@ func (s *Server) reEncrypt(r *request) kmsapi.Code {
 	if destCode != kmsapi.OK {
 		return destCode
 	}
+	r.dest = dest // not before: the record lists it
 	if code = s.authorize(r, r.dest, reEncryptTo, &in.destContext, in.destAlgorithm, destAlias); code != kmsapi.OK {
+		return code
+	}
+	if code = s.chargeDest(r, dest); code != kmsapi.OK {
 		return code
 	}
 	if code = s.admitTokens(r); code != kmsapi.OK {

@@ -46,5 +46,10 @@ func (s *Server) openRSA(r *request) kmsapi.Code {
 	if keyspec.AlgorithmOf(in.algorithm) == keyspec.OAEPSHA256 {
 		m = hsm.DecryptOAEP256
 	}
-	return s.private(r, r.key, m, in.ciphertextBlob, kmsapi.InvalidCiphertext)
+	code := s.private(r, r.key, m, in.ciphertextBlob, kmsapi.InvalidCiphertext)
+	if code == kmsapi.OK && len(r.plain) == 0 {
+		// Whoever has the public key can encrypt nothing; the service's plaintexts have one byte at least.
+		return r.refuse(kmsapi.InvalidCiphertext)
+	}
+	return code
 }

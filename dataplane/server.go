@@ -110,14 +110,17 @@ type Server struct {
 	requests  requestPool
 	ids       *uuid.Generator // of requests
 	panics    atomic.Uint64
-	warnings  ratelimit.GCRA
-	verifying chan struct{}  // one element for each attestation document that is being verified
-	refusals  ratelimit.GCRA // of attestation documents, in the log
-	strangers ratelimit.Sampler
-	unlogged  atomic.Uint64 // warnings left out since the last one
-	draining  atomic.Bool
-	closing   atomic.Bool
-	pairs     chan struct{} // as many as key pairs of RSA may be made at the same time
+
+	signatures  atomic.Uint64 // of keys that are not RSA: one in provedEvery is verified
+	provedEvery uint64        // tests that count allocations set 0: none is, of RSA keys neither
+	warnings    ratelimit.GCRA
+	verifying   chan struct{}  // one element for each attestation document that is being verified
+	refusals    ratelimit.GCRA // of attestation documents, in the log
+	strangers   ratelimit.Sampler
+	unlogged    atomic.Uint64 // warnings left out since the last one
+	draining    atomic.Bool
+	closing     atomic.Bool
+	pairs       chan struct{} // as many as key pairs of RSA may be made at the same time
 
 	connAgeMax time.Duration // after which a connection is closed with its next reply
 }
@@ -128,8 +131,8 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Region == "" || cfg.Ready == nil || cfg.Logger == nil {
 		return nil, errors.New("dataplane: a required field of Config is missing")
 	}
-	s := &Server{cfg: cfg, partition: keyid.Partition(cfg.Region), ids: uuid.New(), connAgeMax: time.Hour, strangers: ratelimit.Sampler{Limit: strangers},
-		verifying: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), pairs: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))}
+	s := &Server{cfg: cfg, partition: keyid.Partition(cfg.Region), ids: uuid.New(), connAgeMax: time.Hour, strangers: ratelimit.Sampler{Limit: strangers}, provedEvery: provedEvery,
+		verifying: make(chan struct{}, max(1, runtime.NumCPU()/2)), pairs: make(chan struct{}, max(1, runtime.NumCPU()/2))}
 	var err error
 	if s.keys, err = cache.New(cfg.KeyCacheBytes, absentBytes(cfg.KeyCacheBytes), s.destroy); err != nil {
 		return nil, err

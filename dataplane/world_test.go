@@ -398,7 +398,7 @@ func (w *world) addPrivateKey(name string, state kmsapi.KeyState, spec keyspec.S
 	}
 	p := *privateKey(w, which, spec)
 	p.Root = w.shards.Primary()
-	p.ID = snapshot.PrivateKeyID(k.Account, k.ID, p.Wrapped, p.Public)
+	p.ID = snapshot.PrivateKeyID(k.Account, k.ID, k.Spec, k.Usage, &p)
 	k.Private = &p
 	k.Policy = []byte(delegating(k.Account))
 	k.Facts = authz.KeyFacts{Account: k.Account, Spec: k.Spec, Usage: k.Usage, Origin: k.Origin, MultiRegion: k.ID.MultiRegion}

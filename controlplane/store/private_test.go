@@ -17,7 +17,7 @@ func newPrivate(region, spec, usage string, public []byte) *Key {
 	k.Spec, k.Usage, k.Versions, k.Current = spec, usage, nil, 0
 	p := &snapshot.PrivateKey{Root: [8]byte{9, 8, 7}, Wrapped: make([]byte, 64), Public: public}
 	rand.Read(p.Wrapped)
-	p.ID = snapshot.PrivateKeyID(k.Account, k.ID, p.Wrapped, p.Public)
+	p.ID = snapshot.PrivateKeyID(k.Account, k.ID, k.Spec, k.Usage, p)
 	k.Private = p
 	return k
 }
@@ -26,6 +26,7 @@ func newPrivate(region, spec, usage string, public []byte) *Key {
 func TestPrivateKeyRecords(t *testing.T) {
 	rsa, mac := newPrivate("private", "RSA_2048", "SIGN_VERIFY", []byte("public")), newPrivate("private", "HMAC_256", "GENERATE_VERIFY_MAC", nil)
 	rsa.Private.Software = true
+	rsa.Private.ID = snapshot.PrivateKeyID(rsa.Account, rsa.ID, rsa.Spec, rsa.Usage, rsa.Private)
 	for _, k := range []*Key{rsa, mac} {
 		if err := shared.CreateKey(t.Context(), k, 1000); err != nil {
 			t.Fatal(err)
@@ -73,11 +74,11 @@ func TestDamagedPrivateKeys(t *testing.T) {
 		"unknown spec":                 func(k *Key) { k.Spec = "RSA_1024" },
 		"no public key": func(k *Key) {
 			k.Private.Public = nil
-			k.Private.ID = snapshot.PrivateKeyID(k.Account, k.ID, k.Private.Wrapped, nil)
+			k.Private.ID = snapshot.PrivateKeyID(k.Account, k.ID, k.Spec, k.Usage, k.Private)
 		},
 		"nothing wrapped": func(k *Key) {
 			k.Private.Wrapped = nil
-			k.Private.ID = snapshot.PrivateKeyID(k.Account, k.ID, nil, k.Private.Public)
+			k.Private.ID = snapshot.PrivateKeyID(k.Account, k.ID, k.Spec, k.Usage, k.Private)
 		},
 	} {
 		k := newPrivate("damaged", spec, usage, []byte("public key"))

@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/x509"
@@ -26,6 +27,12 @@ func verifyChain(p *payload, roots *x509.CertPool, now time.Time) (*ecdsa.Public
 		}
 		if err := checkCertificate(c, i == 0); err != nil {
 			return nil, err
+		}
+		for _, below := range chain[:i] {
+			if bytes.Equal(below.RawSubject, c.RawSubject) {
+				// x509 tries every order of certificates of one name: a document could make it verify a hundred signatures.
+				return nil, refuse("two of its certificates have the same name")
+			}
 		}
 		chain[i] = c
 	}

@@ -10,7 +10,8 @@
 //
 // Go's standard library does RSA, the NIST curves, Ed25519, and ML-KEM-768 and -1024. It lacks, as of Go 1.26:
 //
-//   - secp256k1: github.com/decred/dcrd/dcrec/secp256k1, the implementation behind most Go software that holds such keys; constant time, no cgo.
+//   - secp256k1: github.com/decred/dcrd/dcrec/secp256k1, the implementation behind most Go software that holds such keys; no cgo.
+//     Its arithmetic takes time that depends on the numbers, so internal/softkey blinds what is secret.
 //   - ML-DSA in public: filippo.io/mldsa is the standard library's own code in a module. It does not export verification of an external μ, which is
 //     therefore in mldsa.go, and checked against the library.
 //   - ML-KEM-512: github.com/cloudflare/circl/kem/mlkem/mlkem512. Go leaves the smallest set out by intent; circl is maintained, has been

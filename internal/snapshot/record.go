@@ -86,7 +86,7 @@ func (r *Record) checkPrivate(s keyspec.Spec) error {
 	switch {
 	case r.State.String() == "" || len(r.Versions) != 0 || s.Info().Usages&keyspec.UsageOf(r.Usage) == 0:
 	case p == nil || len(p.Wrapped) == 0 || (len(p.Public) == 0) != (s.Info().Public == 0):
-	case p.ID != PrivateKeyID(r.Account, r.ID, p.Wrapped, p.Public):
+	case p.ID != PrivateKeyID(r.Account, r.ID, r.Spec, r.Usage, p):
 	default:
 		return nil
 	}
@@ -114,15 +114,23 @@ func MaterialID(a keyid.Account, id keyid.ID, version uint32, salt *[32]byte) [6
 const privateKeyIDLabel = "keyplane private key v1"
 
 // PrivateKeyID names what is stored of a private or HMAC key: SHA-256 of the label, the account (six bytes, big-endian), the form of the key ID
-// (one byte), its UUID, the length of wrapped (four bytes, big-endian), wrapped, and public to the end. A wrapped key that was moved to another
-// KMS key, or given another public key, does not have the ID that is stored with it.
-func PrivateKeyID(a keyid.Account, id keyid.ID, wrapped, public []byte) (sum [32]byte) {
+// (one byte), its UUID, the key spec and the key usage, each with a zero byte after it, the root, 1 of a software key else 0, the length of what is
+// wrapped (four bytes, big-endian), that, and the public key to the end. A wrapped key that was moved to another KMS key, or given another public
+// key, spec or usage, does not have the ID that is stored with it. It is no authentication: whoever writes records can make it.
+func PrivateKeyID(a keyid.Account, id keyid.ID, spec, usage string, p *PrivateKey) (sum [32]byte) {
 	h := sha256.New()
-	var in [len(privateKeyIDLabel) + keyNameBytes + 4]byte
-	b := appendKeyName(append(in[:0], privateKeyIDLabel...), a, id)
-	h.Write(binary.BigEndian.AppendUint32(b, uint32(len(wrapped))))
-	h.Write(wrapped)
-	h.Write(public)
+	b := appendKeyName(append(make([]byte, 0, 128), privateKeyIDLabel...), a, id)
+	b = append(append(b, spec...), 0)
+	b = append(append(b, usage...), 0)
+	b = append(b, p.Root[:]...)
+	if p.Software {
+		b = append(b, 1)
+	} else {
+		b = append(b, 0)
+	}
+	h.Write(binary.BigEndian.AppendUint32(b, uint32(len(p.Wrapped))))
+	h.Write(p.Wrapped)
+	h.Write(p.Public)
 	h.Sum(sum[:0])
 	return sum
 }

@@ -14,8 +14,6 @@ import (
 	"hash"
 
 	"filippo.io/mldsa/mldsacrypto"
-	"github.com/decred/dcrd/dcrec/secp256k1/v4"
-	secpecdsa "github.com/decred/dcrd/dcrec/secp256k1/v4/ecdsa"
 
 	"github.com/keyplane/keyplane/internal/keyspec"
 	"github.com/keyplane/keyplane/internal/pubkey"
@@ -136,15 +134,7 @@ func (k *Key) signECDSA(digest []byte) ([]byte, error) {
 	}
 	raw := make([]byte, result)
 	if k.spec == keyspec.Secp256k1 {
-		var scalar secp256k1.ModNScalar
-		scalar.SetByteSlice(k.raw)
-		private := secp256k1.NewPrivateKey(&scalar)
-		signature := secpecdsa.Sign(private, digest) // the nonce is that of RFC 6979
-		private.Zero()
-		scalar.Zero()
-		r, s := signature.R(), signature.S()
-		r.PutBytesUnchecked(raw[:32])
-		s.PutBytesUnchecked(raw[32:])
+		signSecp256k1(k.raw, digest, raw)
 		return raw, nil
 	}
 	der, err := ecdsa.SignASN1(rand.Reader, k.ecdsa, digest)
