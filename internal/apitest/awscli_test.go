@@ -187,7 +187,9 @@ func cliData(t *testing.T, a *awsCLI) {
 func cliSpecs(t *testing.T, a *awsCLI) {
 	dir := t.TempDir()
 	message := writePrivate(t, dir, "message", "signed by awscli")
-	var made struct{ KeyMetadata struct{ KeyId, KeySpec string } }
+	var made struct {
+		KeyMetadata struct{ KeyId, KeySpec string }
+	}
 	a.ok(t, &made, "create-key", "--key-spec", "ECC_NIST_P256", "--key-usage", "SIGN_VERIFY")
 	id := made.KeyMetadata.KeyId
 	equal(t, "KeySpec", made.KeyMetadata.KeySpec, "ECC_NIST_P256")
