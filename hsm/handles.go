@@ -46,7 +46,13 @@ func newHandles(max int, load func(*Key) (LoadedKey, error), unload func(LoadedK
 	return &handles{max: max, load: load, unload: unload, generation: generation, byName: map[handleName]*handle{}}
 }
 
-// acquire lends the loaded key until release. An error of the load is that of everybody who waited for it, and is not kept.
+// waited is the error of a load that somebody else made, and does what is to be done about.
+type waited struct{ cause error }
+
+func (w *waited) Error() string { return w.cause.Error() }
+func (w *waited) Unwrap() error { return w.cause }
+
+// acquire lends the loaded key until release. An error of the load is also that of everybody who waited for it, as a waited, and is not kept.
 func (c *handles) acquire(k *Key) (*handle, error) {
 	name := handleName{k.ID, k.Spec}
 	var leaving *handle // a list by older
@@ -68,7 +74,7 @@ func (c *handles) acquire(k *Key) (*handle, error) {
 		if h.err != nil {
 			err := h.err
 			c.release(h)
-			return nil, err
+			return nil, &waited{err}
 		}
 		return h, nil
 	}
@@ -93,6 +99,14 @@ func (c *handles) acquire(k *Key) (*handle, error) {
 		return nil, h.err
 	}
 	return h, nil
+}
+
+// has says that the key is loaded, so that acquire will most likely not wait.
+func (c *handles) has(k *Key) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	h := c.byName[handleName{k.ID, k.Spec}]
+	return h != nil && h.ready && h.key.Generation == c.generation()
 }
 
 // landed ends the load of h. Where it failed, the loader's use ends too.

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -23,7 +25,7 @@ type KeyRingConfig struct {
 
 	// Batch joins callers into rounds: it returns Do of a batch.Batcher with this many shards over run. Do's errors mean that the job was not run.
 	Batch func(shards int, run func(shard int, round []*KeyJob)) (do func(shard int, j *KeyJob, deadline time.Time) error, err error)
-	// Full is Do's error for a shard whose queue is full. The job then goes to another shard: at most three are asked after the first.
+	// Full is Do's error for a shard whose queue is full, never nil. The job then goes to another shard: at most three are asked after the first.
 	Full error
 
 	Software SoftwareKeys // for specs that no token offers; nil: there are no keys outside of tokens
@@ -46,12 +48,14 @@ type KeyRing struct {
 	do       func(shard int, j *KeyJob, deadline time.Time) error
 	software *software // nil: not allowed
 	next     atomic.Uint64
-	making   chan struct{} // capacity makingMax: keys that are being made
+	making   chan struct{} // capacity makingMax: keys that are being made in software
+	idle     []*offers     // of tokens that offered nothing at the start, and have no sessions
+	asked    sync.WaitGroup
 
 	generated, failed atomic.Uint64
 }
 
-// makingMax bounds the keys that are made at the same time: on many tokens making one delays all other work.
+// makingMax bounds the keys that are made at the same time in one token, or in software: on many tokens making one delays all other work.
 const makingMax = 2
 
 // NewKeyRing asks every token what it offers, which can take seconds, and opens sessions on those that offer something.
@@ -60,8 +64,8 @@ func NewKeyRing(cfg KeyRingConfig) (*KeyRing, error) {
 	dflt(&cfg.GenerateTimeout, 60*time.Second)
 	dflt(&cfg.HandlesMax, 4096)
 	if cfg.SessionsPerToken < 1 || cfg.RoundMax < 1 || cfg.RoundMax > 64 || cfg.HandlesMax < 1 || cfg.Timeout < 0 || cfg.GenerateTimeout < 0 ||
-		cfg.QueueTimeMax < 0 || cfg.Batch == nil {
-		return nil, fmt.Errorf("hsm: config out of range: %d sessions, rounds of %d, %d handles, timeouts %v, %v and %v",
+		cfg.QueueTimeMax < 0 || cfg.Batch == nil || cfg.Full == nil {
+		return nil, fmt.Errorf("hsm: config out of range: %d sessions, rounds of %d, %d handles, timeouts %v, %v and %v, or no Batch or Full",
 			cfg.SessionsPerToken, cfg.RoundMax, cfg.HandlesMax, cfg.Timeout, cfg.GenerateTimeout, cfg.QueueTimeMax)
 	}
 	if cfg.Logger == nil {
@@ -78,8 +82,14 @@ func NewKeyRing(cfg KeyRingConfig) (*KeyRing, error) {
 		if err != nil {
 			return nil, err
 		}
-		if offers != nil {
-			tokens, keys.offers = append(tokens, t), append(keys.offers, offers)
+		if offers == nil {
+			continue
+		}
+		o := newOffers(t.(KeyToken), offers, &r.asked)
+		if some(offers) {
+			tokens, keys.offers = append(tokens, t), append(keys.offers, o)
+		} else {
+			r.idle = append(r.idle, o)
 		}
 	}
 	if len(tokens) == 0 {
@@ -105,7 +115,7 @@ func dflt[T comparable](v *T, d T) {
 	}
 }
 
-// offersOf asks a token what it can do with keys of each spec; nil if nothing.
+// offersOf asks a token what it can do with keys of each spec; nil if it is no KeyToken.
 func offersOf(t Token, timeout time.Duration) ([]Mechanisms, error) {
 	token, ok := t.(KeyToken)
 	if !ok {
@@ -114,13 +124,9 @@ func offersOf(t Token, timeout time.Duration) ([]Mechanisms, error) {
 	answer := make(chan []Mechanisms, 1)
 	go func() { // a module may hang
 		all := keyspec.All()
-		offers, some := make([]Mechanisms, len(all)+1), false
+		offers := make([]Mechanisms, len(all)+1)
 		for _, s := range all {
 			offers[s] = token.Keys(s) & MechanismsOf(s)
-			some = some || offers[s] != 0
-		}
-		if !some {
-			offers = nil
 		}
 		answer <- offers
 	}()
@@ -133,8 +139,18 @@ func offersOf(t Token, timeout time.Duration) ([]Mechanisms, error) {
 	}
 }
 
+func some(offers []Mechanisms) bool {
+	for _, m := range offers {
+		if m != 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // Run runs j, which the caller owns again when it returns. The error is j.Err: nil, Batch's Do's, ErrReused, when the job is not the caller's, or
-// one for which Final has a Result. ErrNotOffered is one that the token of the key does not do this with keys of its spec.
+// one for which Final has a Result. ErrNotOffered is one that the token of the key does not do this with keys of its spec, of which it
+// does other things; where it seems to do nothing at all with them any more, the key is unavailable.
 func (r *KeyRing) Run(j *KeyJob, now time.Time) error {
 	ticket, ok := j.handIn()
 	if !ok {
@@ -161,7 +177,7 @@ func (r *KeyRing) Run(j *KeyJob, now time.Time) error {
 
 func (r *KeyRing) run(j *KeyJob, now time.Time) error {
 	if r.shards == nil {
-		return ErrNotOffered
+		return ErrUnavailable // a token has made it that is not here, or cannot tell what it offers
 	}
 	ticket := j.ticket.Load()
 	not := -1
@@ -213,70 +229,139 @@ func (r *KeyRing) Generate(s keyspec.Spec) (k *Key, public []byte, err error) {
 }
 
 func (r *KeyRing) generate(s keyspec.Spec) (*Key, []byte, error) {
-	m, inSoftware := r.Offers(s)
-	if m == 0 {
+	if s.Info().Family == 0 {
 		return nil, nil, ErrNotOffered
 	}
 	timer := time.NewTimer(r.cfg.GenerateTimeout)
 	defer timer.Stop()
-	if inSoftware {
-		if !r.seat(timer) {
+	m := r.known(s)
+	if m == 0 { // ask again before a key is made in software, or refused
+		if !r.ask(s, timer.C) {
 			return nil, nil, errGenerateTimeout
 		}
-		defer r.unseat()
-		sealed, public, err := r.cfg.Software.GenerateKey(s)
-		if err != nil {
-			return nil, nil, err
-		}
-		return &Key{Spec: s, Root: r.cfg.Root, Software: true, Wrapped: sealed}, public, nil
+		m = r.known(s)
 	}
-	err := ErrUnavailable
-	for _, sl := range r.shards.slots {
-		if sl.offers[s] == 0 || sl.state.Load() != serving {
-			continue
-		}
-		if !r.seat(timer) {
-			return nil, nil, errGenerateTimeout
-		}
-		var wrapped, public []byte
-		if wrapped, public, err = r.shards.generateOn(sl, s, timer.C, r.unseat); err == nil {
-			return &Key{Spec: s, Root: sl.root, Wrapped: wrapped}, public, nil
-		}
-		if errors.Is(err, ErrTimeout) || !classOf(err).Has(actElsewhere) {
-			break
-		}
+	switch {
+	case m != 0:
+		return r.generateInToken(s, timer)
+	case r.anyIdle(s): // and it has no sessions
+		return nil, nil, ErrUnavailable
+	case r.software == nil:
+		return nil, nil, ErrNotOffered
 	}
-	return nil, nil, err
-}
-
-// seat waits for one's turn to make a key, false if that does not come in time.
-func (r *KeyRing) seat(timer *time.Timer) bool {
 	select {
 	case r.making <- struct{}{}:
-		return true
 	case <-timer.C:
-		return false
+		return nil, nil, errGenerateTimeout
+	}
+	defer func() { <-r.making }()
+	sealed, public, err := r.cfg.Software.GenerateKey(s)
+	if err != nil {
+		return nil, nil, err
+	}
+	return &Key{Spec: s, Root: r.cfg.Root, Software: true, Wrapped: sealed}, public, nil
+}
+
+// seatEvery is how often somebody who waits for his turn to make a key looks for it. Most keys take longer.
+const seatEvery = 5 * time.Millisecond
+
+// generateInToken makes a key in the first token that offers it, serves and has a free seat. Seats are the token's own: calls that hang in one do not
+// keep the others from making keys.
+func (r *KeyRing) generateInToken(s keyspec.Spec, timer *time.Timer) (*Key, []byte, error) {
+	tried := make([]bool, len(r.shards.slots))
+	for err := error(ErrUnavailable); ; {
+		busy := false
+		for i, sl := range r.shards.slots {
+			if tried[i] || sl.offers.of(s) == 0 || sl.state.Load() != serving {
+				continue
+			}
+			select {
+			case sl.making <- struct{}{}:
+			default:
+				busy = true
+				continue
+			}
+			tried[i] = true
+			var wrapped, public []byte
+			if wrapped, public, err = r.shards.generateOn(sl, s, timer.C, r.cfg.GenerateTimeout); err == nil {
+				return &Key{Spec: s, Root: sl.root, Wrapped: wrapped}, public, nil
+			}
+			if errors.Is(err, ErrTimeout) || !classOf(err).Has(actElsewhere) {
+				return nil, nil, err
+			}
+		}
+		if !busy {
+			return nil, nil, err
+		}
+		select {
+		case <-timer.C:
+			return nil, nil, errGenerateTimeout
+		case <-time.After(seatEvery):
+		}
 	}
 }
 
-func (r *KeyRing) unseat() { <-r.making }
-
-// Offers says what is done with keys of the spec that Generate makes now, and whether in software.
+// Offers says what is done with keys of the spec that Generate makes now, and whether in software. Where no token is known to offer the spec they are
+// asked again, at most once a second, which can take as long as Timeout.
 func (r *KeyRing) Offers(s keyspec.Spec) (m Mechanisms, software bool) {
 	if s.Info().Family == 0 {
 		return 0, false
 	}
+	if m = r.known(s); m == 0 && r.due(s) {
+		timer := time.NewTimer(r.cfg.Timeout)
+		defer timer.Stop()
+		r.ask(s, timer.C)
+	}
+	return r.offered(s)
+}
+
+// offered is Offers without a question.
+func (r *KeyRing) offered(s keyspec.Spec) (m Mechanisms, software bool) {
+	if m = r.known(s); m == 0 && r.software != nil {
+		return MechanismsOf(s), true
+	}
+	return m, false
+}
+
+// known is what the first slot that is known to offer something with keys of the spec does.
+func (r *KeyRing) known(s keyspec.Spec) Mechanisms {
 	if r.shards != nil {
 		for _, sl := range r.shards.slots {
-			if sl.offers[s] != 0 {
-				return sl.offers[s], false
+			if m := sl.offers.of(s); m != 0 {
+				return m
 			}
 		}
 	}
-	if r.software != nil {
-		return MechanismsOf(s), true
+	return 0
+}
+
+// all are the offers of all tokens.
+func (r *KeyRing) all() []*offers {
+	all := append([]*offers(nil), r.idle...)
+	if r.shards != nil {
+		for _, sl := range r.shards.slots {
+			all = append(all, sl.offers)
+		}
 	}
-	return 0, false
+	return all
+}
+
+// ask asks all tokens for the spec, false if one does not answer in time.
+func (r *KeyRing) ask(s keyspec.Spec, late <-chan time.Time) bool {
+	for _, o := range r.all() {
+		if !o.ask(s, late) {
+			return false
+		}
+	}
+	return true
+}
+
+func (r *KeyRing) due(s keyspec.Spec) bool {
+	return slices.ContainsFunc(r.all(), func(o *offers) bool { return o.due(s) })
+}
+
+func (r *KeyRing) anyIdle(s keyspec.Spec) bool {
+	return slices.ContainsFunc(r.idle, func(o *offers) bool { return o.of(s) != 0 })
 }
 
 // Forget unloads a key everywhere. One that is in use is unloaded afterwards.
@@ -313,6 +398,15 @@ func (r *KeyRing) Close() {
 		}
 		r.shards.Close()
 	}
+	answered := make(chan struct{})
+	go func() {
+		r.asked.Wait()
+		close(answered)
+	}()
+	select {
+	case <-answered:
+	case <-time.After(r.cfg.Timeout):
+	}
 }
 
 // KeyStats counts since NewKeyRing.
@@ -338,7 +432,7 @@ func (r *KeyRing) Stats() KeyStats {
 		t.Software = r.software.handles.stats()
 	}
 	for _, s := range keyspec.All() {
-		switch m, software := r.Offers(s); {
+		switch m, software := r.offered(s); {
 		case software:
 			t.Offers[s.String()] = "software"
 		case m != 0:
@@ -358,7 +452,12 @@ type software struct {
 	seats        chan struct{}
 	queueTimeMax time.Duration
 	full         error
+
+	loading, waiting atomic.Int32 // jobs whose key is unsealed, and that have no seat yet
 }
+
+// softwareMax bounds the jobs that wait for keys to be unsealed, and those that wait for a seat.
+const softwareMax = 1024
 
 // errSoftware is the error of a key from a time when such keys were allowed.
 var errSoftware = &unusable{errors.New("it was made in software, and software keys are not allowed now")}
@@ -373,16 +472,12 @@ func newSoftware(cfg *KeyRingConfig) *software {
 	}
 }
 
-// run runs j when there is a processor for it.
+// run runs j when there is a processor for it. The key is loaded before that: unsealing waits for an HSM, and must not keep others from the processor.
 func (w *software) run(j *KeyJob, now time.Time) error {
 	if w == nil {
 		return errSoftware
 	}
-	if !w.wait(now) {
-		return w.full
-	}
-	defer func() { <-w.seats }()
-	h, err := w.handles.acquire(j.Key)
+	h, err := w.load(j.Key)
 	if err != nil {
 		if classOf(err).Has(actD) {
 			w.log.Error("a stored software key does not unseal", "err", err)
@@ -391,16 +486,36 @@ func (w *software) run(j *KeyJob, now time.Time) error {
 		return err
 	}
 	defer w.handles.release(h)
+	if !w.wait(now) {
+		return w.full
+	}
+	defer func() { <-w.seats }()
 	j.N, err = w.keys.Use(h.key, j.Key.Spec, j.Mechanism, j.In, j.Out)
 	return err
 }
 
-// wait takes a seat, false if there is none in time.
+// load lends the key, at most softwareMax at the same time wait for one to be unsealed.
+func (w *software) load(k *Key) (*handle, error) {
+	if w.handles.has(k) {
+		return w.handles.acquire(k)
+	}
+	defer w.loading.Add(-1)
+	if w.loading.Add(1) > softwareMax {
+		return nil, w.full
+	}
+	return w.handles.acquire(k)
+}
+
+// wait takes a seat, false if there is none in time or too many wait.
 func (w *software) wait(now time.Time) bool {
 	select {
 	case w.seats <- struct{}{}:
 		return true
 	default:
+	}
+	defer w.waiting.Add(-1)
+	if w.waiting.Add(1) > softwareMax {
+		return false
 	}
 	timer := time.NewTimer(time.Until(now.Add(w.queueTimeMax)))
 	defer timer.Stop()

@@ -362,15 +362,14 @@ func TestHandlesAreBounded(t *testing.T) {
 	if most.Load() > limit || st.Loaded > limit || st.Evicted == 0 || st.Failed != 0 || st.Lost != 0 {
 		t.Errorf("at most %d loaded; %+v", most.Load(), st)
 	}
-	if n := r.tokens[0].Loaded(); n != st.Loaded {
-		t.Errorf("%d keys in the token, %d known", n, st.Loaded)
-	}
+	eventually(t, "the token has the keys that are known", func() bool { return r.tokens[0].Loaded() == st.Loaded })
 	for _, k := range all {
 		r.Forget(k.ID)
 	}
-	if n := r.tokens[0].Loaded(); n != 0 || r.Stats().Handles[0].Loaded != 0 {
+	if n := r.Stats().Handles[0].Loaded; n != 0 {
 		t.Errorf("%d keys after all are forgotten", n)
 	}
+	eventually(t, "all are unloaded", func() bool { return r.tokens[0].Loaded() == 0 })
 	// The hot one stays.
 	loads := r.Stats().Handles[0].Loads
 	for i := range 3 * limit {
@@ -715,8 +714,8 @@ func TestGenerateTwoAtATime(t *testing.T) {
 	}
 
 	slow := newKeyRig(t, 0, func(c *hsm.KeyRingConfig) { c.Tokens, c.GenerateTimeout = []hsm.Token{token}, 50*time.Millisecond })
-	for range 3 { // the third does not even get its turn
-		if _, _, err := slow.Generate(keyspec.HMAC256); hsm.Final(err) != hsm.Timeout {
+	for i := range 3 { // the third does not even get its turn, and is refused while the slot is in quarantine
+		if _, _, err := slow.Generate(keyspec.HMAC256); hsm.Final(err) != hsm.Timeout && (i < 2 || hsm.Final(err) != hsm.Unavailable) {
 			t.Errorf("hanging: %v", err)
 		}
 	}

@@ -2,6 +2,7 @@ package hsm
 
 import (
 	"errors"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -13,7 +14,7 @@ import (
 // do; their tokens are KeyTokens and their sessions KeySessions.
 type keyConfig struct {
 	handlesMax int
-	offers     [][]Mechanisms // by token and spec
+	offers     []*offers // by token
 }
 
 // keyClaim is what a round remembers of a job it has taken.
@@ -117,7 +118,9 @@ func (sh *shard) admitKey(j *KeyJob) error {
 		return err
 	case j.Key.Software || j.Key.Root != sh.slot.root:
 		return ErrNoRoot
-	case !sh.slot.offers[j.Key.Spec].Has(j.Mechanism):
+	case sh.slot.offers.of(j.Key.Spec) == 0:
+		return ErrUnavailable
+	case !sh.slot.offers.of(j.Key.Spec).Has(j.Mechanism):
 		return ErrNotOffered
 	}
 	return nil
@@ -161,6 +164,22 @@ func (g *group) lose() {
 	}
 }
 
+// losesKey says that the token does not know the job's key any more. An object handle can be that of something else, such as the secret that was
+// derived, but where the function takes none but the key's.
+func (e *Error) losesKey() bool {
+	switch e.CKR {
+	case CKR_KEY_HANDLE_INVALID:
+		return true
+	case CKR_OBJECT_HANDLE_INVALID:
+		switch e.Function {
+		case "C_Sign", "C_Decrypt", "C_DeriveKey", "C_DecapsulateKey":
+			return true
+		}
+		return strings.HasSuffix(e.Function, "Init")
+	}
+	return false
+}
+
 // runKey runs one job, and once more if that may help.
 func (s *Shards) runKey(sh *shard, g *group, c *keyClaim, j *KeyJob) {
 	sh.jobs.Add(1)
@@ -179,7 +198,7 @@ func (s *Shards) runKey(sh *shard, g *group, c *keyClaim, j *KeyJob) {
 		}
 		sh.failures.Add(1)
 		retry, err := s.reactKey(sh, err, loading)
-		if e, ok := errors.AsType[*Error](err); ok && (e.CKR == CKR_KEY_HANDLE_INVALID || e.CKR == CKR_OBJECT_HANDLE_INVALID) {
+		if e, ok := errors.AsType[*Error](err); ok && e.losesKey() {
 			g.lose()
 		}
 		if retry == nowhere || retry == elsewhere || again || j.Attempt > 0 {
@@ -230,27 +249,26 @@ const (
 
 // reactKey does what the table says after a failed job and returns the error that the job gets if it is not run again.
 func (s *Shards) reactKey(sh *shard, err error, loading bool) (where, error) {
-	sl := sh.slot
+	other, isWaited := err.(*waited)
+	if isWaited {
+		err = other.cause
+	}
 	c := classOf(err)
 	switch {
 	case errors.Is(err, ErrNotOffered):
 		return nowhere, err
-	case loading && errors.Is(err, ErrKeyRefused):
-		sl.alarm("a key is not what was stored", err)
-		return nowhere, &unusable{err}
-	case c.Has(actD):
-		if c.Has(actCanary) {
-			if bad := s.canaryWithin(sl, canaryEvery); bad != nil {
-				s.judge(sl, bad)
-				sl.quarantine(err)
-				sh.drop()
-				return elsewhere, ErrUnavailable
-			}
-			// Not counted as the token's fault: whoever sends bad data would take the token from everybody.
+	case loading && (errors.Is(err, ErrKeyRefused) || c.Has(actD)):
+		return s.refuseKey(sh, err, isWaited)
+	case isWaited && !c.Has(actL|actH):
+		// One call has failed, and whoever made it does what is to be done: it counts once, and this session is not touched.
+		if c.Has(actR) && s.budget(1) {
+			return elsewhere, err
 		}
-		if loading {
-			sl.alarm("a stored key does not unwrap", err)
-			return nowhere, &unusable{err}
+		return nowhere, err
+	case c.Has(actD):
+		// Not counted as the token's fault: whoever sends bad data would take the token from everybody.
+		if c.Has(actCanary) && s.distrust(sh, err) {
+			return elsewhere, ErrUnavailable
 		}
 		return nowhere, err
 	}
@@ -261,6 +279,42 @@ func (s *Shards) reactKey(sh *shard, err error, loading bool) (where, error) {
 		return elsewhere, err
 	}
 	return nowhere, err
+}
+
+// refuseKey is for a stored key that the token does not take: a canary, an alarm, and the next replica, where there is one, may know better.
+func (s *Shards) refuseKey(sh *shard, err error, isWaited bool) (where, error) {
+	if !isWaited {
+		if s.distrust(sh, err) {
+			return elsewhere, ErrUnavailable
+		}
+		sh.slot.alarm("a stored key does not unwrap, or is not what was stored", err)
+	}
+	if s.hasReplica(sh.slot) && s.budget(1) {
+		return elsewhere, &unusable{err}
+	}
+	return nowhere, &unusable{err}
+}
+
+// distrust asks the canary after err, which may be the token's fault, and takes the slot out if the answer is bad.
+func (s *Shards) distrust(sh *shard, err error) bool {
+	bad := s.canaryWithin(sh.slot, canaryEvery)
+	if bad == nil || noVerdict(bad) {
+		return false
+	}
+	s.judge(sh.slot, bad)
+	sh.slot.quarantine(err)
+	sh.drop()
+	return true
+}
+
+// hasReplica says whether another slot with the same root serves.
+func (s *Shards) hasReplica(sl *slot) bool {
+	for _, other := range s.slots {
+		if other != sl && other.root == sl.root && other.anyServing() {
+			return true
+		}
+	}
+	return false
 }
 
 // failKey leaves err in the job; where other is true, a job in its first attempt may go to another shard.
@@ -285,12 +339,38 @@ func (s *Shards) newHandles(sl *slot, max int) *handles {
 	return newHandles(max,
 		func(k *Key) (LoadedKey, error) { return s.loadKey(sl, token, k) },
 		func(k LoadedKey) {
+			if !sl.watched {
+				_ = token.UnloadKey(k) // in this process's memory: it does not fail
+				return
+			}
+			select {
+			case sl.unloads <- k:
+			default: // it is gone with the token's generation
+				sl.alarm("a key stays loaded: too many wait to be unloaded", ErrTimeout)
+			}
+		},
+		token.Generation)
+}
+
+// unloadsMax bounds the keys that wait to be unloaded from one token.
+const unloadsMax = 4096
+
+// unloader unloads keys one after the other, so that nobody else waits where that hangs. One goroutine per slot, until Close: the keys that are left
+// go with the token's sessions.
+func (s *Shards) unloader(sl *slot) {
+	defer s.workers.Done()
+	token := sl.token.(KeyToken)
+	for {
+		select {
+		case <-s.stop:
+			return
+		case k := <-sl.unloads:
 			// A key that the token does not give up is gone with its generation. There is nobody to tell but of a call that hangs.
 			if err := s.bounded(sl, func() error { return token.UnloadKey(k) }); errors.Is(err, ErrTimeout) {
 				s.judge(sl, err)
 			}
-		},
-		token.Generation)
+		}
+	}
 }
 
 // loadKey loads a key, waiting at most RoundTimeout. One that comes later is unloaded again.
@@ -345,7 +425,11 @@ func (s *Shards) pickKey(k *Key, m Mechanism, not, full int, hint uint64) (int, 
 		switch {
 		case sh.slot.root != k.Root:
 			continue
-		case !sh.slot.offers[k.Spec].Has(m):
+		case sh.slot.offers.of(k.Spec) == 0: // it has made the key, and cannot tell now
+			sh.slot.offers.askSoon(k.Spec)
+			err = ErrUnavailable
+			continue
+		case !sh.slot.offers.of(k.Spec).Has(m):
 			if err != ErrUnavailable {
 				err = ErrNotOffered
 			}
@@ -377,17 +461,19 @@ func (s *Shards) pickKey(k *Key, m Mechanism, not, full int, hint uint64) (int, 
 
 var errGenerateTimeout = errors.Join(ErrTimeout, errors.New("hsm: the token makes no key in time"))
 
-// generateOn is generateKey, waited for until the timer fires. seat is given back when the call ends, however late.
-func (s *Shards) generateOn(sl *slot, spec keyspec.Spec, late <-chan time.Time, seat func()) (wrapped, public []byte, err error) {
+// generateOn is generateKey, waited for until the timer of timeout fires. The caller has a seat of the slot, which is given back when the call ends,
+// however late.
+func (s *Shards) generateOn(sl *slot, spec keyspec.Spec, late <-chan time.Time, timeout time.Duration) (wrapped, public []byte, err error) {
 	type made struct {
 		wrapped, public []byte
 		err             error
 	}
 	done := make(chan made, 1)
+	from := time.Now()
 	s.workers.Add(1)
 	go func() {
 		defer s.workers.Done()
-		defer seat()
+		defer func() { <-sl.making }()
 		var m made
 		m.wrapped, m.public, m.err = s.generateKey(sl, spec)
 		done <- m
@@ -397,6 +483,9 @@ func (s *Shards) generateOn(sl *slot, spec keyspec.Spec, late <-chan time.Time, 
 		return m.wrapped, m.public, m.err
 	case <-late:
 		sl.alarm("no key in time", errGenerateTimeout, "spec", spec.String())
+		if time.Since(from) >= timeout/2 { // else the time went by before its turn came
+			s.judge(sl, errGenerateTimeout)
+		}
 		return nil, nil, errGenerateTimeout
 	}
 }

@@ -285,7 +285,7 @@ func (s *Shards) react(sh *shard, err error) bool {
 	case c.Has(actQ):
 		sl.quarantine(err)
 	case c.Has(actCanary):
-		if bad := s.canary(sl); bad != nil {
+		if bad := s.canary(sl); bad != nil && !noVerdict(bad) {
 			s.judge(sl, bad)
 			sl.quarantine(err)
 		} else if sl.fault(time.Now()) {

@@ -82,6 +82,7 @@ func newShards(cfg ShardsConfig, keys *keyConfig) (*Shards, error) {
 		s.slots = append(s.slots, sl)
 		if keys != nil {
 			sl.offers, sl.handles = keys.offers[i], s.newHandles(sl, keys.handlesMax)
+			sl.making, sl.unloads = make(chan struct{}, makingMax), make(chan LoadedKey, unloadsMax)
 		}
 		var err error
 		if lanes[i], err = s.openSlot(sl); err != nil {
@@ -117,6 +118,10 @@ func newShards(cfg ShardsConfig, keys *keyConfig) (*Shards, error) {
 	for _, sl := range s.slots {
 		s.wg.Add(1)
 		go s.supervise(sl)
+		if keys != nil && sl.watched {
+			s.workers.Add(1)
+			go s.unloader(sl)
+		}
 	}
 	return s, nil
 }

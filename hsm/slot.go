@@ -53,8 +53,10 @@ type slot struct {
 	log     *slog.Logger
 	shards  []*shard // set before anything runs
 
-	offers  []Mechanisms // by spec; nil where rounds are of Jobs
-	handles *handles     // the same
+	offers  *offers        // nil where rounds are of Jobs
+	handles *handles       // the same
+	making  chan struct{}  // the same; capacity makingMax: keys that are being made
+	unloads chan LoadedKey // the same; capacity unloadsMax: keys that the unloader has to unload
 
 	state atomicState
 	stuck atomic.Int32  // calls that have not come back
@@ -256,6 +258,9 @@ func (s *Shards) openLane(sl *slot, roundMax int) (*lane, error) {
 // canary asks whether the token still gives the known answer, on a session of its own: nil if it does.
 // Single flight, at most five a second; a verdict is shared for 100 ms.
 func (s *Shards) canary(sl *slot) error { return s.canaryWithin(sl, verdictAge) }
+
+// noVerdict says that a canary did not get as far as an answer: the token has no room for its session, which says nothing of those it has.
+func noVerdict(bad error) bool { return Final(bad) == Throttled }
 
 // canaryWithin is canary where a verdict of another age is good enough. From canaryEvery on nobody waits for his turn.
 func (s *Shards) canaryWithin(sl *slot, age time.Duration) error {
