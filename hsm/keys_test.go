@@ -592,9 +592,7 @@ func TestKeyRelogin(t *testing.T) {
 					}
 				}
 			}
-			if got := r.tokens[0].Loaded(); got != 2 {
-				t.Errorf("%d keys loaded", got)
-			}
+			eventually(t, "both keys are loaded once", func() bool { return r.tokens[0].Loaded() == 2 })
 		})
 	}
 }
