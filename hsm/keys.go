@@ -302,15 +302,15 @@ func (r *KeyRing) generateInToken(s keyspec.Spec, timer *time.Timer) (*Key, []by
 }
 
 // Offers says what is done with keys of the spec that Generate makes now, and whether in software. Where no token is known to offer the spec they are
-// asked again, at most once a second, which can take as long as Timeout.
+// asked again, at most once a second. It does not wait for their answers: those are the next call's. Generate waits.
 func (r *KeyRing) Offers(s keyspec.Spec) (m Mechanisms, software bool) {
 	if s.Info().Family == 0 {
 		return 0, false
 	}
-	if m = r.known(s); m == 0 && r.due(s) {
-		timer := time.NewTimer(r.cfg.Timeout)
-		defer timer.Stop()
-		r.ask(s, timer.C)
+	if r.known(s) == 0 {
+		for _, o := range r.all() {
+			o.askSoon(s)
+		}
 	}
 	return r.offered(s)
 }
@@ -356,10 +356,6 @@ func (r *KeyRing) ask(s keyspec.Spec, late <-chan time.Time) bool {
 	return true
 }
 
-func (r *KeyRing) due(s keyspec.Spec) bool {
-	return slices.ContainsFunc(r.all(), func(o *offers) bool { return o.due(s) })
-}
-
 func (r *KeyRing) anyIdle(s keyspec.Spec) bool {
 	return slices.ContainsFunc(r.idle, func(o *offers) bool { return o.of(s) != 0 })
 }
@@ -384,8 +380,8 @@ func (r *KeyRing) Healthy() error {
 	return r.shards.Healthy()
 }
 
-// Close closes the sessions. Keys in this process's memory are unloaded; the others go with their token's sessions. Run and Generate must not be called afterwards, nor be under way; a call that hangs in a
-// module is left behind.
+// Close closes the sessions. Keys in this process's memory are unloaded; the others go with their token's sessions. Run and Generate must not be called
+// afterwards, nor be under way; a call that hangs in a module is left behind.
 func (r *KeyRing) Close() {
 	if r.software != nil {
 		r.software.handles.clear()
