@@ -53,6 +53,9 @@ func (t *Token) withRing(f func(r *ring) error) error {
 	defer t.ring.mu.Unlock()
 	t.mod.mu.RLock()
 	defer t.mod.mu.RUnlock()
+	if generation != t.generation.Load() { // a Reset since: slot and login may be others
+		return &hsm.Error{CKR: hsm.CKR_SESSION_HANDLE_INVALID, Function: "C_OpenSession"}
+	}
 	if t.ring.generation < generation { // a later one is as good: somebody was faster
 		t.dropRing()
 	}
@@ -290,6 +293,9 @@ func (t *Token) load(s keyspec.Spec, wrapped []byte) (k hsm.LoadedKey, err error
 		object, err := t.unwrap(r.session, r.root, s, wrapped)
 		if e, ok := errors.AsType[*hsm.Error](err); ok && (e.CKR == hsm.CKR_SESSION_HANDLE_INVALID || e.CKR == hsm.CKR_SESSION_CLOSED) {
 			r.open, lost = false, true
+		} else if ok && !t.ringLives(r, e) {
+			t.dropRing()
+			lost = true
 		}
 		k = hsm.LoadedKey{Handle: hsm.Handle(object), Generation: r.generation}
 		return err
@@ -301,6 +307,20 @@ func (t *Token) load(s keyspec.Spec, wrapped []byte) (k hsm.LoadedKey, err error
 		return hsm.LoadedKey{}, err
 	}
 	return k, nil
+}
+
+// ringLives reports whether the ring is as it was opened, after an error of a load that may have been its own: an idle session can be lost without
+// a word, and the wrapping root's handle with it. Errors of the key's bytes are not the ring's.
+func (t *Token) ringLives(r *ring, e *hsm.Error) bool {
+	switch e.CKR {
+	case hsm.CKR_WRAPPED_KEY_INVALID, hsm.CKR_WRAPPED_KEY_LEN_RANGE:
+		return true
+	}
+	if _, err := t.mod.ctx.GetSessionInfo(r.session); err != nil {
+		return false
+	}
+	root, err := t.findRoot(r.session, wrappingRoot)
+	return err == nil && root == r.root
 }
 
 // endGeneration is for a ring that somebody closed: its keys are gone, and their handles may become others'. Everything of the generation, keys and
@@ -317,11 +337,11 @@ func (t *Token) endGeneration(generation uint64) {
 func (t *Token) UnloadKey(k hsm.LoadedKey) error {
 	t.ring.mu.Lock()
 	defer t.ring.mu.Unlock()
+	t.mod.mu.RLock()
+	defer t.mod.mu.RUnlock()
 	if !t.ring.open || k.Generation != t.ring.generation || k.Generation != t.generation.Load() {
 		return nil
 	}
-	t.mod.mu.RLock()
-	defer t.mod.mu.RUnlock()
 	err := t.mod.ctx.DestroyObject(t.ring.session, pkcs11.ObjectHandle(k.Handle))
 	if err == pkcs11.Error(pkcs11.CKR_OBJECT_HANDLE_INVALID) {
 		return nil
@@ -366,7 +386,10 @@ func (s *session) Use(k hsm.LoadedKey, spec keyspec.Spec, m hsm.Mechanism, in, o
 		return 0, hsm.ErrNotOffered
 	}
 	raw := offer.raw.Has(m)
-	if g := s.token.generation.Load(); k.Generation != g || s.generation != g {
+	mod := s.token.mod
+	mod.mu.RLock()
+	defer mod.mu.RUnlock()
+	if g := s.token.generation.Load(); k.Generation != g || s.generation != g { // not before: the module could begin anew in between
 		clear(out)
 		o := operationOf(spec, m, raw)
 		if k.Generation != g {
@@ -377,8 +400,6 @@ func (s *session) Use(k hsm.LoadedKey, spec keyspec.Spec, m hsm.Mechanism, in, o
 	if raw && s.block == nil {
 		s.block = make([]byte, keyspec.RSA4096.Info().Public)
 	}
-	mod := s.token.mod
-	mod.mu.RLock()
 	if !s.began.IsZero() { // a session does one thing at a time
 		s.began = time.Time{}
 		err = mod.fns.end(uint(s.handle))
@@ -388,7 +409,10 @@ func (s *session) Use(k hsm.LoadedKey, spec keyspec.Spec, m hsm.Mechanism, in, o
 	} else {
 		clear(out)
 	}
-	mod.mu.RUnlock()
+	if k.Generation != s.token.generation.Load() { // it ended meanwhile: nobody knows whose key that was
+		clear(out)
+		return 0, &hsm.Error{CKR: hsm.CKR_KEY_HANDLE_INVALID, Function: operationOf(spec, m, raw).initFunction()}
+	}
 	if e, ok := err.(*hsm.Error); ok && e.CKR == hsm.CKR_CRYPTOKI_NOT_INITIALIZED {
 		s.gone = true
 	}

@@ -25,6 +25,7 @@ type module struct {
 	live    bool            // guarded by registry.mu: initialised by us and not finalised
 	args    string          // guarded by registry.mu: what it was initialised with
 	tokens  int             // guarded by registry.mu: tokens open
+	members map[*Token]bool // guarded by registry.mu: those of them that work, which lose every handle when the module begins anew
 	refused map[string]bool // guarded by registry.mu: tokens, by serial and label, that have refused the PIN
 }
 
@@ -54,7 +55,7 @@ func acquire(path, args string) (*module, error) {
 		if ctx == nil {
 			return nil, fmt.Errorf("p11: module %s: cannot be loaded", real)
 		}
-		m = &module{path: real, fns: fns, ctx: ctx, refused: map[string]bool{}}
+		m = &module{path: real, fns: fns, ctx: ctx, refused: map[string]bool{}, members: map[*Token]bool{}}
 		registry.modules[real] = m
 	}
 	if m.live && args != m.args {
@@ -125,7 +126,27 @@ func (m *module) revive() error {
 	if e, ok := errors.AsType[*hsm.Error](err); ok && e.CKR == hsm.CKR_CRYPTOKI_ALREADY_INITIALIZED {
 		return nil // another of our tokens was faster
 	}
+	if err == nil {
+		// The module gives the same numbers out again, to whichever token asks first: a handle of before may be another token's key.
+		for t := range m.members {
+			t.handles.Add(1)
+			t.generation.Add(1)
+		}
+	}
 	return err
+}
+
+// join and leave tell of a token that has handles.
+func (m *module) join(t *Token) {
+	registry.mu.Lock()
+	m.members[t] = true
+	registry.mu.Unlock()
+}
+
+func (m *module) leave(t *Token) {
+	registry.mu.Lock()
+	delete(m.members, t)
+	registry.mu.Unlock()
 }
 
 // refuse and refuses keep the promise that a PIN a token has refused is not tried again in this process's life, whoever opens it.

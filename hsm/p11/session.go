@@ -161,14 +161,15 @@ func (s *session) Round(in, out, random []byte) error {
 		clear(random)
 		return hsm.ErrSessionClosed
 	}
-	if s.generation != s.token.generation.Load() {
+	m := s.token.mod
+	m.mu.RLock()
+	if s.generation != s.token.generation.Load() { // not before: the module could begin anew in between
+		m.mu.RUnlock()
 		clear(out)
 		clear(random)
 		return &hsm.Error{CKR: hsm.CKR_SESSION_HANDLE_INVALID, Function: "C_EncryptInit"}
 	}
 	how, now := s.mode(len(in))
-	m := s.token.mod
-	m.mu.RLock()
 	err := m.fns.round(uint(s.handle), uint(s.root), how, in, out, random)
 	m.mu.RUnlock()
 	switch {
@@ -205,11 +206,11 @@ func (s *session) Close() error {
 		return nil
 	}
 	s.closed = true
+	s.token.mod.mu.RLock()
+	defer s.token.mod.mu.RUnlock()
 	if s.gone || s.handles != s.token.handles.Load() {
 		return nil
 	}
-	s.token.mod.mu.RLock()
-	defer s.token.mod.mu.RUnlock()
 	if err := s.token.mod.ctx.CloseSession(s.handle); err != nil {
 		return failed("C_CloseSession", err)
 	}

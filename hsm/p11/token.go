@@ -36,6 +36,7 @@ type Token struct {
 	slot   uint
 	login  bool // the token wants a login
 	anchor pkcs11.SessionHandle
+	opened uint64 // handles when the anchor was opened
 	closed bool
 }
 
@@ -54,7 +55,9 @@ func open(uri string) (*Token, error) {
 	}
 	t := &Token{cfg: cfg, mod: mod, streamAge: streamAge}
 	t.attribute = t.getAttribute
+	mod.join(t)
 	if err := t.connect(); err != nil {
+		mod.leave(t)
 		mod.release()
 		return nil, fmt.Errorf("p11: module %s: %w", mod.path, err)
 	}
@@ -79,6 +82,9 @@ func (t *Token) connect() error {
 		t.cfg.token, t.cfg.serial = ti.Label, ti.SerialNumber
 	}
 	t.slot, t.login = slot, ti.Flags&pkcs11.CKF_LOGIN_REQUIRED != 0
+	if t.opened != t.handles.Load() {
+		t.anchor = 0 // the module began anew: the number may be another's session
+	}
 	if t.anchor != 0 {
 		if _, err := t.mod.ctx.GetSessionInfo(t.anchor); err != nil {
 			t.anchor = 0
@@ -89,7 +95,7 @@ func (t *Token) connect() error {
 			t.anchor = 0
 			return failed("C_OpenSession", err)
 		}
-		t.handles.Add(1)
+		t.opened = t.handles.Add(1)
 	}
 	err = t.logIn(ti.Flags)
 	if err != nil {
@@ -230,9 +236,13 @@ func (t *Token) Close() error {
 		t.dropRing()
 		t.ring.mu.Unlock()
 	}
+	var err error
+	if t.opened == t.handles.Load() { // else the module has begun anew, and the number is somebody else's
+		err = t.mod.ctx.CloseSession(t.anchor)
+	}
 	t.handles.Add(1)
-	err := t.mod.ctx.CloseSession(t.anchor)
 	t.mod.mu.RUnlock()
+	t.mod.leave(t)
 	t.mod.release()
 	if err != nil {
 		return failed("C_CloseSession", err)
