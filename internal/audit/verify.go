@@ -62,8 +62,9 @@ func verify(ctx context.Context, dir string, v note.Verifier, newest []byte, set
 type verifier struct {
 	ctx     context.Context
 	dir     string
-	settle  time.Duration // between looks at what may be changing
-	tipTime time.Time     // of the file of the newest checkpoint
+	settle  time.Duration            // between looks at what may be changing
+	tipTime time.Time                // of the file of the newest checkpoint
+	parsed  map[tlog.Hash]Checkpoint // those whose signatures were verified
 	report  Report
 	roots   []sizedRoot // of checkpoints, ascending, those not passed yet
 	tree    tree
@@ -233,7 +234,7 @@ func (c *verifier) history(v note.Verifier, newest []byte) (last, before []byte,
 			c.fault("%s, number %d: %v", checkpointAll, n, err)
 			return last, last, hasNewest, nil
 		}
-		cp, err := ParseCheckpoint(msg, v)
+		cp, err := c.parse(msg, v)
 		if err != nil {
 			c.fault("%s, number %d: %v", checkpointAll, n, err)
 			return last, last, hasNewest, nil
@@ -254,6 +255,23 @@ func (c *verifier) history(v note.Verifier, newest []byte) (last, before []byte,
 			return nil, nil, false, c.ctx.Err()
 		}
 	}
+}
+
+// parse is ParseCheckpoint, which verifies a signature, once for each checkpoint: of a log that is being written they are read again until the newest
+// was read too, and reading must be faster than writing.
+func (c *verifier) parse(msg []byte, v note.Verifier) (Checkpoint, error) {
+	hash := checkpointHash(msg)
+	if cp, ok := c.parsed[hash]; ok {
+		return cp, nil
+	}
+	cp, err := ParseCheckpoint(msg, v)
+	if err == nil {
+		if c.parsed == nil {
+			c.parsed = map[tlog.Hash]Checkpoint{}
+		}
+		c.parsed[hash] = cp
+	}
+	return cp, err
 }
 
 // settledList lists the files once no segment is there both compressed and not, as it is for a moment when it is being compressed.
