@@ -36,7 +36,7 @@ race: deps
 		./internal/apitest ./internal/audit/... ./internal/auditexport/... ./internal/authz ./internal/lastuse ./internal/node ./internal/policy ./internal/sigv4 ./internal/uuid
 
 invariants: deps
-	$(GO) test -short -tags invariants -timeout 10m ./batch/... ./cache/... ./dataplane/... ./hsm/... ./internal/apitest ./internal/invariants
+	$(GO) test -short -tags invariants -timeout 10m ./batch/... ./cache/... ./dataplane/... ./hsm ./hsm/softtoken ./internal/apitest ./internal/invariants
 
 # Allocations on the hot path, counted as totals: 100 000 requests of each kind on the soft token and on SoftHSM.
 alloc: deps
@@ -93,6 +93,6 @@ deps:
 	fi
 
 # What alloc counts, test counts too.
-ci: FUZZTIME = 2s
+ci: FUZZTIME = 1s
 ci: deps lint build test race invariants fuzz demo
 	$(MAKE) bench BENCHFLAGS='-rounds 1 -each 2s -tables floor'
