@@ -189,12 +189,12 @@ func (s *auditSession) Sign(digest [32]byte) (sig [64]byte, err error) {
 	if s.closed {
 		return sig, hsm.ErrSessionClosed
 	}
-	if s.generation != s.token.generation.Load() {
-		return sig, &hsm.Error{CKR: hsm.CKR_SESSION_HANDLE_INVALID, Function: "C_SignInit"}
-	}
 	m := s.token.mod
 	m.mu.RLock()
 	defer m.mu.RUnlock()
+	if s.generation != s.token.generation.Load() { // not before: the module could begin anew in between
+		return sig, &hsm.Error{CKR: hsm.CKR_SESSION_HANDLE_INVALID, Function: "C_SignInit"}
+	}
 	sig, err = m.sign(s.handle, s.key, digest)
 	if e, ok := errors.AsType[*hsm.Error](err); ok && e.CKR == hsm.CKR_CRYPTOKI_NOT_INITIALIZED {
 		s.gone = true
@@ -223,11 +223,11 @@ func (s *auditSession) Close() error {
 		return nil
 	}
 	s.closed = true
+	s.token.mod.mu.RLock()
+	defer s.token.mod.mu.RUnlock()
 	if s.gone || s.handles != s.token.handles.Load() {
 		return nil
 	}
-	s.token.mod.mu.RLock()
-	defer s.token.mod.mu.RUnlock()
 	if err := s.token.mod.ctx.CloseSession(s.handle); err != nil {
 		return failed("C_CloseSession", err)
 	}

@@ -69,6 +69,10 @@ func (t *Token) withRing(f func(r *ring) error) error {
 			_ = t.mod.ctx.CloseSession(session) // the first error is the one to report
 			return err
 		}
+		if generation != t.generation.Load() || handles != t.handles.Load() { // a Reset meanwhile: it may have been opened before or after
+			_ = t.mod.ctx.CloseSession(session)
+			return &hsm.Error{CKR: hsm.CKR_SESSION_HANDLE_INVALID, Function: "C_OpenSession"}
+		}
 		t.ring.open, t.ring.session, t.ring.root, t.ring.generation, t.ring.handles = true, session, root, generation, handles
 	}
 	return f(&t.ring)

@@ -312,8 +312,8 @@ kp_used kp_use(kp_functions *f, unsigned long session, unsigned long key, kp_ope
 		r = derive(f, session, key, in, in_len, out, op.n);
 		break;
 	}
-	if (r.rv == CKR_OK && op.how == KP_DERIVES && r.n < op.n && op.n <= out_len) {
-		// A module that strips leading zeros: which points make them, whoever asks can choose.
+	if (r.rv == CKR_OK && op.how == KP_DERIVES && r.n > 0 && r.n < op.n && op.n <= out_len) {
+		// A module that strips leading zeros: which points make them, whoever asks can choose. Nothing at all is no secret.
 		memmove(out + (op.n - r.n), out, r.n);
 		memset(out, 0, op.n - r.n);
 		r.n = op.n;

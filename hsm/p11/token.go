@@ -20,6 +20,7 @@ type Token struct {
 	mod        *module
 	info       hsm.TokenInfo
 	generation atomic.Uint64
+	resets     atomic.Uint64 // counts Resets that succeeded: a generation also ends without one
 	handles    atomic.Uint64 // counts anchors opened: handles of sessions from before are nobody's, or somebody else's
 
 	streaming atomic.Int32  // streamsUnknown, …: found out by the first session
@@ -191,19 +192,19 @@ func loggedIn(state uint) bool {
 // Info says which token this is.
 func (t *Token) Info() hsm.TokenInfo { return t.info }
 
-// Generation counts Resets.
+// Generation counts Resets, and what else ends all handles.
 func (t *Token) Generation() uint64 { return t.generation.Load() }
 
 // Reset finds the token again by its serial, whatever slot it is in now, and re-establishes module, anchor session and login. Callers that
 // waited for somebody else's Reset share its success.
 func (t *Token) Reset() error {
-	before := t.generation.Load()
+	before := t.resets.Load()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
 		return hsm.ErrSessionClosed
 	}
-	if t.generation.Load() != before {
+	if t.resets.Load() != before {
 		return nil
 	}
 	if err := t.mod.revive(); err != nil {
@@ -213,6 +214,7 @@ func (t *Token) Reset() error {
 		return err
 	}
 	t.generation.Add(1)
+	t.resets.Add(1)
 	if t.ring.mu.TryLock() { // else whoever has it, or comes next, finds that its generation is over
 		t.mod.mu.RLock()
 		t.dropRing()
