@@ -11,8 +11,8 @@ LDFLAGS  := -X main.version=$(VERSION)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 5s
 
-# Debian packages: PKCS#11 modules and their tools, a real client, the load generator, the portable AES-GCM.
-PACKAGES := softhsm2 libnss3 libnss3-tools libbearssl0 awscli strace wrk
+# Debian packages: PKCS#11 modules and their tools, a real client, OpenSSL for a second opinion, the load generator, the portable AES-GCM.
+PACKAGES := softhsm2 libnss3 libnss3-tools libbearssl0 awscli openssl strace wrk
 
 .PHONY: build run demo test race invariants alloc differential audit-load tamper golden fuzz lint bench quota-keys hsm-test deps ci
 
