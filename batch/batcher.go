@@ -36,19 +36,30 @@ type Run[J any] func(shard int, round []*J)
 type Batcher[J any] struct {
 	cfg    Config
 	run    Run[J]
+	same   func(a, b *J) bool // nil: no two jobs are run as one
+	most   int                // jobs in one round
 	shards []shard[J]
 	seats  sync.Pool // *seat[J]
 }
 
 // New makes a batcher. It starts no goroutine.
 func New[J any](cfg Config, run Run[J]) (*Batcher[J], error) {
+	return NewJoining(cfg, cfg.RoundMax, nil, run)
+}
+
+// NewJoining makes a batcher whose run does those jobs of a round as one that same says are. Config.RoundMax counts them as one, and most, RoundMax..1024, bounds all
+// jobs of a round. same is called with jobs that are handed in, while others may be handed in.
+func NewJoining[J any](cfg Config, most int, same func(a, b *J) bool, run Run[J]) (*Batcher[J], error) {
+	if most < cfg.RoundMax || most > 1024 {
+		return nil, fmt.Errorf("batch: config out of range: %+v, rounds of %d at most", cfg, most)
+	}
 	if cfg.Shards < 1 || cfg.RoundMax < 1 || cfg.RoundMax > 1024 || cfg.QueueMax < 1 || cfg.WaitMax < 0 {
 		return nil, fmt.Errorf("batch: config out of range: %+v", cfg)
 	}
-	b := &Batcher[J]{cfg: cfg, run: run, shards: make([]shard[J], cfg.Shards)}
+	b := &Batcher[J]{cfg: cfg, run: run, same: same, most: most, shards: make([]shard[J], cfg.Shards)}
 	b.seats.New = func() any { return &seat[J]{wake: make(chan verdict, 1)} }
 	for i := range b.shards {
-		b.shards[i].init(cfg)
+		b.shards[i].init(cfg, most)
 	}
 	return b, nil
 }
@@ -111,7 +122,7 @@ func (b *Batcher[J]) lead(n int, s *shard[J], own *seat[J]) verdict {
 	runtime.Gosched()
 
 	now := time.Now()
-	ownVerdict := s.take(own, b.cfg.RoundMax, now)
+	ownVerdict := s.take(b, own, now)
 	outcome := broken
 	defer func() { b.handOn(s, own, outcome) }() // also when run panics: nobody is left waiting
 	if len(s.round) > 0 {
@@ -123,13 +134,16 @@ func (b *Batcher[J]) lead(n int, s *shard[J], own *seat[J]) verdict {
 
 // take moves the jobs of the next round from the queue to round and their seats to taken. Those whose deadline has passed are told, and take
 // no room in the round.
-func (s *shard[J]) take(own *seat[J], roundMax int, now time.Time) verdict {
+func (s *shard[J]) take(b *Batcher[J], own *seat[J], now time.Time) verdict {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	ownVerdict, n := done, 0
-	for ; n < len(s.queue) && len(s.round) < roundMax; n++ {
+	for ; n < len(s.queue) && len(s.round) < b.most; n++ {
 		st := s.queue[n]
 		if st.deadline.IsZero() || !now.After(st.deadline) {
+			if b.same != nil && !s.counts(b, st.job) {
+				break
+			}
 			s.taken = append(s.taken, st)
 			s.round = append(s.round, st.job)
 			continue
@@ -147,6 +161,20 @@ func (s *shard[J]) take(own *seat[J], roundMax int, now time.Time) verdict {
 	return ownVerdict
 }
 
+// counts reports whether the round takes one more job: one that is run as one with another of the round, or as one of its own.
+func (s *shard[J]) counts(b *Batcher[J], j *J) bool {
+	for _, first := range s.firsts {
+		if b.same(first, j) {
+			return true
+		}
+	}
+	if len(s.firsts) == b.cfg.RoundMax {
+		return false
+	}
+	s.firsts = append(s.firsts, j)
+	return true
+}
+
 // handOn wakes the callers of the round that ended and chooses the next leader.
 func (b *Batcher[J]) handOn(s *shard[J], own *seat[J], outcome verdict) {
 	jobs := len(s.round)
@@ -157,7 +185,8 @@ func (b *Batcher[J]) handOn(s *shard[J], own *seat[J], outcome verdict) {
 	}
 	clear(s.round)
 	clear(s.taken)
-	s.round, s.taken = s.round[:0], s.taken[:0]
+	clear(s.firsts)
+	s.round, s.taken, s.firsts = s.round[:0], s.taken[:0], s.firsts[:0]
 
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -39,8 +39,9 @@ type shard[J any] struct {
 
 	callers sync.WaitGroup // inside Do; added to under mu while not closed
 
-	taken []*seat[J] // the leader's; capacity RoundMax
-	round []*J       // the leader's; capacity RoundMax
+	taken  []*seat[J] // the leader's
+	round  []*J       // the leader's
+	firsts []*J       // the leader's: of those in round that are run as one, one each
 
 	// Counters, guarded by mu.
 	jobs, rounds, full, late uint64
@@ -49,11 +50,12 @@ type shard[J any] struct {
 	_ [64]byte // keep neighbours' locks off this cache line
 }
 
-func (s *shard[J]) init(cfg Config) {
+func (s *shard[J]) init(cfg Config, most int) {
 	s.room = cfg.QueueMax
 	s.queue = make([]*seat[J], 0, cfg.QueueMax)
-	s.taken = make([]*seat[J], 0, cfg.RoundMax)
-	s.round = make([]*J, 0, cfg.RoundMax)
+	s.taken = make([]*seat[J], 0, most)
+	s.round = make([]*J, 0, most)
+	s.firsts = make([]*J, 0, cfg.RoundMax)
 }
 
 // sizeClass is the index of the smallest power of two that is at least n, 1 <= n <= 1024.

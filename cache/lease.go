@@ -4,6 +4,7 @@ import (
 	"sync/atomic"
 
 	"github.com/keyplane/keyplane/internal/invariants"
+	"github.com/keyplane/keyplane/internal/planted"
 )
 
 // Lease is one use of a value, from Get or Load until Release. The zero Lease is one of nothing. A lease belongs to one goroutine at a time
@@ -17,6 +18,25 @@ func (l *Lease[V]) Value() *V {
 	}
 	invariants.Check(!invariants.Enabled || l.entry.word.Load()&dead == 0, "a lease is used after its release")
 	return l.entry.value
+}
+
+// Mark tells afterwards whether what was lent is still what Get would lend: it is as small as it looks, holds nothing, and can be kept beyond Release.
+type Mark struct {
+	counter *atomic.Uint64
+	epoch   uint64
+}
+
+// Mark is that of what is lent. That of nothing is always current.
+func (l *Lease[V]) Mark() Mark {
+	if l.entry == nil {
+		return Mark{}
+	}
+	return Mark{l.entry.cache.epoch(l.entry.hash), l.entry.epoch}
+}
+
+// Current reports whether nothing was invalidated of the name since it was lent, or of another one in its slot.
+func (m Mark) Current() bool {
+	return m.counter == nil || m.counter.Load() == m.epoch || planted.Is(planted.EpochIgnored)
 }
 
 // Release ends the use. A second call does nothing.

@@ -40,6 +40,7 @@ const (
 // Shares is a Leaser over the rates of accounts. The zero value is not usable: see NewShares.
 type Shares struct {
 	rate func(keyid.Account, Pool) Rate
+	term time.Duration
 
 	mu    sync.Mutex
 	pools map[leasedPool]*[]holding
@@ -61,14 +62,60 @@ type holding struct {
 
 // NewShares makes a Leaser that asks rate for the rate of an account's pool each time.
 func NewShares(rate func(keyid.Account, Pool) Rate) *Shares {
-	return &Shares{rate: rate, pools: map[leasedPool]*[]holding{}}
+	return &Shares{rate: rate, term: LeaseTerm, pools: map[leasedPool]*[]holding{}}
+}
+
+// NewSharesFor is NewShares with another term than LeaseTerm.
+func NewSharesFor(term time.Duration, rate func(keyid.Account, Pool) Rate) *Shares {
+	s := NewShares(rate)
+	s.term = term
+	return s
+}
+
+// Claim takes over a lease that a node has from another Shares, whatever others have.
+func (s *Shares) Claim(node string, a keyid.Account, p Pool, share Share) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	held := s.held(leasedPool{a, p})
+	*held = slices.DeleteFunc(*held, func(h holding) bool { return h.node == node })
+	if len(*held) < NodesMax && share.Rate != Unlimited {
+		*held = append(*held, holding{node, float64(share.Rate), float64(share.Rate), share.Expires})
+	}
+}
+
+// Drop ends all leases of a node that is gone.
+func (s *Shares) Drop(node string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, held := range s.pools {
+		*held = slices.DeleteFunc(*held, func(h holding) bool { return h.node == node })
+	}
+}
+
+// held is the leases on a pool. mu is held.
+func (s *Shares) held(key leasedPool) *[]holding {
+	held := s.pools[key]
+	if held == nil {
+		held = &[]holding{}
+		s.pools[key] = held
+	}
+	return held
 }
 
 // Lease implements Leaser. The node's share is what it would have if the rate was divided among the nodes now (divide), as far as the others
 // have left it: those whose part has become smaller hold on to the difference until they renew.
 func (s *Shares) Lease(node string, a keyid.Account, p Pool, demand float64, now time.Time) Share {
+	return s.lease(node, a, p, demand, now, false)
+}
+
+// Renew is Lease for who does not know of all leases yet: the node gets no more than it has.
+func (s *Shares) Renew(node string, a keyid.Account, p Pool, demand float64, now time.Time) Share {
+	return s.lease(node, a, p, demand, now, true)
+}
+
+func (s *Shares) lease(node string, a keyid.Account, p Pool, demand float64, now time.Time, noMore bool) Share {
 	total := s.rate(a, p)
-	until := now.Add(LeaseTerm)
+	until := now.Add(s.term)
 	if total == Unlimited {
 		return Share{Unlimited, until}
 	}
@@ -78,11 +125,11 @@ func (s *Shares) Lease(node string, a keyid.Account, p Pool, demand float64, now
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sweep(now)
-	key := leasedPool{a, p}
-	held := s.pools[key]
-	if held == nil {
-		held = &[]holding{}
-		s.pools[key] = held
+	held, has := s.held(leasedPool{a, p}), 0.0
+	for _, h := range *held {
+		if h.node == node && h.expires.After(now) {
+			has = h.rate
+		}
 	}
 	*held = slices.DeleteFunc(*held, func(h holding) bool { return h.node == node || !h.expires.After(now) })
 	if len(*held) == NodesMax {
@@ -95,6 +142,9 @@ func (s *Shares) Lease(node string, a keyid.Account, p Pool, demand float64, now
 		demands = append(demands, h.demand)
 	}
 	rate := max(min(divide(float64(total), demands), left), 0)
+	if noMore {
+		rate = min(rate, has)
+	}
 	*held = append(*held, holding{node, rate, demand, until})
 	if rate == 0 {
 		until = now.Add(RenewEvery) // the others give way within that time
@@ -129,7 +179,7 @@ func divide(total float64, demands []float64) float64 {
 
 // sweep forgets pools that nobody has a lease on, now and then.
 func (s *Shares) sweep(now time.Time) {
-	if now.Sub(s.swept) < LeaseTerm {
+	if now.Sub(s.swept) < s.term {
 		return
 	}
 	s.swept = now
