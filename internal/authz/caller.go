@@ -55,3 +55,12 @@ type Caller struct {
 	// ViaName is Via without Region, s3.amazonaws.com, as aws:CalledVia has it.
 	ViaName string
 }
+
+// PrincipalARN is the ARN of whom the caller is a session of, or of the caller itself: aws:PrincipalArn, and what proxies of external key stores know callers by.
+// Of a service it is the name.
+func (c *Caller) PrincipalARN() string {
+	if c.Kind == policy.AssumedRole {
+		return c.RoleARN
+	}
+	return c.ARN
+}

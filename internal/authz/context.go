@@ -138,11 +138,8 @@ func (c *Context) single(k policy.Key) (policy.Value, bool) {
 	w := c.Caller
 	switch k {
 	case policy.AWSPrincipalArn:
-		switch w.Kind {
-		case policy.AssumedRole:
-			return present(w.RoleARN)
-		case policy.Root, policy.User:
-			return present(w.ARN)
+		if w.Kind != policy.Service {
+			return present(w.PrincipalARN())
 		}
 	case policy.AWSPrincipalAccount:
 		if w.Kind != policy.Service {

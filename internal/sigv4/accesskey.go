@@ -13,12 +13,15 @@ import (
 	"github.com/keyplane/keyplane/internal/secret"
 )
 
+// RegionsMax is how many Regions a server can be of: one service more than these has the global us-east-1 besides.
+const RegionsMax = 8
+
 const (
 	accessKeyIDMax = 128 // bytes, as in the IAM service model
 	secretMax      = 128 // bytes; AWS makes 40
 
 	servicesMax = 4                            // services one Verifier serves
-	regionsMax  = 4                            // regions of each
+	regionsMax  = RegionsMax + 1               // regions of each
 	slotCount   = 2 * servicesMax * regionsMax // two days for each: the window reaches over midnight
 )
 

@@ -112,8 +112,8 @@ func (a *authorization) parseCredential(s *Scratch) kmsapi.Code {
 }
 
 // matchSigned finds each name of SignedHeaders in the request, checks that nothing that must be signed is left out, and records the
-// order. It returns the number of signed headers.
-func (s *Scratch) matchSigned(r *Request) (int, kmsapi.Code) {
+// order. It returns the number of signed headers. few is Config.SignedFew.
+func (s *Scratch) matchSigned(r *Request, few bool) (int, kmsapi.Code) {
 	n := 0
 	var signed uint64 // bit i: Headers[i] is signed
 	host := false
@@ -152,7 +152,7 @@ func (s *Scratch) matchSigned(r *Request) (int, kmsapi.Code) {
 		return 0, s.refuseText(kmsapi.InvalidSignature, "'Host' or ':authority' must be a 'SignedHeader' in the AWS Authorization.")
 	}
 	for i := range r.Headers {
-		if name := r.Headers[i].Name; signed&(1<<i) == 0 && mustBeSigned(name) {
+		if name := r.Headers[i].Name; signed&(1<<i) == 0 && mustBeSigned(name) && (!few || string(name) == "x-amz-date") {
 			return 0, s.refuseName(kmsapi.InvalidSignature, "'", name, "' must be a 'SignedHeader' in the AWS Authorization.")
 		}
 	}

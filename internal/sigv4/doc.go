@@ -9,7 +9,7 @@
 //	  checkShape      limits; no control bytes, no query string, one Authorization header
 //	  authorization   algorithm, Credential, SignedHeaders, Signature
 //	  checkTime       X-Amz-Date, strict, within the window
-//	  checkSigned     host, content-type and every x-amz-* header signed, each once
+//	  checkSigned     host, content-type and every x-amz-* header signed, each once; with Config.SignedFew only host and x-amz-date
 //	  checkScope      date, region, service, terminator
 //	  checkSignature  hash of the body, canonical request, string to sign, HMAC, constant-time compare
 //

@@ -8,21 +8,25 @@ import (
 	"time"
 
 	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/planted"
 )
 
 // Config says what a Verifier accepts.
 type Config struct {
-	Regions []string      // regions of the credential scope, 1 to 4
+	Regions []string      // regions of the credential scope, 1 to RegionsMax + 1
 	Service string        // service of the credential scope, kms where empty
 	Others  []Service     // other services with Regions of their own, at most 3
 	Skew    time.Duration // how far X-Amz-Date may be from now, whole minutes, 1 to 5; 0 is 5
 	Keys    KeySource
+	// SignedFew leaves it to the client which headers it signs, but for host and x-amz-date: the XKS proxy API asks for these two. Without it content-type and
+	// every x-amz-* header have to be signed too.
+	SignedFew bool
 }
 
 // Service is a service of the credential scope and its regions.
 type Service struct {
 	Name    string
-	Regions []string // 1 to 4
+	Regions []string // 1 to RegionsMax + 1
 }
 
 // Verifier checks signatures. It is immutable and safe for concurrent use.
@@ -30,6 +34,7 @@ type Verifier struct {
 	services []Service // at least one; what is wrong with a scope is told of the first
 	skew     time.Duration
 	keys     KeySource
+	few      bool       // Config.SignedFew
 	dummy    *AccessKey // stands in for an access key that is unknown, with a secret nobody has
 }
 
@@ -100,13 +105,13 @@ func New(cfg Config) (*Verifier, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Verifier{services: services, skew: cfg.Skew, keys: cfg.Keys, dummy: dummy}, nil
+	return &Verifier{services: services, skew: cfg.Skew, keys: cfg.Keys, few: cfg.SignedFew, dummy: dummy}, nil
 }
 
 func (s *Service) check() error {
 	switch {
 	case len(s.Regions) == 0 || len(s.Regions) > regionsMax:
-		return errors.New("sigv4: 1 to 4 regions are needed")
+		return errors.New("sigv4: 1 to 9 regions are needed")
 	case !validScopePart(s.Name, serviceMax):
 		return errors.New("sigv4: the service has 1 to 32 lower-case letters, digits or hyphens")
 	}
@@ -148,7 +153,7 @@ func (v *Verifier) Verify(r *Request, s *Scratch, now time.Time) (Identity, kmsa
 	if c != kmsapi.OK {
 		return Identity{}, c
 	}
-	signed, c := s.matchSigned(r)
+	signed, c := s.matchSigned(r, v.few)
 	if c != kmsapi.OK {
 		return Identity{}, c
 	}
@@ -246,7 +251,7 @@ func (v *Verifier) checkSignature(r *Request, s *Scratch, signed int, date []byt
 
 	var given [sha256.Size]byte
 	wellFormed := parseHex(&given, s.auth.signature)
-	equal := hmac.Equal(computed[:], given[:])
+	equal := hmac.Equal(computed[:], given[:]) || planted.Is(planted.SignatureIgnored)
 	switch {
 	case !known:
 		return nil, s.refuse(kmsapi.UnrecognizedClient)

@@ -257,6 +257,41 @@ func TestVerifyContentSHA256(t *testing.T) {
 	}
 }
 
+// TestVerifySignedFew: with SignedFew a client may sign host and date alone; it has to sign these, and what it signs counts.
+func TestVerifySignedFew(t *testing.T) {
+	k := mustKey(t, testID, testSecret)
+	strict := mustVerifier(t, Config{Service: "kms-xks-proxy", Regions: []string{testRegion}, Keys: keyTable{testID: k}})
+	few := mustVerifier(t, Config{Service: "kms-xks-proxy", Regions: []string{testRegion}, Keys: keyTable{testID: k}, SignedFew: true})
+	signed := func() *Request {
+		r := &Request{Method: []byte("POST"), Path: []byte("/team-a/kms/xks/v1/health"), Body: []byte("{}")}
+		add(r, "host", "xks.test")
+		add(r, "x-amz-date", string(AppendDate(nil, testNow)))
+		return signWith(t, k, testRegion, "kms-xks-proxy", r)
+	}
+	for name, c := range map[string]struct {
+		edit        func(r *Request)
+		strict, few kmsapi.Code
+	}{
+		"as signed":             {func(*Request) {}, kmsapi.OK, kmsapi.OK},
+		"content type":          {func(r *Request) { add(r, "content-type", "application/json") }, kmsapi.InvalidSignature, kmsapi.OK},
+		"another x-amz header":  {func(r *Request) { add(r, "x-amz-more", "1") }, kmsapi.InvalidSignature, kmsapi.OK},
+		"hash that is not it":   {func(r *Request) { add(r, "x-amz-content-sha256", strings.Repeat("0", 64)) }, kmsapi.InvalidSignature, kmsapi.InvalidSignature},
+		"date left unsigned":    {func(r *Request) { swap(t, r, "host;x-amz-date", "host") }, kmsapi.InvalidSignature, kmsapi.InvalidSignature},
+		"host left unsigned":    {func(r *Request) { swap(t, r, "host;x-amz-date", "x-amz-date") }, kmsapi.InvalidSignature, kmsapi.InvalidSignature},
+		"another host":          {func(r *Request) { set(r, "host", "xks.tesu") }, kmsapi.InvalidSignature, kmsapi.InvalidSignature},
+		"another body":          {func(r *Request) { r.Body = []byte("[]") }, kmsapi.InvalidSignature, kmsapi.InvalidSignature},
+		"a session's token too": {func(r *Request) { add(r, "x-amz-security-token", "t") }, kmsapi.InvalidSignature, kmsapi.UnrecognizedClient},
+	} {
+		for v, want := range map[*Verifier]kmsapi.Code{strict: c.strict, few: c.few} {
+			r := signed()
+			c.edit(r)
+			if _, code, text := verify(t, v, r, testNow); code != want {
+				t.Errorf("%s, few %v: %v %s, want %v", name, v.few, code, text, want)
+			}
+		}
+	}
+}
+
 func TestVerifyWrongSecret(t *testing.T) {
 	v, _ := testVerifier(t)
 	r := signWith(t, mustKey(t, testID, "another"), testRegion, "kms", unsigned(testNow))
@@ -428,7 +463,8 @@ func TestNew(t *testing.T) {
 	}{
 		{"least", Config{Regions: []string{"r"}, Keys: keys}, true},
 		{"four regions", Config{Regions: []string{"a", "b", "c", "d"}, Keys: keys}, true},
-		{"five regions", Config{Regions: []string{"a", "b", "c", "d", "e"}, Keys: keys}, false},
+		{"nine regions", Config{Regions: strings.Fields("a b c d e f g h i"), Keys: keys}, true},
+		{"ten regions", Config{Regions: strings.Fields("a b c d e f g h i j"), Keys: keys}, false},
 		{"no region", Config{Keys: keys}, false},
 		{"empty region", Config{Regions: []string{""}, Keys: keys}, false},
 		{"region twice", Config{Regions: []string{"a", "a"}, Keys: keys}, false},
