@@ -14,6 +14,7 @@ const Version1 = 0x01
 const (
 	SuiteDerived  = 0x01 // derived backing key: CMAC under the token's derivation root, salted per key version
 	SuiteResident = 0x02 // resident backing key: an AES-256 key of its own in the HSM; XAES-256-GCM
+	SuiteExternal = 0x03 // derived backing key, and what it makes is encrypted again by an external key: Outer
 )
 
 // Lengths, in bytes.
@@ -23,7 +24,7 @@ const (
 	Overhead  = HeaderLen + TagLen
 
 	LenMin = Overhead + 1                   // a blob of one byte of plaintext
-	LenMax = Overhead + kmsapi.PlaintextMax // 4181, below the 6144 that the API accepts
+	LenMax = Overhead + kmsapi.PlaintextMax // 4181, below the 6144 that the API accepts; of SuiteExternal ExternalLenMax
 
 	NonceLen      = 24
 	CommitmentLen = 16
@@ -49,7 +50,7 @@ const (
 
 // Header is the clear part of a blob: whose key, which backing key, and what made the message key.
 type Header struct {
-	Suite      byte // SuiteDerived or SuiteResident
+	Suite      byte // SuiteDerived, SuiteResident or SuiteExternal
 	Account    keyid.Account
 	Key        keyid.ID
 	KeyVersion uint32              // of the backing key, from 1
@@ -59,7 +60,7 @@ type Header struct {
 
 // valid says whether the header has an encoding.
 func (h *Header) valid() bool {
-	return (h.Suite == SuiteDerived || h.Suite == SuiteResident) && h.Account <= keyid.AccountMax && h.KeyVersion != 0
+	return h.Suite >= SuiteDerived && h.Suite <= SuiteExternal && h.Account <= keyid.AccountMax && h.KeyVersion != 0
 }
 
 // Append appends the 69 bytes of the header to dst. It panics when a field has no encoding: a suite that is not defined, an account of more than 12
@@ -83,11 +84,11 @@ func (h *Header) Append(dst []byte) []byte {
 	return append(dst, h.Commitment[:]...)
 }
 
-// Parse reads the header of the blob b into h and returns the rest, ciphertext || tag, which aliases b. It accepts only what Append and a
-// seal of 1 to 4096 bytes make: appending h and sealed gives b again. Where it refuses, h is left as it was; every refusal is the one
+// Parse reads the header of the blob b into h and returns the rest, ciphertext || tag, of SuiteExternal what ParseOuter takes, which aliases b. It accepts only
+// what Append and a seal of 1 to 4096 bytes make: appending h and sealed gives b again. Where it refuses, h is left as it was; every refusal is the one
 // InvalidCiphertextException. b[:HeaderLen] is the header's part of the AAD.
 func Parse(b []byte, h *Header) (sealed []byte, ok bool) {
-	if len(b) < LenMin || len(b) > LenMax {
+	if len(b) < LenMin || len(b) > LenMax && b[offSuite] != SuiteExternal {
 		return nil, false
 	}
 	var account [8]byte
@@ -98,6 +99,9 @@ func Parse(b []byte, h *Header) (sealed []byte, ok bool) {
 		KeyVersion: binary.BigEndian.Uint32(b[offKeyVersion:offNonce]),
 	}
 	if b[offVersion] != Version1 || b[offForm] > formMultiRegion || !p.valid() {
+		return nil, false
+	}
+	if p.Suite == SuiteExternal && !ParseOuter(b[HeaderLen:], new(Outer)) {
 		return nil, false
 	}
 	p.Key.MultiRegion = b[offForm] == formMultiRegion

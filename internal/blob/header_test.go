@@ -93,7 +93,8 @@ func TestParseRefuses(t *testing.T) {
 		"version 0":            set(0, 0),
 		"version 2":            set(0, 2),
 		"suite 0":              set(1, 0),
-		"suite 3":              set(1, 3),
+		"suite 4":              set(1, 4),
+		"suite 3 without more": set(1, 3),
 		"account 10^12":        set(2, 0x00, 0xE8, 0xD4, 0xA5, 0x10, 0x00),
 		"account of six 0xFF":  set(2, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF),
 		"key ID form 2":        set(8, 2),
@@ -118,7 +119,7 @@ func TestParseRefuses(t *testing.T) {
 func TestAppendMisuse(t *testing.T) {
 	for name, change := range map[string]func(*blob.Header){
 		"no suite":      func(h *blob.Header) { h.Suite = 0 },
-		"suite 3":       func(h *blob.Header) { h.Suite = 3 },
+		"suite 4":       func(h *blob.Header) { h.Suite = 4 },
 		"account 10^12": func(h *blob.Header) { h.Account = 1_000_000_000_000 },
 		"key version 0": func(h *blob.Header) { h.KeyVersion = 0 },
 	} {
@@ -143,6 +144,12 @@ func FuzzParse(f *testing.F) {
 	}
 	h.Suite, h.Key.MultiRegion = blob.SuiteResident, true
 	f.Add(append(h.Append(nil), make([]byte, 48)...), uint(8*8))
+	h.Suite = blob.SuiteExternal
+	for _, o := range []blob.Outer{sampleOuter(), {IV: make([]byte, 16), Tag: make([]byte, 16), Metadata: make([]byte, 20), Ciphertext: make([]byte, 4112)}} {
+		for _, bit := range []uint{8, 8 * 69, 8 * 98} {
+			f.Add(o.Append(h.Append(nil)), bit)
+		}
+	}
 	f.Add([]byte{}, uint(0))
 	f.Add(bytes.Repeat([]byte{0xFF}, 100), uint(3))
 	f.Fuzz(func(t *testing.T, b []byte, flip uint) {
@@ -153,6 +160,10 @@ func FuzzParse(f *testing.F) {
 		}
 		if again := append(h.Append(nil), sealed...); !bytes.Equal(again, b) {
 			t.Fatalf("%x parses and appends to %x", b, again)
+		}
+		var o blob.Outer
+		if h.Suite == blob.SuiteExternal && (!blob.ParseOuter(sealed, &o) || !bytes.Equal(o.Append(h.Append(nil)), b)) {
+			t.Fatalf("%x parses to %+v", b, o)
 		}
 		bit := flip % uint(8*len(b))
 		bad := bytes.Clone(b)

@@ -10,7 +10,7 @@ import (
 func (r *Record) appendIdentity(dst []byte) []byte {
 	c := r.Caller
 	switch {
-	case r.Type == AwsServiceEvent:
+	case r.Type != AwsApiCall:
 		dst = append(dst, `{"accountId":"`...)
 		dst = r.Recipient.Append(dst)
 		return append(dst, `","invokedBy":"AWS Internal"}`...)

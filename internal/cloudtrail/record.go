@@ -31,6 +31,7 @@ type Type uint8
 const (
 	AwsApiCall      Type = iota // a client asked for it
 	AwsServiceEvent             // the service did it by itself: userIdentity, sourceIPAddress and userAgent are "AWS Internal"
+	AwsInternalCall             // likewise, of what the service calls an AwsApiCall all the same
 )
 
 // Event sources.
@@ -40,6 +41,8 @@ const (
 	IAM = "iam.amazonaws.com"
 
 	ServiceQuotas = "servicequotas.amazonaws.com"
+
+	XKSProxy = "xks-proxy.keyplane" // no service of AWS: keys of ours, used by AWS KMS as those of an external key store
 )
 
 // UnknownEvent is the eventName of a request for an operation that does not exist.
@@ -58,7 +61,7 @@ type Resource struct {
 // Record is one record. Its owner fills it; what it points to is borrowed until Append returns. The zero Record is an empty one.
 type Record struct {
 	Time        time.Time     // eventTime, in seconds
-	Caller      *authz.Caller // nil: not known; of an AwsServiceEvent ignored
+	Caller      *authz.Caller // nil: not known; ignored where the service did it by itself
 	AccessKeyID string        // up to 128 bytes
 	Source      string        // eventSource: KMS, STS, IAM, ServiceQuotas
 	Name        string        // eventName, up to 128 bytes. Source, Region, ErrorCode and EventID are ours: not escaped
@@ -162,7 +165,7 @@ func (r *Record) Append(dst []byte) []byte {
 
 // appendSource appends sourceIPAddress, whose name is written, and userAgent.
 func (r *Record) appendSource(dst []byte) []byte {
-	if r.Type == AwsServiceEvent {
+	if r.Type != AwsApiCall {
 		return append(dst, `"AWS Internal","userAgent":"AWS Internal"`...)
 	}
 	if r.SourceIP.IsValid() {

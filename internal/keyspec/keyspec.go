@@ -26,6 +26,9 @@ const (
 	MLKEM512
 	MLKEM768
 	MLKEM1024
+	// AES256 is no key spec of the API: it is the backing key of a SYMMETRIC_DEFAULT key that is a key of its own in the HSM, because it was imported, or has
+	// to come to other Regions' HSMs (docs/ciphertext.md §3, suite 0x02). Neither Of nor All know it.
+	AES256
 	specs
 )
 
@@ -39,6 +42,7 @@ const (
 	HMAC
 	MLDSA
 	MLKEM
+	AES
 )
 
 // Usage is a key usage, or several.
@@ -82,6 +86,7 @@ var table = [specs]Info{
 	MLKEM512:  {"ML_KEM_512", MLKEM, EncapsulateDecapsulate, 512, 800, 32, true},
 	MLKEM768:  {"ML_KEM_768", MLKEM, EncapsulateDecapsulate, 768, 1184, 32, true},
 	MLKEM1024: {"ML_KEM_1024", MLKEM, EncapsulateDecapsulate, 1024, 1568, 32, true},
+	AES256:    {"AES_256", AES, 0, 256, 0, 96, false}, // six blocks: two message keys
 }
 
 // Info is the spec's row; that of None is empty.
@@ -96,7 +101,7 @@ func (s Spec) String() string { return s.Info().Name }
 
 // Of is the spec of a name, None for SYMMETRIC_DEFAULT and every other text.
 func Of[T string | []byte](name T) Spec {
-	for s := None + 1; s < specs; s++ {
+	for s := None + 1; s < AES256; s++ {
 		if table[s].Name == string(name) {
 			return s
 		}
@@ -104,14 +109,17 @@ func Of[T string | []byte](name T) Spec {
 	return None
 }
 
-// All are the specs, in the order of the table.
+// All are the specs of the API, in the order of the table.
 func All() []Spec {
-	all := make([]Spec, 0, specs-1)
-	for s := None + 1; s < specs; s++ {
+	all := make([]Spec, 0, AES256-1)
+	for s := None + 1; s < AES256; s++ {
 		all = append(all, s)
 	}
 	return all
 }
+
+// Backing are the specs of keys that are kept in, or wrapped by, an HSM: those of the API, and AES256.
+func Backing() []Spec { return append(All(), AES256) }
 
 // Algorithm is an encryption, signing, MAC, key agreement or encapsulation algorithm of the API.
 type Algorithm uint8
@@ -275,6 +283,37 @@ func (u Usage) String() string {
 		}
 	}
 	return ""
+}
+
+// Wrapping is a WrappingAlgorithm: how key material is encrypted for an RSA public key on its way into an HSM.
+type Wrapping uint8
+
+const (
+	NoWrapping    Wrapping = iota
+	WrapOAEP1              // RSAES_OAEP_SHA_1: the material itself, MGF1 with the same hash, no label
+	WrapOAEP256            // RSAES_OAEP_SHA_256
+	WrapRSAAES1            // RSA_AES_KEY_WRAP_SHA_1: RSAES_OAEP of an AES-256 key, then AES-KWP (RFC 5649) of the material under that, as CKM_RSA_AES_KEY_WRAP
+	WrapRSAAES256          // RSA_AES_KEY_WRAP_SHA_256
+	wrappings
+)
+
+var wrappingNames = [wrappings]string{"", "RSAES_OAEP_SHA_1", "RSAES_OAEP_SHA_256", "RSA_AES_KEY_WRAP_SHA_1", "RSA_AES_KEY_WRAP_SHA_256"}
+
+func (w Wrapping) String() string {
+	if w >= wrappings {
+		w = NoWrapping
+	}
+	return wrappingNames[w]
+}
+
+// WrappingOf is the wrapping algorithm of a name, NoWrapping for every other text.
+func WrappingOf(name string) Wrapping {
+	for w := NoWrapping + 1; w < wrappings; w++ {
+		if wrappingNames[w] == name {
+			return w
+		}
+	}
+	return NoWrapping
 }
 
 // PlaintextMax is the longest plaintext that an RSA key of the spec encrypts with the algorithm.

@@ -33,6 +33,9 @@ const (
 	PendingWindowMin    = 7
 	PendingWindowMax    = 30
 	PendingWindowDays   = 30 // default
+	RotationPeriodMin   = 90 // days
+	RotationPeriodMax   = 2560
+	RotationPeriodDays  = 365 // default
 	LimitMax            = 1000
 	LimitAliasesMax     = 100
 	LimitGrantsMax      = 100

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"slices"
+	"time"
 
 	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/keyid"
@@ -21,14 +23,33 @@ type Record struct {
 	State               kmsapi.KeyState
 	Spec, Usage, Origin string
 	Revision            int64           // etcd mod revision of the key's record or of its policy, the later
-	Versions            []VersionRecord // ascending by Number, at least one; none of a key that has a Private
+	Versions            []VersionRecord // ascending by Number; none of a key that has a Private
 	Current             int             // index into Versions of the version that encrypts
-	Private             *PrivateKey     // of a key that is not SYMMETRIC_DEFAULT
+	Private             *PrivateKey     // of a key that is not SYMMETRIC_DEFAULT; nil while the material is missing
+	Expires             time.Time       // when the first of the imported materials that the key needs does; zero: none does
+	Store               *KeyStore       // of a key in a custom key store; nil: it is in none
 
 	Facts  authz.KeyFacts    // what conditions can ask
 	Policy []byte            // key policy, the document
 	Bound  map[string]string // the unique ID of each principal that the policy names, by ARN, as it was when the policy was put; nil: the policy binds by ARN alone
 }
+
+// KeyStore says in which custom key store a KMS key is. Whether that is connected is not of the key's record: a key of one that is not is Unavailable,
+// whatever its own state. It is shared and not changed.
+type KeyStore struct {
+	ID       string // cks-…
+	XksKeyID string // of a key in an external key store: what its owner calls the key; "" in a CloudHSM key store
+}
+
+// Origins of keys in key stores.
+const (
+	OriginCloudHSM         = "AWS_CLOUDHSM"
+	OriginExternalKeyStore = "EXTERNAL_KEY_STORE"
+)
+
+// External says that the key store is an external one: key versions are derived ones, and what they encrypt is encrypted again by the external key. In a
+// CloudHSM key store they are resident in the cluster.
+func (s *KeyStore) External() bool { return s != nil && s.XksKeyID != "" }
 
 // PrivateKey is the one backing key of an asymmetric or HMAC KMS key as it is stored. It is shared and not changed.
 type PrivateKey struct {
@@ -39,12 +60,33 @@ type PrivateKey struct {
 	Public   []byte   // DER SubjectPublicKeyInfo; nil for HMAC
 }
 
-// VersionRecord is one derived backing key as it is stored (docs/ciphertext.md §3, suite 0x01).
+// VersionRecord is one backing key as it is stored (docs/ciphertext.md §3): derived, suite 0x01, or resident.
 type VersionRecord struct {
 	Number     uint32   // in the blob, from 1
 	Root       [8]byte  // hsm.RootID of the derivation root
-	Salt       [32]byte // S, made by the HSM
+	Salt       [32]byte // S, made by the HSM; zero of the other suite
 	MaterialID [64]byte // hex, as the API shows it
+
+	Resident *PrivateKey // of suite 0x02: an AES-256 key of its own in the HSM; without a public half
+	// Copies are the same key in the other HSMs of a CloudHSM cluster, each wrapped under a root of its own; none where HSMs share their root.
+	Copies  []*PrivateKey
+	Missing bool // of imported material that was deleted or has expired: no Salt, no Resident, the version cannot be used
+}
+
+// residentLabel and ResidentBlocks: the material ID of a resident backing key is made of its images of two fixed blocks, so that the same key material has
+// the same ID wherever and whenever it comes in. The blocks are no input of the key derivation but by a chance of 2^-128: those are masked with K1.
+const residentLabel = "keyplane resident key material v1"
+
+// ResidentBlocks are the two blocks.
+const ResidentBlocks = "keyplane resident" + " material id v1"
+
+// ResidentMaterialID is the key material ID of a resident backing key whose images of ResidentBlocks are given (docs/ciphertext.md §4).
+func ResidentMaterialID(a keyid.Account, id keyid.ID, images *[32]byte) [64]byte {
+	b := appendKeyName(append(make([]byte, 0, 128), residentLabel...), a, id)
+	sum := sha256.Sum256(append(b, images[:]...))
+	var out [64]byte
+	hex.Encode(out[:], sum[:])
+	return out
 }
 
 // Wipe clears the salts.
@@ -62,18 +104,29 @@ var (
 )
 
 // Check holds the record's invariants: at least one version, numbers ascending from 1 or more, Current among them, and every salt giving
-// its material ID; of a key that is not SYMMETRIC_DEFAULT no version but a private key that gives its ID. ErrDamaged otherwise.
+// its material ID, every resident backing key its own; of a key that is not SYMMETRIC_DEFAULT no version but a private key that gives its ID. Material is
+// missing only of keys that nobody can use in their state, and of versions after Current, which wait for a rotation: related keys in other Regions have
+// those before their material is imported. ErrDamaged otherwise.
 func (r *Record) Check() error {
 	if s := keyspec.Of(r.Spec); s != keyspec.None {
 		return r.checkPrivate(s)
 	}
-	if r.Private != nil || len(r.Versions) == 0 || r.Current < 0 || r.Current >= len(r.Versions) || r.State.String() == "" {
+	if r.Private != nil || r.State.String() == "" || !r.stored() {
+		return ErrDamaged
+	}
+	if len(r.Versions) == 0 {
+		if r.mayMiss() && r.Current == -1 {
+			return nil
+		}
+		return ErrDamaged
+	}
+	if r.Current < 0 || r.Current >= len(r.Versions) {
 		return ErrDamaged
 	}
 	var last uint32
 	for i := range r.Versions {
 		v := &r.Versions[i]
-		if v.Number <= last || v.MaterialID != MaterialID(r.Account, r.ID, v.Number, &v.Salt) {
+		if v.Number <= last || !r.whole(i) {
 			return ErrDamaged
 		}
 		last = v.Number
@@ -81,10 +134,60 @@ func (r *Record) Check() error {
 	return nil
 }
 
+// mayMiss says that a key in this state can be without its material.
+func (r *Record) mayMiss() bool {
+	switch r.State {
+	case kmsapi.StatePendingImport, kmsapi.StatePendingDeletion, kmsapi.StatePendingReplicaDeletion, kmsapi.StateCreating:
+		return true
+	}
+	return false
+}
+
+// whole says that a version has the backing key that its ID names. A resident one's material ID can only be checked with the HSM.
+func (r *Record) whole(at int) bool {
+	v := &r.Versions[at]
+	if len(v.Copies) > 0 && (r.Store == nil || v.Resident == nil) {
+		return false
+	}
+	switch {
+	case v.Missing:
+		return (r.mayMiss() || at > r.Current) && v.Resident == nil && v.Salt == [32]byte{}
+	case v.Resident != nil:
+		roots := [][8]byte{v.Resident.Root}
+		for _, p := range v.Copies {
+			if p == nil || slices.Contains(roots, p.Root) || !r.wrapped(p) {
+				return false
+			}
+			roots = append(roots, p.Root)
+		}
+		return v.Salt == [32]byte{} && r.wrapped(v.Resident)
+	}
+	return v.MaterialID == MaterialID(r.Account, r.ID, v.Number, &v.Salt)
+}
+
+// wrapped says that a resident backing key, or a copy of it, has the ID that goes with it.
+func (r *Record) wrapped(p *PrivateKey) bool {
+	return len(p.Wrapped) > 0 && len(p.Public) == 0 && p.ID == PrivateKeyID(r.Account, r.ID, r.Spec, r.Usage, p)
+}
+
+// stored says that what is in a key store, and nothing else, says in which: of a CloudHSM one, keys whose backing keys are resident, of an external one,
+// derived ones.
+func (r *Record) stored() bool {
+	switch r.Origin {
+	case OriginCloudHSM:
+		return r.Store != nil && r.Store.ID != "" && !r.Store.External() && len(r.Versions) == 1 && r.Versions[0].Resident != nil
+	case OriginExternalKeyStore:
+		return r.Store.External() && r.Store.ID != "" && len(r.Versions) == 1 && r.Versions[0].Resident == nil && !r.Versions[0].Missing
+	}
+	return r.Store == nil
+}
+
 func (r *Record) checkPrivate(s keyspec.Spec) error {
 	p := r.Private
 	switch {
-	case r.State.String() == "" || len(r.Versions) != 0 || s.Info().Usages&keyspec.UsageOf(r.Usage) == 0:
+	case r.State.String() == "" || r.Store != nil || len(r.Versions) != 0 || s.Info().Usages&keyspec.UsageOf(r.Usage) == 0:
+	case p == nil && r.mayMiss():
+		return nil
 	case p == nil || len(p.Wrapped) == 0 || (len(p.Public) == 0) != (s.Info().Public == 0):
 	case p.ID != PrivateKeyID(r.Account, r.ID, r.Spec, r.Usage, p):
 	default:

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
@@ -82,6 +83,77 @@ func TestRecordWipe(t *testing.T) {
 	for i := range r.Versions {
 		if r.Versions[i].Salt != [32]byte{} {
 			t.Errorf("version %d keeps its salt", i)
+		}
+	}
+}
+
+// Expiry takes away what a key has its material for, and leaves a state that says more.
+func TestStateAt(t *testing.T) {
+	at := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+	for _, state := range kmsapi.KeyStates {
+		want := state
+		if state == kmsapi.StateEnabled || state == kmsapi.StateDisabled || state == kmsapi.StateUpdating {
+			want = kmsapi.StatePendingImport
+		}
+		for _, c := range []struct {
+			expires time.Time
+			want    kmsapi.KeyState
+		}{{time.Time{}, state}, {at.Add(1), state}, {at, want}, {at.Add(-1), want}} {
+			if got := (&Key{State: state, Expires: c.expires}).StateAt(at); got != c.want {
+				t.Errorf("%s that expires %v after: %s, want %s", state, c.expires.Sub(at), got, c.want)
+			}
+		}
+	}
+}
+
+// A key in a custom key store has what its kind of store asks for, and a copy for each root of a cluster.
+func TestRecordCheckInStore(t *testing.T) {
+	resident := func(r *Record, root byte) *PrivateKey {
+		p := &PrivateKey{Root: [8]byte{root}, Wrapped: []byte{root, 1, 2}}
+		p.ID = PrivateKeyID(r.Account, r.ID, r.Spec, r.Usage, p)
+		return p
+	}
+	external := func() *Record {
+		r := testRecord()
+		r.Store, r.Origin, r.Versions, r.Current = &KeyStore{ID: "cks-1", XksKeyID: "external"}, OriginExternalKeyStore, r.Versions[:1], 0
+		return &r
+	}
+	cloud := func() *Record {
+		r := testRecord()
+		r.Store, r.Origin, r.Versions, r.Current = &KeyStore{ID: "cks-1"}, OriginCloudHSM, r.Versions[:1], 0
+		r.Versions[0] = VersionRecord{Number: 1, Resident: resident(&r, 1), Copies: []*PrivateKey{resident(&r, 2), resident(&r, 3)}}
+		return &r
+	}
+	for name, r := range map[string]*Record{"external": external(), "CloudHSM": cloud()} {
+		if err := r.Check(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for name, damage := range map[string]func() *Record{
+		"derived in a CloudHSM key store": func() *Record { r := external(); r.Store.XksKeyID, r.Origin = "", OriginCloudHSM; return r },
+		"resident in an external key store": func() *Record {
+			r := cloud()
+			r.Store.XksKeyID, r.Origin = "external", OriginExternalKeyStore
+			return r
+		},
+		"copies of a key that is in no store": func() *Record { r := cloud(); r.Store, r.Origin = nil, "AWS_KMS"; return r },
+		"a copy with the same root":           func() *Record { r := cloud(); r.Versions[0].Copies[1] = resident(r, 2); return r },
+		"a copy with the first's root":        func() *Record { r := cloud(); r.Versions[0].Copies[1] = resident(r, 1); return r },
+		"another key's copy":                  func() *Record { r := cloud(); r.Versions[0].Copies[0].Wrapped[2]++; return r },
+		"missing material": func() *Record {
+			r := cloud()
+			r.State, r.Versions[0] = kmsapi.StatePendingDeletion, VersionRecord{Number: 1, Missing: true}
+			return r
+		},
+		"asymmetric": func() *Record {
+			r := external()
+			r.Spec, r.Usage, r.Versions = "ECC_NIST_P256", "SIGN_VERIFY", nil
+			r.State = kmsapi.StatePendingDeletion
+			return r
+		},
+	} {
+		if err := damage().Check(); !errors.Is(err, ErrDamaged) {
+			t.Errorf("%s: %v, want ErrDamaged", name, err)
 		}
 	}
 }
