@@ -12,6 +12,7 @@
 //
 //   - Go's crypto computes on copies. HMAC keeps its padded key, ECDSA and Ed25519 keep scalars and nonces on the heap or the stack; some are
 //     cleared by the library, most are left to be overwritten when the memory is used again.
+//   - Expanded AES keys are on Go's heap, unlocked. Wipe clears them whole, and the collector those that nobody has wiped.
 //   - RSA keys, keys on the NIST curves and Curve25519, ML-DSA and ML-KEM keys are held in the form that the libraries compute with, made once by Load, because
 //     making it costs more than an operation. That form is on Go's heap, unlocked. The collector does not move or copy it, but nobody can clear
 //     all of it either: Wipe overwrites the integers that are reachable and drops the rest.

@@ -18,8 +18,8 @@ import (
 	"github.com/keyplane/keyplane/internal/pubkey"
 )
 
-// Generate makes a key of the spec. The private half is DER PKCS #8 of RSA, EC and Ed25519 keys, the bytes of HMAC keys, the seed of ML-DSA keys
-// (ξ, 32 bytes) and ML-KEM keys (d || z, 64 bytes); it is the caller's to clear. The public half is DER SubjectPublicKeyInfo, nil for HMAC. It
+// Generate makes a key of the spec. The private half is DER PKCS #8 of RSA, EC and Ed25519 keys, the bytes of HMAC and AES keys, the seed of ML-DSA keys
+// (ξ, 32 bytes) and ML-KEM keys (d || z, 64 bytes); it is the caller's to clear. The public half is DER SubjectPublicKeyInfo, nil for HMAC and AES. It
 // can take seconds for RSA_4096.
 func Generate(s keyspec.Spec) (private, public []byte, err error) {
 	switch s {
@@ -47,7 +47,7 @@ func Generate(s keyspec.Spec) (private, public []byte, err error) {
 		return generateSecp256k1()
 	}
 	switch s.Info().Family {
-	case keyspec.HMAC:
+	case keyspec.HMAC, keyspec.AES:
 		return random(s.Info().Bits / 8), nil, nil
 	case keyspec.MLDSA:
 		return generateMLDSA(s)

@@ -1,6 +1,8 @@
 package softkey
 
 import (
+	"crypto/aes"
+	"crypto/cipher"
 	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -8,6 +10,7 @@ import (
 	"crypto/rsa"
 	"errors"
 	"math/big"
+	"reflect"
 	"runtime"
 	"sync"
 
@@ -35,6 +38,7 @@ const (
 	DecryptOAEP256      // the same with SHA-256
 	DeriveECDH          // uncompressed point of the peer → x coordinate
 	DecapsulateMLKEM    // ciphertext of the right length → shared secret
+	EncryptBlocks       // AES blocks, one at least → their images, each on its own
 )
 
 var (
@@ -63,6 +67,7 @@ type Key struct {
 	forgotten runtime.Cleanup
 
 	// For other families, one of these.
+	aes     cipher.Block // the expanded key, on the heap; Wipe clears it
 	rsa     *rsa.PrivateKey
 	ecdsa   *ecdsa.PrivateKey
 	ecdh    *ecdh.PrivateKey   // beside ecdsa
@@ -96,6 +101,13 @@ func Load(s keyspec.Spec, private []byte) (*Key, error) {
 			return nil, ErrKey
 		}
 		err = k.keep(private)
+	case keyspec.AES:
+		if len(private) != s.Info().Bits/8 {
+			return nil, ErrKey
+		}
+		if k.aes, err = aes.NewCipher(private); err == nil {
+			k.forgotten = runtime.AddCleanup(k, wipeAES, k.aes)
+		}
 	case keyspec.MLDSA:
 		k.mldsa, err = mldsa.NewPrivateKey(mldsaParameters(s), private)
 	case keyspec.MLKEM:
@@ -160,9 +172,15 @@ func (k *Key) Wipe() {
 	if k.rsa != nil {
 		wipeRSA(k.rsa)
 	}
-	k.rsa, k.ecdsa, k.ecdh, k.ed25519, k.mldsa, k.kem512, k.kem768, k.kem1024 = nil, nil, nil, nil, nil, nil, nil, nil
+	if k.aes != nil {
+		wipeAES(k.aes)
+	}
+	k.aes, k.rsa, k.ecdsa, k.ecdh, k.ed25519, k.mldsa, k.kem512, k.kem768, k.kem1024 = nil, nil, nil, nil, nil, nil, nil, nil, nil
 	k.wiped = true
 }
+
+// wipeAES clears an expanded key, which has no method to do it.
+func wipeAES(b cipher.Block) { reflect.ValueOf(b).Elem().SetZero() }
 
 func wipeRSA(k *rsa.PrivateKey) {
 	clearInt(k.D)

@@ -3,6 +3,7 @@ package softkey
 import (
 	"bytes"
 	"crypto"
+	"crypto/aes"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/hmac"
@@ -25,7 +26,7 @@ const (
 )
 
 // Do does one operation and returns the length of its result, which is in out. out has room for the longest result of the spec
-// (keyspec.Info.Result); in and out do not overlap. On an error out is cleared. The error is ErrData, ErrUnsupported, ErrRoom or ErrWiped, or a fault
+// (keyspec.Info.Result), and of EncryptBlocks for as much as in has; in and out do not overlap. EncryptBlocks allocates nothing. On an error out is cleared. The error is ErrData, ErrUnsupported, ErrRoom or ErrWiped, or a fault
 // of a library that there is no input for.
 func (k *Key) Do(op Op, in, out []byte) (n int, err error) {
 	k.mu.RLock()
@@ -37,6 +38,9 @@ func (k *Key) Do(op Op, in, out []byte) (n int, err error) {
 	if len(out) < k.spec.Info().Result {
 		clear(out)
 		return 0, ErrRoom
+	}
+	if k.aes != nil && op == EncryptBlocks {
+		return k.encryptBlocks(in, out)
 	}
 	result, err := k.do(op, in)
 	if err != nil {
@@ -81,6 +85,21 @@ func (k *Key) do(op Op, in []byte) ([]byte, error) {
 		}
 	}
 	return nil, ErrUnsupported
+}
+
+func (k *Key) encryptBlocks(in, out []byte) (int, error) {
+	switch {
+	case len(in) == 0 || len(in)%aes.BlockSize != 0:
+		clear(out)
+		return 0, ErrData
+	case len(out) < len(in):
+		clear(out)
+		return 0, ErrRoom
+	}
+	for i := 0; i < len(in); i += aes.BlockSize {
+		k.aes.Encrypt(out[i:i+aes.BlockSize], in[i:i+aes.BlockSize])
+	}
+	return len(in), nil
 }
 
 func (k *Key) doRSA(op Op, in []byte) ([]byte, error) {

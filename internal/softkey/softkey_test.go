@@ -7,6 +7,7 @@ import (
 	"encoding/asn1"
 	"errors"
 	"os"
+	"reflect"
 	"slices"
 	"sync"
 	"testing"
@@ -18,7 +19,7 @@ import (
 // generated are one key of each spec: making RSA_4096 takes seconds.
 var generated = sync.OnceValue(func() map[keyspec.Spec]pair {
 	all := map[keyspec.Spec]pair{}
-	for _, s := range keyspec.All() {
+	for _, s := range keyspec.Backing() {
 		private, public, err := Generate(s)
 		if err != nil {
 			panic(err)
@@ -39,7 +40,7 @@ func must(t testing.TB, s keyspec.Spec) (*Key, *pubkey.Key) {
 		t.Fatalf("%s: Load: %v", s, err)
 	}
 	t.Cleanup(k.Wipe)
-	if s.Info().Family == keyspec.HMAC {
+	if s.Info().Public == 0 {
 		return k, nil
 	}
 	public, err := pubkey.Parse(s, p.public)
@@ -232,6 +233,8 @@ func opsOf(s keyspec.Spec) []Op {
 		return []Op{MAC}
 	case keyspec.MLDSA:
 		return []Op{SignMLDSA}
+	case keyspec.AES:
+		return []Op{EncryptBlocks}
 	}
 	return []Op{DecapsulateMLKEM}
 }
@@ -239,9 +242,9 @@ func opsOf(s keyspec.Spec) []Op {
 // Every spec with every operation: those that are not its own are ErrUnsupported, its own refuse data of a wrong length (messages have none), and
 // whatever fails leaves zeros.
 func TestOperationsOfSpecs(t *testing.T) {
-	for _, s := range keyspec.All() {
+	for _, s := range keyspec.Backing() {
 		k, _ := must(t, s)
-		for op := NoOp; op <= DecapsulateMLKEM+1; op++ {
+		for op := NoOp; op <= EncryptBlocks+1; op++ {
 			out := bytes.Repeat([]byte{0xee}, s.Info().Result+5)
 			n, err := k.Do(op, []byte("seven b"), out)
 			switch {
@@ -306,10 +309,10 @@ func TestDigestsOfWrongLength(t *testing.T) {
 
 // Private halves are those of their spec only, and no others.
 func TestLoadRefuses(t *testing.T) {
-	for _, s := range keyspec.All() {
+	for _, s := range keyspec.Backing() {
 		p := generated()[s].private
-		for _, other := range keyspec.All() {
-			fits := map[keyspec.Family]int{keyspec.HMAC: other.Info().Bits / 8, keyspec.MLDSA: 32, keyspec.MLKEM: 64}[other.Info().Family] == len(p)
+		for _, other := range keyspec.Backing() {
+			fits := map[keyspec.Family]int{keyspec.HMAC: other.Info().Bits / 8, keyspec.AES: 32, keyspec.MLDSA: 32, keyspec.MLKEM: 64}[other.Info().Family] == len(p)
 			k, err := Load(other, p) // bytes of one length are a key of every spec that has keys of that length
 			if want := s == other || fits; (err == nil) != want || !want && (k != nil || !errors.Is(err, ErrKey)) {
 				t.Errorf("%s as %s: %v", s, other, err)
@@ -363,7 +366,7 @@ func TestLoadCopies(t *testing.T) {
 
 // A wiped key does nothing, and the memory of its key is not there any more.
 func TestWipe(t *testing.T) {
-	for _, s := range keyspec.All() {
+	for _, s := range keyspec.Backing() {
 		k, err := Load(s, generated()[s].private)
 		if err != nil {
 			t.Fatal(err)
@@ -375,11 +378,14 @@ func TestWipe(t *testing.T) {
 		if k.Locked() != k.memory.locked || !kept && k.Locked() {
 			t.Errorf("%s: locked: %t", s, k.Locked())
 		}
-		rsaKey, edKey := k.rsa, k.ed25519
+		rsaKey, edKey, aesKey := k.rsa, k.ed25519, k.aes
 		k.Wipe()
 		k.Wipe()
 		if rsaKey != nil && (rsaKey.D.Sign() != 0 || rsaKey.Primes[0].Sign() != 0 || rsaKey.Primes[1].Sign() != 0) {
 			t.Errorf("%s: integers are left", s)
+		}
+		if aesKey != nil && !reflect.ValueOf(aesKey).Elem().IsZero() {
+			t.Errorf("%s: an expanded key is left", s)
 		}
 		if !zeros(edKey) {
 			t.Errorf("%s: a key is left", s)
@@ -398,7 +404,7 @@ func TestWipe(t *testing.T) {
 
 // Operations and Wipe at once: each operation gives its result or ErrWiped, and none touches memory that is gone.
 func TestWipeWhileInUse(t *testing.T) {
-	for _, s := range []keyspec.Spec{keyspec.HMAC256, keyspec.Secp256k1, keyspec.Ed25519, keyspec.P256} {
+	for _, s := range []keyspec.Spec{keyspec.HMAC256, keyspec.Secp256k1, keyspec.Ed25519, keyspec.P256, keyspec.AES256} {
 		k, err := Load(s, generated()[s].private)
 		if err != nil {
 			t.Fatal(err)
@@ -498,5 +504,41 @@ func TestGeneratePair(t *testing.T) {
 	}
 	if count != 11 {
 		t.Errorf("%d specs, want 11", count)
+	}
+}
+
+// FIPS 197, appendix C.3, and the same key twice: blocks do not depend on each other, and there may be as many as there is room for.
+func TestEncryptBlocks(t *testing.T) {
+	key, plain := make([]byte, 32), make([]byte, 16)
+	for i := range key {
+		key[i] = byte(i)
+	}
+	for i := range plain {
+		plain[i] = byte(i * 0x11)
+	}
+	k, err := Load(keyspec.AES256, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Wipe()
+	clear(key) // Load has copied it
+	image := []byte{0x8e, 0xa2, 0xb7, 0xca, 0x51, 0x67, 0x45, 0xbf, 0xea, 0xfc, 0x49, 0x90, 0x4b, 0x49, 0x60, 0x89}
+	for _, n := range []int{1, 3, 7, 256} {
+		out := make([]byte, max(n*16, keyspec.AES256.Info().Result))
+		if got, err := k.Do(EncryptBlocks, bytes.Repeat(plain, n), out); err != nil || got != n*16 || !bytes.Equal(out[:got], bytes.Repeat(image, n)) {
+			t.Errorf("%d blocks: %d, %v, %x", n, got, err, out)
+		}
+	}
+	out := bytes.Repeat([]byte{0xee}, 9*16-1)
+	if n, err := k.Do(EncryptBlocks, make([]byte, 9*16), out); n != 0 || !errors.Is(err, ErrRoom) || !zeros(out) {
+		t.Errorf("without room: %d, %v", n, err)
+	}
+	out = make([]byte, keyspec.AES256.Info().Result)
+	if n := testing.AllocsPerRun(100, func() {
+		if _, err := k.Do(EncryptBlocks, plain, out); err != nil {
+			t.Error(err)
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
 	}
 }
