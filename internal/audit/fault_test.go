@@ -33,6 +33,7 @@ type faults struct {
 	syncErr  error
 	syncHang chan struct{} // syncs that are to fail wait for it to be closed
 	syncOf   string        // syncErr is that of files whose name ends so
+	syncLoss func()        // called within a sync that fails: what the disk loses by it
 	short    bool          // half of a write is done, then the disk is full
 	opened   int
 	messages int
@@ -68,6 +69,9 @@ func (f *faulty) Sync() error {
 	f.f.mu.Lock()
 	err := f.f.syncErr
 	hang, fails := f.f.syncHang, err != nil && strings.HasSuffix(f.path, f.f.syncOf)
+	if fails && f.f.syncLoss != nil {
+		f.f.syncLoss()
+	}
 	f.f.mu.Unlock()
 	if fails {
 		if hang != nil {
@@ -305,21 +309,14 @@ func TestFailedSyncOfHashes(t *testing.T) {
 				t.Fatalf("stats %+v", s)
 			}
 			covered := l.Stats().Checkpoint
-			for n, content := range load(t, cfg.Dir) {
-				first, _ := indexOf(n, hashesSuffix)
-				from := (int(covered) - int(first)) * tlog.HashSize
-				if n == tilesName(1) {
-					from = int(covered) >> tileHeight * tlog.HashSize
-				}
-				if !strings.HasSuffix(n, name) || from >= len(content) {
-					continue
-				}
-				clear(content[max(0, from):])
-				if err := os.WriteFile(filepath.Join(cfg.Dir, n), content, 0o600); err != nil {
-					t.Fatal(err)
-				}
+			var lost error
+			losses := 0
+			f.set(func() { f.syncLoss = func() { losses++; lost = errors.Join(lost, loseHashes(cfg.Dir, name, covered)) } })
+			await(t, "loss", func() (did bool) { f.set(func() { did = losses > 0 }); return did })
+			f.set(func() { f.syncErr, f.syncLoss = nil, nil })
+			if lost != nil {
+				t.Fatal(lost)
 			}
-			f.set(func() { f.syncErr = nil })
 			await(t, "checkpoint after it", func() bool { return l.Stats().Checkpoint == 1500 })
 			if r := mustVerify(t, cfg.Dir, nil); r.Covered != 1500 {
 				t.Errorf("%s, %v: %+v", name, d, r)
@@ -329,6 +326,35 @@ func TestFailedSyncOfHashes(t *testing.T) {
 			mustVerify(t, cfg.Dir, nil)
 		}
 	}
+}
+
+// loseHashes clears what the files of dir whose names end in name have of the records from index covered on.
+func loseHashes(dir, name string, covered uint64) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !strings.HasSuffix(e.Name(), name) {
+			continue
+		}
+		content, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		if err != nil {
+			return err
+		}
+		first, _ := indexOf(e.Name(), hashesSuffix)
+		from := (int(covered) - int(first)) * tlog.HashSize
+		if name == tilesName(1) {
+			from = int(covered) >> tileHeight * tlog.HashSize
+		}
+		if from = max(0, from); from < len(content) {
+			clear(content[from:])
+			if err := os.WriteFile(filepath.Join(dir, e.Name()), content, 0o600); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // TestFailedSyncOfSegment: after a failed fsync of a segment nothing is signed that the disk does not have. If it has lost records, the log stays down.

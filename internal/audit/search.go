@@ -17,6 +17,7 @@ type Filter struct {
 	From, To  time.Time // eventTime, From <= t < To
 	Principal string    // userIdentity: ARN, principal ID, access key ID, or the ARN of the role of a session
 	Key       string    // key ARN of one of the resources, or the key ID at its end
+	Region    string    // awsRegion
 	EventName string
 	ErrorCode string
 	Limit     int // records; 0: all
@@ -28,6 +29,7 @@ const disorder = 5 * time.Minute
 // event is what Search reads of a record.
 type event struct {
 	EventTime    time.Time `json:"eventTime"`
+	Region       string    `json:"awsRegion"`
 	EventName    string    `json:"eventName"`
 	ErrorCode    string    `json:"errorCode"`
 	UserIdentity struct {
@@ -120,7 +122,7 @@ func outside(dir string, firsts []uint64, f Filter) ([]bool, error) {
 
 func (f *Filter) matches(record []byte) bool {
 	plain := f.From.IsZero() && f.To.IsZero()
-	for _, want := range []string{f.Principal, f.Key, f.EventName, f.ErrorCode} {
+	for _, want := range []string{f.Principal, f.Key, f.Region, f.EventName, f.ErrorCode} {
 		// A value without characters that JSON may escape is in the record as it is.
 		if want != "" && isPlain(want) && !bytes.Contains(record, []byte(want)) && bytes.IndexByte(record, '\\') < 0 {
 			return false
@@ -136,7 +138,7 @@ func (f *Filter) matches(record []byte) bool {
 	}
 	u := &e.UserIdentity
 	return (f.From.IsZero() || !e.EventTime.Before(f.From)) && (f.To.IsZero() || e.EventTime.Before(f.To)) &&
-		(f.EventName == "" || e.EventName == f.EventName) && (f.ErrorCode == "" || e.ErrorCode == f.ErrorCode) &&
+		(f.Region == "" || e.Region == f.Region) && (f.EventName == "" || e.EventName == f.EventName) && (f.ErrorCode == "" || e.ErrorCode == f.ErrorCode) &&
 		(f.Principal == "" || slices.Contains([]string{u.ARN, u.PrincipalID, u.AccessKeyID, u.SessionContext.SessionIssuer.ARN}, f.Principal)) &&
 		(f.Key == "" || f.namesKey(&e))
 }

@@ -32,7 +32,8 @@ Reads an audit log's directory. The server may be running.
   verify --dir DIR --public-key FILE|KEY [--newest FILE]
       compares every record, hash and checkpoint with what was signed: exit status 0 if all is as it was, 3 if not, 1 if it could not be read.
       The key is a verifier key (NAME+HASH+KEY) or a PEM file. With the newest published checkpoint a complete older copy is found as well.
-  search --dir DIR [--from TIME] [--to TIME] [--principal P] [--key K] [--event-name N] [--error-code C] [--limit N]
+  search --dir DIR [--from TIME] [--to TIME] [--principal P] [--key K] [--region R] [--event-name N] [--error-code C]
+         [--limit N]
       prints the records that match as JSON lines, oldest first. TIME is RFC 3339, a date, or a duration before now (90m); P is an ARN, a principal
       ID or an access key ID; K a key ARN or key ID.
   tiles --dir DIR --out DIR
@@ -208,6 +209,7 @@ func search(ctx context.Context, args []string, stdout, _ io.Writer) (int, error
 	fs.Func("to", "", func(s string) (err error) { f.To, err = instant(s, now); return err })
 	fs.StringVar(&f.Principal, "principal", "", "")
 	fs.StringVar(&f.Key, "key", "", "")
+	fs.StringVar(&f.Region, "region", "", "")
 	fs.StringVar(&f.EventName, "event-name", "", "")
 	fs.StringVar(&f.ErrorCode, "error-code", "", "")
 	fs.IntVar(&f.Limit, "limit", 0, "")

@@ -53,7 +53,7 @@ func newLog(t *testing.T, n int) (dir string, key *ecdsa.PublicKey) {
 		if i%10 == 0 {
 			errorCode = `"errorCode":"AccessDeniedException",`
 		}
-		record := fmt.Sprintf(`{"eventTime":"%s","eventName":"%s",%s"userIdentity":{"arn":"arn:aws:iam::111122223333:user/u%d","accessKeyId":"AKIA%d"},"resources":[{"ARN":"arn:aws:kms:us-east-1:111122223333:key/k%d"}]}`,
+		record := fmt.Sprintf(`{"eventTime":"%s","awsRegion":"us-east-1","eventName":"%s",%s"userIdentity":{"arn":"arn:aws:iam::111122223333:user/u%d","accessKeyId":"AKIA%d"},"resources":[{"ARN":"arn:aws:kms:us-east-1:111122223333:key/k%d"}]}`,
 			time.Date(2026, 11, 26, 0, 0, i, 0, time.UTC).Format(time.RFC3339), []string{"Encrypt", "Decrypt"}[i%2], errorCode, i%3, i%3, i%7)
 		if err := l.Append([]byte(record)); err != nil {
 			t.Fatal(err)
@@ -178,6 +178,9 @@ func TestSearch(t *testing.T) {
 		{"--principal AKIA1", 167},
 		{"--principal AKIA", 0},
 		{"--key k3", 71},
+		{"--region us-east-1", 500},
+		{"--region us-east-1 --key k3", 71},
+		{"--region us-east", 0},
 		{"--key arn:aws:kms:us-east-1:111122223333:key/k3 --principal AKIA0", 24},
 		{"--from 2026-11-26T00:01:00Z", 440},
 		{"--to 2026-11-26T00:01:00Z", 60},

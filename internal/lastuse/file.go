@@ -15,15 +15,16 @@ import (
 	"github.com/keyplane/keyplane/internal/keyid"
 )
 
-// The file: magic (8) || position (8) || start (8) || entries || SHA-256 of all before (32). An entry: account (8) || key ID (16) ||
-// multi-Region (1) || operation (1) || seconds (8) || event ID (16) || request ID (16). Numbers are big-endian.
+// The file: magic (8) || position (8) || start (8) || number of Regions (1) || Regions || entries || SHA-256 of all before (32). A Region: length (1) || name.
+// An entry: account (8) || key ID (16) || multi-Region (1) || operation (1) || seconds (8) || event ID (16) || request ID (16) || which of the Regions (1).
+// Numbers are big-endian.
 const (
-	magic     = "KPLSTUS1"
-	headerLen = len(magic) + 16
-	entryLen  = 66
+	magic     = "KPLSTUS2"
+	headerLen = len(magic) + 17
+	entryLen  = 67
 )
 
-var errDamaged = errors.New("lastuse: the file is damaged")
+var errDamaged = errors.New("lastuse: the file is damaged, or of an earlier version")
 
 // Open reads the file at path. Without one the index is empty and wants the log's first record; so it is after a damaged one, of which err tells
 // beside an index that can be used. Until there is a record, the answer is complete from now on.
@@ -44,20 +45,32 @@ func Open(path string, now time.Time) (x *Index, err error) {
 }
 
 func (x *Index) decode(b []byte) error {
-	n := len(b) - headerLen - sha256.Size
-	if n < 0 || n%entryLen != 0 || n/entryLen > 2*Max || string(b[:len(magic)]) != magic {
+	if len(b) < headerLen+sha256.Size || string(b[:len(magic)]) != magic {
 		return errDamaged
 	}
-	if sum := sha256.Sum256(b[:len(b)-sha256.Size]); !bytes.Equal(sum[:], b[len(b)-sha256.Size:]) {
+	end := len(b) - sha256.Size
+	if sum := sha256.Sum256(b[:end]); !bytes.Equal(sum[:], b[end:]) {
 		return errDamaged
 	}
+	regions := make([]string, b[headerLen-1])
+	entries := b[headerLen:end]
+	for i := range regions {
+		if len(entries) == 0 || len(entries) <= int(entries[0]) {
+			return errDamaged
+		}
+		regions[i], entries = string(entries[1:1+entries[0]]), entries[1+entries[0]:]
+	}
+	if len(entries)%entryLen != 0 || len(entries)/entryLen > 2*Max {
+		return errDamaged
+	}
+	x.regions.Store(&regions)
 	x.position.Store(binary.BigEndian.Uint64(b[len(magic):]))
 	x.saved.Store(x.position.Load())
 	x.start.Store(int64(binary.BigEndian.Uint64(b[len(magic)+8:])))
-	for b = b[headerLen : headerLen+n]; len(b) > 0; b = b[entryLen:] {
-		k := name{account: keyid.Account(binary.BigEndian.Uint64(b)), id: keyid.ID{UUID: [16]byte(b[8:24]), MultiRegion: b[24] == 1}}
+	for b := entries; len(b) > 0; b = b[entryLen:] {
+		k := name{account: keyid.Account(binary.BigEndian.Uint64(b)), id: keyid.ID{UUID: [16]byte(b[8:24]), MultiRegion: b[24] == 1}, region: b[66]}
 		u := Use{Operation: Operation(b[25]), Seconds: int64(binary.BigEndian.Uint64(b[26:])), EventID: [16]byte(b[34:50]), RequestID: [16]byte(b[50:66])}
-		if k.account > keyid.AccountMax || int(u.Operation) >= len(operations) || u.Operation == 0 {
+		if k.account > keyid.AccountMax || int(k.region) >= len(regions) || int(u.Operation) >= len(operations) || u.Operation == 0 {
 			return errDamaged
 		}
 		x.put(k, u)
@@ -74,8 +87,13 @@ func (x *Index) Save() error {
 	position := x.position.Load()
 	b = binary.BigEndian.AppendUint64(b, position)
 	b = binary.BigEndian.AppendUint64(b, 0)
+	regions := *x.regions.Load()
+	b = append(b, byte(len(regions)))
+	for _, r := range regions {
+		b = append(append(b, byte(len(r))), r...)
+	}
 	for i := range x.shards {
-		b = x.shards[i].append(b)
+		b = x.shards[i].append(b, len(regions))
 	}
 	binary.BigEndian.PutUint64(b[len(magic)+8:], uint64(x.start.Load())) // after the entries: what was forgotten meanwhile is before it
 	sum := sha256.Sum256(b)
@@ -86,10 +104,14 @@ func (x *Index) Save() error {
 	return nil
 }
 
-func (s *shard) append(b []byte) []byte {
+// append writes the keys of the first Regions. A key of one that is newer was used after the position that was written.
+func (s *shard) append(b []byte, regions int) []byte {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	for n, u := range s.m {
+		if int(n.region) >= regions {
+			continue
+		}
 		b = append(binary.BigEndian.AppendUint64(b, uint64(n.account)), n.id.UUID[:]...)
 		if n.id.MultiRegion {
 			b = append(b, 1)
@@ -97,7 +119,7 @@ func (s *shard) append(b []byte) []byte {
 			b = append(b, 0)
 		}
 		b = binary.BigEndian.AppendUint64(append(b, byte(u.Operation)), uint64(u.Seconds))
-		b = append(append(b, u.EventID[:]...), u.RequestID[:]...)
+		b = append(append(append(b, u.EventID[:]...), u.RequestID[:]...), n.region)
 	}
 	return b
 }

@@ -30,7 +30,21 @@ type Index struct {
 	start    atomic.Int64  // seconds since 1970
 	size     atomic.Int64  // keys
 	saving   sync.Mutex
+	regions  atomic.Pointer[[]string] // that keys are of; more come, at the end, by Observe alone
 	shards   [shardCount]shard
+
+	merging sync.Mutex              // of Merge
+	feeds   atomic.Pointer[[]*Feed] // who is told of uses
+}
+
+// regionsMax bounds the Regions that a log has keys of: names have one byte for them.
+const regionsMax = 255
+
+// name is a key. Multi-Region keys have their ID in every Region, and are used in each.
+type name struct {
+	account keyid.Account
+	id      keyid.ID
+	region  uint8 // in Index.regions
 }
 
 type shard struct {
@@ -40,6 +54,7 @@ type shard struct {
 
 func newIndex(path string, start time.Time) *Index {
 	x := &Index{path: path, max: Max}
+	x.feeds.Store(new([]*Feed))
 	x.reset(start)
 	return x
 }
@@ -51,6 +66,7 @@ func (x *Index) reset(start time.Time) {
 		s.m = map[name]Use{}
 		s.mu.Unlock()
 	}
+	x.regions.Store(new([]string))
 	x.position.Store(0)
 	x.size.Store(0)
 	x.start.Store(start.Unix())
@@ -66,11 +82,29 @@ func (x *Index) Observe(index uint64, record []byte) {
 	}
 	var e event
 	if scan(record, &e) {
-		for _, n := range e.keys[:e.n] {
-			x.put(n, e.use)
+		for i := range e.keys[:e.n] {
+			if region, ok := x.regionOf(e.keys[i].Region); ok {
+				x.put(name{e.keys[i].Account, e.keys[i].ID, region}, e.use)
+			}
 		}
 	}
 	x.position.Store(index + 1)
+}
+
+// regionOf is where a Region is in x.regions, put there unless it is; false where there is no more room.
+func (x *Index) regionOf(region []byte) (uint8, bool) {
+	regions := *x.regions.Load()
+	for i := range regions {
+		if regions[i] == string(region) {
+			return uint8(i), true
+		}
+	}
+	if len(regions) >= regionsMax {
+		return 0, false
+	}
+	more := append(slices.Clone(regions), string(region))
+	x.regions.Store(&more)
+	return uint8(len(regions)), true
 }
 
 // begin says that every use is known from a record on; first: it is the first of all.
@@ -93,6 +127,9 @@ func (x *Index) put(n name, u Use) {
 	s.m[n] = u
 	grown := len(s.m) > before
 	s.mu.Unlock()
+	for _, f := range *x.feeds.Load() {
+		f.add(n)
+	}
 	if grown && x.size.Add(1) > int64(x.max) {
 		x.forget()
 	}
@@ -123,8 +160,12 @@ func (x *Index) forget() {
 }
 
 // Last is the last use of a key, false if there was none since Start.
-func (x *Index) Last(a keyid.Account, id keyid.ID) (Use, bool) {
-	n := name{a, id}
+func (x *Index) Last(region string, a keyid.Account, id keyid.ID) (Use, bool) {
+	i := slices.Index(*x.regions.Load(), region)
+	if i < 0 {
+		return Use{}, false
+	}
+	n := name{a, id, uint8(i)}
 	s := x.shard(&n)
 	s.mu.RLock()
 	defer s.mu.RUnlock()

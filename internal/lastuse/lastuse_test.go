@@ -20,7 +20,10 @@ import (
 	"github.com/keyplane/keyplane/internal/uuid"
 )
 
-const account keyid.Account = 111122223333
+const (
+	account keyid.Account = 111122223333
+	home                  = "us-west-2"
+)
 
 var (
 	t0   = time.Date(2026, 11, 26, 12, 0, 0, 0, time.UTC)
@@ -34,12 +37,12 @@ func keyOf(n uint64) keyid.ID {
 	return keyid.NewID(b, false)
 }
 
-func arnOf(id keyid.ID) []byte { return keyid.AppendKeyARN(nil, "aws", "us-west-2", account, id) }
+func arnOf(id keyid.ID) []byte { return keyid.AppendKeyARN(nil, "aws", home, account, id) }
 
 // record is a record as the planes write them, with all that a client can choose.
 func record(operation string, at time.Time, keys ...keyid.ID) *cloudtrail.Record {
 	r := &cloudtrail.Record{
-		Time: at, Caller: user, AccessKeyID: "AKIA", Source: cloudtrail.KMS, Name: operation, Region: "us-west-2", UserAgent: []byte(`},"eventTime":"`),
+		Time: at, Caller: user, AccessKeyID: "AKIA", Source: cloudtrail.KMS, Name: operation, Region: home, UserAgent: []byte(`},"eventTime":"`),
 		ReadOnly: true, Recipient: account,
 	}
 	context := new(blob.Context)
@@ -75,7 +78,7 @@ func (x *Index) next(line []byte) { x.Observe(x.Position(), line) }
 // is checks that the last use of a key is what the record tells, nil for none.
 func (x *Index) is(t *testing.T, id keyid.ID, r *cloudtrail.Record) {
 	t.Helper()
-	u, ok := x.Last(account, id)
+	u, ok := x.Last(home, account, id)
 	if r == nil {
 		if ok {
 			t.Errorf("%s: %+v, want none", id, u)
@@ -105,6 +108,28 @@ func TestOperations(t *testing.T) {
 	}
 	if n := x.Position(); n != uint64(len(kmsapi.Operations)) {
 		t.Errorf("position %d", n)
+	}
+}
+
+// Use as an external key is use; what else the proxy answers is none, nor is what another source calls by the same name.
+func TestXKSProxy(t *testing.T) {
+	x, a := fresh(t), keyOf(1)
+	for _, c := range []struct {
+		source, name string
+		is           bool
+	}{
+		{cloudtrail.XKSProxy, "Encrypt", true}, {cloudtrail.XKSProxy, "Decrypt", true}, {cloudtrail.XKSProxy, "GetKeyMetadata", false},
+		{cloudtrail.IAM, "Encrypt", false}, {cloudtrail.XKSProxy + ".x", "Encrypt", false},
+	} {
+		before, _ := x.Last(home, account, a)
+		r := record(c.name, t0.Add(time.Duration(1+x.Position())*time.Minute), a)
+		r.Source = c.source
+		x.next(r.Append(nil))
+		if c.is {
+			x.is(t, a, r)
+		} else if now, _ := x.Last(home, account, a); now != before {
+			t.Errorf("%s of %s is a use", c.name, c.source)
+		}
 	}
 }
 
@@ -177,7 +202,7 @@ func FuzzClient(f *testing.F) {
 		r.UserAgent = agent
 		r.RequestParameters = append(cloudtrail.AppendMemberContext([]byte("{"), "encryptionContext", context), '}')
 		var e event
-		if !scan(r.Append(nil), &e) || e.n != 1 || e.keys[0] != (name{account, keyOf(1)}) || string(uuid.Append(nil, &e.use.EventID)) != string(r.EventID[:]) {
+		if !scan(r.Append(nil), &e) || e.n != 1 || e.keys[0].Account != account || e.keys[0].ID != keyOf(1) || string(e.keys[0].Region) != home || string(uuid.Append(nil, &e.use.EventID)) != string(r.EventID[:]) {
 			t.Errorf("%+v of %s", e, r.Append(nil))
 		}
 	})
@@ -245,6 +270,60 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+// A multi-Region key has a last use in each Region, also after a restart.
+func TestRegions(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lastuse")
+	x := open(t, path)
+	id := keyid.NewID([16]byte{1}, true)
+	use := func(region, operation string) []byte {
+		r := record(operation, t0)
+		r.Region = region
+		r.AddResource(keyid.AppendKeyARN(nil, "aws", region, account, id), account)
+		return r.Append(nil)
+	}
+	is := func(x *Index, region, want string) {
+		t.Helper()
+		u, ok := x.Last(region, account, id)
+		if ok != (want != "") || ok && u.Operation.String() != want {
+			t.Errorf("%s: %v %s, want %q", region, ok, u.Operation, want)
+		}
+	}
+	x.next(use(home, "Encrypt"))
+	is(x, home, "Encrypt")
+	is(x, "eu-west-1", "")
+	if err := x.Save(); err != nil {
+		t.Fatal(err)
+	}
+	x.next(use("eu-west-1", "Decrypt"))
+	x.next(use("eu-north-1", "GenerateDataKey"))
+	is(x, home, "Encrypt")
+	is(x, "eu-west-1", "Decrypt")
+	is(x, "eu-north-1", "GenerateDataKey")
+	is(open(t, path), home, "Encrypt")
+	is(open(t, path), "eu-west-1", "")
+	// What Save would write if the Region had come while it wrote.
+	if b := x.shard(&name{account, id, 0}).append(nil, 1); len(b) != entryLen {
+		t.Errorf("%d bytes of keys of the first Region", len(b))
+	}
+	if err := x.Save(); err != nil {
+		t.Fatal(err)
+	}
+	y := open(t, path)
+	is(y, home, "Encrypt")
+	is(y, "eu-west-1", "Decrypt")
+	is(y, "eu-north-1", "GenerateDataKey")
+	for i := range 2 * regionsMax {
+		y.next(use("r-"+strconv.Itoa(i), "Encrypt"))
+	}
+	is(y, "r-"+strconv.Itoa(regionsMax-4), "Encrypt")
+	is(y, "r-"+strconv.Itoa(regionsMax-3), "")
+	is(y, "eu-north-1", "GenerateDataKey")
+	if err := y.Save(); err != nil {
+		t.Fatal(err)
+	}
+	is(open(t, path), "r-"+strconv.Itoa(regionsMax-4), "Encrypt")
+}
+
 // An index that begins with a log that is there already is complete from the log's first record on.
 func TestLateStart(t *testing.T) {
 	x, err := Open(filepath.Join(t.TempDir(), "lastuse"), t0.Add(time.Hour))
@@ -307,7 +386,7 @@ func TestForget(t *testing.T) {
 		t.Errorf("start %v, %d keys", x.Start(), x.size.Load())
 	}
 	for i := range 101 {
-		if _, ok := x.Last(account, keyOf(uint64(i))); ok != (i > 10) {
+		if _, ok := x.Last(home, account, keyOf(uint64(i))); ok != (i > 10) {
 			t.Errorf("key %d is known: %v", i, ok)
 		}
 	}
@@ -384,8 +463,9 @@ func BenchmarkObserve(b *testing.B) {
 
 func BenchmarkSave(b *testing.B) {
 	x := fresh(b)
+	x.regionOf([]byte(home))
 	for i := range 100_000 {
-		x.put(name{account, keyOf(uint64(i))}, Use{Operation: 1})
+		x.put(name{account, keyOf(uint64(i)), 0}, Use{Operation: 1})
 	}
 	for b.Loop() {
 		if err := x.Save(); err != nil {

@@ -19,6 +19,9 @@ var operations = [...]string{
 // String is the operation's name.
 func (o Operation) String() string { return operations[o] }
 
+// Valid reports whether o is one of those that this version knows.
+func (o Operation) Valid() bool { return o > 0 && int(o) < len(operations) }
+
 func operationOf(name []byte) Operation {
 	for i := 1; i < len(operations); i++ {
 		if string(name) == operations[i] {
@@ -31,19 +34,14 @@ func operationOf(name []byte) Operation {
 // event is what a record says of a use.
 type event struct {
 	use  Use
-	keys [2]name // ReEncrypt has two
+	keys [2]keyid.Ref // borrow the record; ReEncrypt has two
 	n    int
-}
-
-// name is a key of the node's Region.
-type name struct {
-	account keyid.Account
-	id      keyid.ID
 }
 
 var (
 	beforeTime       = []byte(`},"eventTime":"`)
-	beforeSource     = []byte(`","eventSource":"kms.amazonaws.com","eventName":"`)
+	kmsSource        = []byte(`","eventSource":"kms.amazonaws.com","eventName":"`)
+	xksSource        = []byte(`","eventSource":"xks-proxy.keyplane","eventName":"`) // use of a key as an external key
 	beforeError      = []byte(`,"errorCode":"`)
 	beforeParameters = []byte(`,"requestParameters":`)
 	beforeElements   = []byte(`,"responseElements":`)
@@ -65,9 +63,11 @@ func scan(record []byte, e *event) bool {
 	if !ok {
 		return false
 	}
-	b, found := bytes.CutPrefix(b, beforeSource)
+	b, found := bytes.CutPrefix(b, kmsSource)
 	if !found {
-		return false
+		if b, found = bytes.CutPrefix(b, xksSource); !found {
+			return false
+		}
 	}
 	i := bytes.IndexByte(b, '"')
 	if i < 0 {
@@ -135,7 +135,7 @@ func (e *event) resources(b []byte) bool {
 			return false
 		}
 		if ref, fault := keyid.Parse(arn[:j]); fault == keyid.None && ref.Kind == keyid.KeyARN {
-			e.keys[e.n] = name{ref.Account, ref.ID}
+			e.keys[e.n] = ref
 			e.n++
 		}
 		b = bytes.TrimPrefix(bytes.TrimPrefix(arn[j:], []byte(`"}`)), []byte(`,`))
