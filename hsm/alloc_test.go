@@ -52,6 +52,52 @@ func TestAllocRun(t *testing.T) {
 	}
 }
 
+// TestAllocBlocks: a round of jobs with two keys, a call for each, allocates nothing.
+func TestAllocBlocks(t *testing.T) {
+	plain := softToken(t)
+	for name, token := range map[string]hsm.Token{"in process": plain, "watched": hsmtest.NewFaulty(plain)} {
+		t.Run(name, func(t *testing.T) {
+			var round func(int, []*hsm.KeyJob)
+			r := newKeyRig(t, 0, func(c *hsm.KeyRingConfig) {
+				c.Tokens = []hsm.Token{token}
+				c.Batch = func(n int, run func(int, []*hsm.KeyJob)) (func(int, *hsm.KeyJob, time.Time) error, error) {
+					round = run
+					return batched(64)(n, run)
+				}
+			})
+			a, b := r.key(t, keyspec.AES256), r.key(t, keyspec.AES256)
+			again := *a.Key
+			a1, b1 := r.k1(t, a), r.k1(t, b)
+			jobs := make([]*hsm.KeyJob, 8)
+			for i := range jobs {
+				jobs[i] = &hsm.KeyJob{Key: []*hsm.Key{a.Key, b.Key, &again, a.Key}[i%4], Mechanism: hsm.EncryptBlocks, In: make([]byte, 48), Out: make([]byte, 96)}
+				if jobs[i].K1 = a1; i%4 == 1 {
+					jobs[i].K1 = b1
+				}
+			}
+			run := func(n int) {
+				for range n {
+					round(0, jobs)
+					for _, j := range jobs {
+						if j.Err != nil || j.N != len(j.In) {
+							t.Fatal(j.N, j.Err)
+						}
+					}
+				}
+			}
+			run(1000)
+			defer debug.SetGCPercent(debug.SetGCPercent(-1))
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			run(5000)
+			runtime.ReadMemStats(&after)
+			if n := after.Mallocs - before.Mallocs; n > 20 { // the runtime's own: supervisors' timers, ReadMemStats
+				t.Errorf("%d allocations in 5000 rounds", n)
+			}
+		})
+	}
+}
+
 // TestAllocKeys: a job with a warm key allocates what Go's crypto does for it, and nothing besides.
 func TestAllocKeys(t *testing.T) {
 	plain := softToken(t).(hsm.KeyToken)

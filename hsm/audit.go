@@ -22,6 +22,7 @@ type AuditSession interface {
 // AuditKey signs with a token's audit key. It has its own session of the token, opens it anew after the token was lost, and verifies every
 // signature before it gives it away. Methods are safe for concurrent use; calls into the token are made one at a time.
 type AuditKey struct {
+	name    string // for messages
 	token   Token
 	timeout time.Duration
 	public  *ecdsa.PublicKey
@@ -39,8 +40,35 @@ var auditProof = [32]byte{31: 1}
 // none has; any other fault of a token on the way is an error, so that a log does not change its key because a token was not well.
 // No call waits for a token longer than timeout. The tokens outlive the key.
 func OpenAuditKey(tokens []Token, want *ecdsa.PublicKey, timeout time.Duration) (*AuditKey, error) {
+	return openKey("audit key", tokens, want, timeout, ErrNoAuditKey)
+}
+
+// CAToken is a token that can hold the key of a cluster's CA: an EC P-256 pair as the audit key is, for certificates of the planes.
+type CAToken interface {
+	Token
+	// OpenCASession is OpenAuditSession for the CA key. ErrNoCAKey if it is not there.
+	OpenCASession() (AuditSession, error)
+}
+
+// caSide has a token's CA key in the place of its audit key.
+type caSide struct{ CAToken }
+
+func (t caSide) OpenAuditSession() (AuditSession, error) { return t.OpenCASession() }
+
+// OpenCAKey is OpenAuditKey for CA keys. ErrNoCAKey if none has one, or none has this one.
+func OpenCAKey(tokens []Token, want *ecdsa.PublicKey, timeout time.Duration) (*AuditKey, error) {
+	var can []Token
 	for _, t := range tokens {
-		k := &AuditKey{token: t, timeout: timeout, turn: make(chan struct{}, 1)}
+		if t, ok := t.(CAToken); ok {
+			can = append(can, caSide{t})
+		}
+	}
+	return openKey("CA key", can, want, timeout, ErrNoCAKey)
+}
+
+func openKey(name string, tokens []Token, want *ecdsa.PublicKey, timeout time.Duration, none error) (*AuditKey, error) {
+	for _, t := range tokens {
+		k := &AuditKey{name: name, token: t, timeout: timeout, turn: make(chan struct{}, 1)}
 		k.turn <- struct{}{}
 		_, err := k.Sign(auditProof[:])
 		switch {
@@ -48,14 +76,14 @@ func OpenAuditKey(tokens []Token, want *ecdsa.PublicKey, timeout time.Duration) 
 			return k, nil
 		case err == nil:
 			err = k.Close()
-		case errors.Is(err, ErrNoAuditKey):
+		case errors.Is(err, none):
 			err = nil
 		}
 		if err != nil {
-			return nil, fmt.Errorf("hsm: audit key of token %q: %w", t.Info().Label, err)
+			return nil, fmt.Errorf("hsm: %s of token %q: %w", name, t.Info().Label, err)
 		}
 	}
-	return nil, ErrNoAuditKey
+	return nil, none
 }
 
 // Public is the public half.
@@ -106,7 +134,7 @@ func (k *AuditKey) sign(digest [32]byte) (der []byte, err error) {
 			return der, nil
 		}
 		k.drop()
-		if errors.Is(err, ErrNoAuditKey) || classOf(err).Has(actX) {
+		if errors.Is(err, ErrNoAuditKey) || errors.Is(err, ErrNoCAKey) || classOf(err).Has(actX) {
 			return nil, err
 		}
 	}
@@ -125,14 +153,14 @@ func (k *AuditKey) attempt(digest [32]byte) ([]byte, error) {
 	}
 	public := k.session.Public()
 	if k.public != nil && !k.public.Equal(public) {
-		return nil, fmt.Errorf("%w: the token's audit key is another than at the start", ErrWrong)
+		return nil, fmt.Errorf("%w: the token's %s is another than at the start", ErrWrong, k.name)
 	}
 	raw, err := k.session.Sign(digest)
 	if err != nil {
 		return nil, err
 	}
 	if !VerifyAudit(public, digest, raw) {
-		return nil, fmt.Errorf("%w: a signature of the audit key does not verify", ErrWrong)
+		return nil, fmt.Errorf("%w: a signature of the %s does not verify", ErrWrong, k.name)
 	}
 	if k.public == nil {
 		k.public = public // written by OpenAuditKey's call only, before anybody else has k

@@ -14,8 +14,10 @@ type Dispatch struct {
 	Do func(shard int, j *Job, deadline time.Time) error
 	// Full is Do's error for a shard whose queue is full. The job then goes to another shard: at most three are asked after the first.
 	Full error
-	// QueueTimeMax is how long a job may wait for its round to start.
+	// QueueTimeMax is how long a job may wait for its round to start, counted from Run's now, and anew for the second shard.
 	QueueTimeMax time.Duration
+	// Once has QueueTimeMax count from Run's now for the second shard too: after it nobody waits for the job any more.
+	Once bool
 }
 
 // Run runs j, which the caller owns again when it returns. The error is j.Err, Do's, that of choosing a shard, or ErrReused: then the job
@@ -43,10 +45,15 @@ func (d *Dispatch) Run(j *Job, now time.Time) error {
 		if j.Err == nil || j.Attempt == 1 || !Retryable(j.Err) {
 			return j.Err
 		}
+		if d.Once && time.Now().After(deadline) {
+			return j.Err
+		}
 		if shard, err = d.Shards.PickOther(j.Root, shard, hint); err != nil {
 			return err
 		}
-		deadline = time.Now().Add(d.QueueTimeMax)
+		if !d.Once {
+			deadline = time.Now().Add(d.QueueTimeMax)
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/keyplane/keyplane/hsm"
+	"github.com/keyplane/keyplane/hsm/hsmtest"
 )
 
 // TestDispatchFull: a job whose shard is full goes to another that holds its root, and is refused when those asked are full too.
@@ -63,5 +64,36 @@ func TestDispatchFull(t *testing.T) {
 	answer = func(int) error { return nil }
 	if err := run(&hsm.Job{}); err != nil || len(asked) != 1 {
 		t.Errorf("without Full, with room: %v, asked %v", err, asked)
+	}
+}
+
+// TestDispatchOnce: with Once the second shard has what the first has left of the time, and is not asked when that is nothing.
+func TestDispatchOnce(t *testing.T) {
+	r := newRig(t, 2, 2)
+	r.tokens[0].Add(hsmtest.Fault{Op: hsmtest.Round, CKR: hsm.CKR_DEVICE_ERROR})
+	refused := r.run(t, 0, 0)
+	if !hsm.Retryable(refused) {
+		t.Fatal(refused)
+	}
+	var deadlines []time.Time
+	d := &hsm.Dispatch{Shards: r.Shards, QueueTimeMax: time.Hour, Do: func(_ int, j *hsm.Job, deadline time.Time) error {
+		deadlines = append(deadlines, deadline)
+		if j.Err = nil; j.Attempt == 0 {
+			j.Err = refused
+		}
+		return nil
+	}}
+	run := func(once bool, age time.Duration) error {
+		d.Once, deadlines = once, nil
+		return d.Run(fixed(r.Primary()), time.Now().Add(-age))
+	}
+	if err := run(false, 2*time.Hour); err != nil || len(deadlines) != 2 || !deadlines[1].After(time.Now()) {
+		t.Errorf("anew for each: %v, deadlines %v", err, deadlines)
+	}
+	if err := run(true, time.Minute); err != nil || len(deadlines) != 2 || !deadlines[1].Equal(deadlines[0]) {
+		t.Errorf("once: %v, deadlines %v", err, deadlines)
+	}
+	if err := run(true, 2*time.Hour); err != refused || len(deadlines) != 1 {
+		t.Errorf("once, and all of it gone: %v, deadlines %v", err, deadlines)
 	}
 }

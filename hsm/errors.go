@@ -10,11 +10,12 @@ var (
 	ErrNoRoot        = errors.New("hsm: no token holds this derivation root")
 	ErrNoRoots       = errors.New("hsm: the token has no keyplane roots (run: keyplane hsm init)")
 	ErrNoAuditKey    = errors.New("hsm: the token has no key \"keyplane audit\" (run: keyplane hsm init, which makes what is missing)")
+	ErrNoCAKey       = errors.New("hsm: the token has no key \"keyplane CA\" (run: keyplane ca init)")
 	ErrUnavailable   = errors.New("hsm: no serving session")
 	ErrSessionClosed = errors.New("hsm: session is closed")
 	ErrTimeout       = errors.New("hsm: no answer from the module in time")
 	ErrWrong         = errors.New("hsm: the module reported success and gave a wrong result")
-	ErrPIN           = errors.New("hsm: PIN refused or locked; it is not tried again before a restart")
+	ErrPIN           = errors.New("hsm: PIN refused or locked; it is not tried again")
 	ErrJob           = errors.New("hsm: job outside its limits")
 	ErrReused        = errors.New("hsm: job was reused while it was handed in: this is a bug; its results were not delivered")
 )
@@ -26,6 +27,14 @@ type Error struct {
 }
 
 func (e *Error) Error() string { return fmt.Sprintf("hsm: %s: %s", e.Function, e.CKR) }
+
+// MaterialFault is the error of a token's call on key material from outside, or on the key that it became, where the code may be the token's fault as well as
+// the material's: only a canary tells. It is an ErrMaterial and says nothing more; the code is in what it wraps.
+type MaterialFault struct{ Cause error }
+
+func (f *MaterialFault) Error() string        { return ErrMaterial.Error() }
+func (f *MaterialFault) Is(target error) bool { return target == ErrMaterial }
+func (f *MaterialFault) Unwrap() error        { return f.Cause }
 
 // Class is the row of the table that applies to this code from this function.
 func (e *Error) Class() Class { return Classify(e.CKR, e.Function) }

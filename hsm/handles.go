@@ -151,7 +151,7 @@ func (c *handles) lose(h *handle) {
 func (c *handles) forget(id [32]byte) {
 	var leaving *handle
 	c.mu.Lock()
-	for _, s := range keyspec.All() {
+	for s := keyspec.None + 1; s.Info().Family != 0; s++ {
 		if h := c.byName[handleName{id, s}]; h != nil {
 			leaving = c.remove(h, leaving)
 		}

@@ -17,7 +17,7 @@ import (
 // asks for the same; Dispatch returns ErrReused unless the ticket it gave is still there at the end.
 type Job struct {
 	// Request.
-	Derive  [2]Derivation // message keys to derive; the first N are used
+	Derive  [2]Derivation // message keys to derive: the first N; of the others only nonces are drawn
 	N       int           // 0, 1 or 2
 	Random  []byte        // filled with random bytes from the token; may be empty
 	Root    RootID        // root of all derivations of this job; ignored when N is 0 and Raw is false

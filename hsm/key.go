@@ -27,6 +27,7 @@ const (
 	DecryptOAEP256             // the same with SHA-256
 	DeriveECDH                 // uncompressed point of the peer, known to be on the curve → x coordinate: CKM_ECDH1_DERIVE
 	DecapsulateMLKEM           // ciphertext of the right length → shared secret
+	EncryptBlocks              // AES blocks → their images, each on its own; of a job 1 to 6: CKM_AES_ECB
 	mechanisms
 )
 
@@ -39,6 +40,8 @@ func (m Mechanism) Function() string {
 		return "C_DeriveKey"
 	case DecapsulateMLKEM:
 		return "C_DecapsulateKey"
+	case EncryptBlocks:
+		return "C_Encrypt"
 	}
 	return "C_Sign"
 }
@@ -62,6 +65,8 @@ func MechanismsOf(s keyspec.Spec) (all Mechanisms) {
 		return all.With(SignMLDSA)
 	case keyspec.MLKEM:
 		return all.With(DecapsulateMLKEM)
+	case keyspec.AES:
+		return all.With(EncryptBlocks)
 	}
 	return all
 }
@@ -81,6 +86,9 @@ var (
 	// ErrKeyRefused says that the token gave a key other attributes than were asked for: it could leave the token, or do more than it should.
 	ErrKeyRefused = errors.New("hsm: the token does not protect the key as it was asked to")
 )
+
+// ErrMaterial says that key material from outside does not unwrap to a key of the spec.
+var ErrMaterial = errors.New("hsm: the key material does not unwrap to a key of the spec")
 
 // KeyToken is a Token that makes private and secret keys, and keeps none of them: they leave it wrapped under the wrapping root and come back as
 // session objects. Methods are safe for concurrent use, and none runs on the sessions that serve rounds.
@@ -105,11 +113,28 @@ type LoadedKey struct {
 	Object     any    // what an implementation in Go keeps instead of a handle
 }
 
+// ImportToken is a KeyToken into which keys come from outside, and that wraps its keys for another token. Key material is, before it is wrapped: of AES and
+// HMAC keys the raw key, of private keys a PKCS #8 PrivateKeyInfo in DER.
+type ImportToken interface {
+	KeyToken
+	// Imports says whether ImportKey does this for keys of the spec. inside says that the material is in clear in the token only, and never in this
+	// process. It is found out by trying, once, which takes seconds. ErrUnavailable, or the token's error, while it could not be found out; it is tried again later.
+	Imports(s keyspec.Spec, w keyspec.Wrapping) (ok, inside bool, err error)
+	// ImportKey unwraps material that was wrapped for the public half of an RSA key that GenerateKey made: wrapping is that key's spec, private what was
+	// returned of it. It returns what GenerateKey does. Whatever is wrong with the material, padding, length, encoding, curve, is one and the same error,
+	// ErrMaterial. What is decoded in this process is so in a time that does not tell which; of what is unwrapped in a module the time is the module's. A *MaterialFault is that too. ErrKeyRefused as with LoadKey.
+	ImportKey(s keyspec.Spec, wrapping keyspec.Spec, private []byte, w keyspec.Wrapping, material []byte) (wrapped, public []byte, err error)
+	// ExportKey wraps a key, which GenerateKey or ImportKey gave, for an RSA public key of another token (DER SubjectPublicKeyInfo, at least 3072 bits),
+	// with WrapRSAAES1 or WrapRSAAES256. The key is in clear in the token only. ErrNotOffered if the token cannot.
+	ExportKey(s keyspec.Spec, wrapped []byte, w keyspec.Wrapping, public []byte) (material []byte, err error)
+}
+
 // KeySession is a Session that uses loaded keys.
 type KeySession interface {
 	Session
 	// Use does one operation and returns the length of its result, which is in out. out has room for the longest result of the spec
-	// (keyspec.Info.Result). in and out do not overlap, and on an error out is wiped. The error is an *Error, of which those of the class's action
+	// (keyspec.Info.Result). EncryptBlocks comes with the blocks of several jobs, and a known one, KeyInMax bytes at most, and out has room for as many. in and out do not
+	// overlap, and on an error out is wiped. The error is an *Error, of which those of the class's action
 	// D are the data's fault, or ErrNotOffered.
 	Use(k LoadedKey, s keyspec.Spec, m Mechanism, in, out []byte) (n int, err error)
 }
@@ -121,6 +146,12 @@ type SoftwareKeys interface {
 	LoadKey(s keyspec.Spec, sealed []byte) (LoadedKey, error)
 	UnloadKey(LoadedKey) error
 	Use(k LoadedKey, s keyspec.Spec, m Mechanism, in, out []byte) (n int, err error)
+	Imports(s keyspec.Spec, w keyspec.Wrapping) (ok, inside bool, err error)
+	ImportKey(s keyspec.Spec, wrapping keyspec.Spec, private []byte, w keyspec.Wrapping, material []byte) (sealed, public []byte, err error)
+	ExportKey(s keyspec.Spec, sealed []byte, w keyspec.Wrapping, public []byte) (material []byte, err error)
+	// ImportOpened is ImportKey where the RSA key is a token's: opened is what RSAES_OAEP gave, nil for what it refused, and rest is the material after
+	// the RSA block.
+	ImportOpened(s keyspec.Spec, w keyspec.Wrapping, opened, rest []byte) (sealed, public []byte, err error)
 }
 
 // Key is a private or secret key as it is stored. It is not changed.
@@ -139,6 +170,9 @@ type KeyJob struct {
 	Mechanism Mechanism
 	In        []byte // not changed
 	Out       []byte // with room for the longest result
+	// K1 is, for EncryptBlocks, subkey K1 of the key (internal/kdf), or zero where it is not known yet. A call with a job that knows it has a token encrypt a block
+	// more, whose image gives K1: with another the results are ErrWrong's.
+	K1 [blockLen]byte
 
 	// Outcome.
 	N   int   // bytes of Out
@@ -164,6 +198,13 @@ type Keys interface {
 	Generate(s keyspec.Spec) (k *Key, public []byte, err error)
 	// Offers says what is done with keys of the spec, and whether in software.
 	Offers(s keyspec.Spec) (m Mechanisms, software bool)
+	// Import brings a key in from outside (ImportToken.ImportKey) on the token whose root wraps the RSA key wrapping. The key has no ID yet. ErrMaterial;
+	// ErrNotOffered.
+	Import(s keyspec.Spec, wrapping *Key, w keyspec.Wrapping, material []byte) (k *Key, public []byte, err error)
+	// Imports says whether Import does this, and whether the material is in clear only inside the token. ErrUnavailable while that is not known.
+	Imports(s keyspec.Spec, w keyspec.Wrapping) (ok, inside bool, err error)
+	// Export wraps a key for another token's RSA public key (ImportToken.ExportKey).
+	Export(k *Key, w keyspec.Wrapping, public []byte) (material []byte, err error)
 	// Forget unloads a key. It is loaded again when it is used again.
 	Forget(id [32]byte)
 }

@@ -17,7 +17,7 @@ import (
 type KeyRingConfig struct {
 	Tokens           []Token       // those that are KeyTokens and offer something have sessions for keys
 	SessionsPerToken int           // > 0, besides those of rounds of AES blocks
-	RoundMax         int           // jobs in one round, 1..64; they run one after the other, and all end with the last
+	RoundMax         int           // jobs in one round, 1..64; they run one after the other but for those of one call (KeyJob.SameCall), and all end with the last
 	Timeout          time.Duration // how long one operation may take; 0 means 10 s
 	GenerateTimeout  time.Duration // how long the making of a key may take, with the wait for its turn; 0 means 60 s
 	HandlesMax       int           // loaded keys per token, and in software; 0 means 4096
@@ -52,6 +52,9 @@ type KeyRing struct {
 	idle     []*offers     // of tokens that offered nothing at the start, and have no sessions
 	asked    sync.WaitGroup
 
+	imports   []atomic.Uint32 // by spec and wrapping: what a token has said that it imports
+	importing importQuestion
+
 	generated, failed atomic.Uint64
 }
 
@@ -71,7 +74,7 @@ func NewKeyRing(cfg KeyRingConfig) (*KeyRing, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	r := &KeyRing{cfg: cfg, making: make(chan struct{}, makingMax)}
+	r := &KeyRing{cfg: cfg, making: make(chan struct{}, makingMax), imports: make([]atomic.Uint32, (int(keyspec.AES256)+1)*wrappings)}
 	if cfg.Software != nil {
 		r.software = newSoftware(&cfg)
 	}
@@ -123,7 +126,7 @@ func offersOf(t Token, timeout time.Duration) ([]Mechanisms, error) {
 	}
 	answer := make(chan []Mechanisms, 1)
 	go func() { // a module may hang
-		all := keyspec.All()
+		all := keyspec.Backing()
 		offers := make([]Mechanisms, len(all)+1)
 		for _, s := range all {
 			offers[s] = token.Keys(s) & MechanismsOf(s)
@@ -243,36 +246,51 @@ func (r *KeyRing) generate(s keyspec.Spec) (*Key, []byte, error) {
 	}
 	switch {
 	case m != 0:
-		return r.generateInToken(s, timer)
+		k, sl, err := r.inToken(s, timer, func(*slot) bool { return true }, func(t KeyToken) (m made, err error) {
+			m.wrapped, m.public, err = t.GenerateKey(s)
+			return m, err
+		})
+		if err != nil {
+			return nil, nil, err
+		}
+		return &Key{Spec: s, Root: sl.root, Wrapped: k.wrapped}, k.public, nil
 	case r.anyIdle(s): // and it has no sessions
 		return nil, nil, ErrUnavailable
 	case r.software == nil:
 		return nil, nil, ErrNotOffered
 	}
-	select {
-	case r.making <- struct{}{}:
-	case <-timer.C:
-		return nil, nil, errGenerateTimeout
-	}
-	defer func() { <-r.making }()
-	sealed, public, err := r.cfg.Software.GenerateKey(s)
+	soft, err := r.inSoftware(timer, func() (m made, err error) {
+		m.wrapped, m.public, err = r.cfg.Software.GenerateKey(s)
+		return m, err
+	})
 	if err != nil {
 		return nil, nil, err
 	}
-	return &Key{Spec: s, Root: r.cfg.Root, Software: true, Wrapped: sealed}, public, nil
+	return &Key{Spec: s, Root: r.cfg.Root, Software: true, Wrapped: soft.wrapped}, soft.public, nil
+}
+
+// inSoftware has a key made in software when there is a seat for it.
+func (r *KeyRing) inSoftware(timer *time.Timer, call func() (made, error)) (made, error) {
+	select {
+	case r.making <- struct{}{}:
+	case <-timer.C:
+		return made{}, errGenerateTimeout
+	}
+	defer func() { <-r.making }()
+	return call()
 }
 
 // seatEvery is how often somebody who waits for his turn to make a key looks for it. Most keys take longer.
 const seatEvery = 5 * time.Millisecond
 
-// generateInToken makes a key in the first token that offers it, serves and has a free seat. Seats are the token's own: calls that hang in one do not
-// keep the others from making keys.
-func (r *KeyRing) generateInToken(s keyspec.Spec, timer *time.Timer) (*Key, []byte, error) {
+// inToken has a key made in the first token that may make it, offers its spec, serves and has a free seat. Seats are the token's own: calls that hang in
+// one do not keep the others from making keys.
+func (r *KeyRing) inToken(s keyspec.Spec, timer *time.Timer, may func(*slot) bool, call making) (made, *slot, error) {
 	tried := make([]bool, len(r.shards.slots))
 	for err := error(ErrUnavailable); ; {
 		busy := false
 		for i, sl := range r.shards.slots {
-			if tried[i] || sl.offers.of(s) == 0 || sl.state.Load() != serving {
+			if tried[i] || !may(sl) || sl.offers.of(s) == 0 || sl.state.Load() != serving {
 				continue
 			}
 			select {
@@ -282,20 +300,25 @@ func (r *KeyRing) generateInToken(s keyspec.Spec, timer *time.Timer) (*Key, []by
 				continue
 			}
 			tried[i] = true
-			var wrapped, public []byte
-			if wrapped, public, err = r.shards.generateOn(sl, s, timer.C, r.cfg.GenerateTimeout); err == nil {
-				return &Key{Spec: s, Root: sl.root, Wrapped: wrapped}, public, nil
-			}
-			if errors.Is(err, ErrTimeout) || !classOf(err).Has(actElsewhere) {
-				return nil, nil, err
+			var m made
+			m, err = r.shards.makeOn(sl, s, call, timer.C, r.cfg.GenerateTimeout)
+			_, doubtful := errors.AsType[*MaterialFault](err)
+			switch {
+			case errors.Is(err, ErrMaterial) && r.shards.distrusted(sl):
+				err = ErrUnavailable
+			case doubtful, errors.Is(err, ErrUnavailable): // the next replica may know better
+			case err == nil || answers(err):
+				return m, sl, err
+			case errors.Is(err, ErrTimeout) || !classOf(err).Has(actElsewhere):
+				return made{}, sl, err
 			}
 		}
 		if !busy {
-			return nil, nil, err
+			return made{}, nil, err
 		}
 		select {
 		case <-timer.C:
-			return nil, nil, errGenerateTimeout
+			return made{}, nil, errGenerateTimeout
 		case <-time.After(seatEvery):
 		}
 	}
@@ -427,7 +450,7 @@ func (r *KeyRing) Stats() KeyStats {
 	if r.software != nil {
 		t.Software = r.software.handles.stats()
 	}
-	for _, s := range keyspec.All() {
+	for _, s := range keyspec.Backing() {
 		switch m, software := r.offered(s); {
 		case software:
 			t.Offers[s.String()] = "software"

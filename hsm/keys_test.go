@@ -130,7 +130,7 @@ func eventually(t testing.TB, what string, ok func() bool) {
 }
 
 func TestKeyRingRuns(t *testing.T) {
-	for _, s := range []keyspec.Spec{keyspec.RSA2048, keyspec.P256, keyspec.P521, keyspec.Secp256k1, keyspec.Ed25519, keyspec.HMAC384, keyspec.MLDSA87, keyspec.MLKEM512} {
+	for _, s := range []keyspec.Spec{keyspec.RSA2048, keyspec.P256, keyspec.P521, keyspec.Secp256k1, keyspec.Ed25519, keyspec.HMAC384, keyspec.MLDSA87, keyspec.MLKEM512, keyspec.AES256} {
 		t.Run(s.String(), func(t *testing.T) {
 			r := newKeyRig(t, 1, nil)
 			k := r.key(t, s)

@@ -1,12 +1,14 @@
 package hsm
 
 import (
+	"crypto/subtle"
 	"errors"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/keyplane/keyplane/internal/invariants"
+	"github.com/keyplane/keyplane/internal/kdf"
 	"github.com/keyplane/keyplane/internal/keyspec"
 )
 
@@ -23,6 +25,8 @@ type keyClaim struct {
 	key       *Key
 	mechanism Mechanism
 	done      bool // it has had its turn
+	in        int  // bytes of In
+	k1        [blockLen]byte
 }
 
 // holds says that the job is still the one that was taken.
@@ -42,6 +46,9 @@ func (j *KeyJob) handIn() (ticket uint64, ok bool) {
 func (j *KeyJob) check() error {
 	k := j.Key
 	if k == nil || k.Spec.Info().Family == 0 || len(j.In) > KeyInMax || len(j.Out) < k.Spec.Info().Result || !MechanismsOf(k.Spec).Has(j.Mechanism) {
+		return ErrJob
+	}
+	if n := len(j.In); j.Mechanism == EncryptBlocks && (n == 0 || n > k.Spec.Info().Result || n%blockLen != 0) {
 		return ErrJob
 	}
 	return nil
@@ -69,7 +76,8 @@ func (l *lane) useKey() (err error) {
 		return ErrNotOffered
 	}
 	u := &l.use
-	if u.n, err = session.Use(u.key, u.spec, u.mechanism, l.in, l.out); err == nil && (u.n < 0 || u.n > len(l.out)) {
+	if u.n, err = session.Use(u.key, u.spec, u.mechanism, l.in, l.out); err == nil &&
+		(u.n < 0 || u.n > len(l.out) || u.mechanism == EncryptBlocks && u.n != len(l.in)) {
 		err = ErrWrong
 	}
 	return err
@@ -78,8 +86,9 @@ func (l *lane) useKey() (err error) {
 // runKeys runs one round on a shard and leaves an outcome in every job. One caller per shard at a time: it is batch's run function. It returns
 // within a few RoundTimeouts for each job whatever the module does, and keeps nothing of the jobs.
 //
-// Each job is one call, on the lane's own memory. After an error the class decides (class.go), as in Run: if the fault was the session's or the
-// handle's, the job is run once more on the replacement; otherwise a job in its first attempt gets an error that is Retryable.
+// Each job is one call, on the lane's own memory; jobs of EncryptBlocks under one key are one call together, with a block more whose image is known. After an error
+// the class decides (class.go), as in Run: if the fault was the session's or the handle's, the job is run once more on the replacement; otherwise a job in its first
+// attempt gets an error that is Retryable.
 func (s *Shards) runKeys(n int, round []*KeyJob) {
 	sh := s.shards[n]
 	sh.mu.Lock()
@@ -90,6 +99,7 @@ func (s *Shards) runKeys(n int, round []*KeyJob) {
 			sh.drop()
 			sh.slot.kick()
 		}
+		clear(sh.keyClaims) // of keys, and what they are proved with
 		sh.mu.Unlock()
 	}()
 	for len(round) > s.cfg.RoundMax {
@@ -98,7 +108,7 @@ func (s *Shards) runKeys(n int, round []*KeyJob) {
 	}
 	sh.keyClaims = sh.keyClaims[:0]
 	for _, j := range round {
-		sh.keyClaims = append(sh.keyClaims, keyClaim{ticket: j.ticket.Load(), key: j.Key, mechanism: j.Mechanism})
+		sh.keyClaims = append(sh.keyClaims, keyClaim{ticket: j.ticket.Load(), key: j.Key, mechanism: j.Mechanism, in: len(j.In), k1: j.K1})
 		j.N, j.Err = 0, sh.admitKey(j)
 	}
 	sh.rounds.Add(1)
@@ -107,7 +117,6 @@ func (s *Shards) runKeys(n int, round []*KeyJob) {
 			s.runGroup(sh, round, i)
 		}
 	}
-	clear(sh.keyClaims) // of keys
 	ended = true
 }
 
@@ -126,18 +135,44 @@ func (sh *shard) admitKey(j *KeyJob) error {
 	return nil
 }
 
+// SameCall says that a round runs two jobs in one call: blocks under one key.
+func (j *KeyJob) SameCall(other *KeyJob) bool {
+	a, b := j.Key, other.Key
+	return j.Mechanism == EncryptBlocks && other.Mechanism == EncryptBlocks && a != nil && b != nil && (a == b || a.ID == b.ID && a.Spec == b.Spec)
+}
+
 // runGroup runs those jobs of the round that have the first one's key: one look-up of the handle serves them.
 func (s *Shards) runGroup(sh *shard, round []*KeyJob, first int) {
 	g := group{key: sh.keyClaims[first].key, handles: sh.slot.handles}
 	defer g.release() // also after a panic
 	for i := first; i < len(round); i++ {
-		c, j := &sh.keyClaims[i], round[i]
-		if c.done || c.key == nil || c.key != g.key && (c.key.ID != g.key.ID || c.key.Spec != g.key.Spec) {
+		if !sh.turn(&g, round, i) {
 			continue
 		}
-		c.done = true
-		if c.holds(j) && j.Err == nil {
-			s.runKey(sh, &g, c, j)
+		sh.together = append(sh.together[:0], i)
+		if sh.keyClaims[i].mechanism == EncryptBlocks {
+			sh.gather(&g, round, i)
+		}
+		s.runTogether(sh, &g, round)
+	}
+}
+
+// turn says that job i of the round is one of the group's, and to be run now; it has no other turn.
+func (sh *shard) turn(g *group, round []*KeyJob, i int) bool {
+	c, j := &sh.keyClaims[i], round[i]
+	if c.done || c.key == nil || c.key != g.key && (c.key.ID != g.key.ID || c.key.Spec != g.key.Spec) {
+		return false
+	}
+	c.done = true
+	return c.holds(j) && j.Err == nil
+}
+
+// gather takes the group's further jobs of EncryptBlocks for the call of job first, as many as the lane has memory for besides the known block.
+func (sh *shard) gather(g *group, round []*KeyJob, first int) {
+	for i, room := first+1, KeyInMax-blockLen-sh.keyClaims[first].in; i < len(round); i++ {
+		if c := &sh.keyClaims[i]; c.mechanism == EncryptBlocks && c.in <= room && sh.turn(g, round, i) {
+			sh.together = append(sh.together, i)
+			room -= c.in
 		}
 	}
 }
@@ -172,7 +207,7 @@ func (e *Error) losesKey() bool {
 		return true
 	case CKR_OBJECT_HANDLE_INVALID:
 		switch e.Function {
-		case "C_Sign", "C_Decrypt", "C_DeriveKey", "C_DecapsulateKey":
+		case "C_Sign", "C_Decrypt", "C_Encrypt", "C_DeriveKey", "C_DecapsulateKey":
 			return true
 		}
 		return strings.HasSuffix(e.Function, "Init")
@@ -180,38 +215,53 @@ func (e *Error) losesKey() bool {
 	return false
 }
 
-// runKey runs one job, and once more if that may help.
-func (s *Shards) runKey(sh *shard, g *group, c *keyClaim, j *KeyJob) {
-	sh.jobs.Add(1)
+// runTogether runs the jobs of sh.together in one call, and once more if that may help.
+func (s *Shards) runTogether(sh *shard, g *group, round []*KeyJob) {
+	sh.jobs.Add(uint64(len(sh.together)))
 	for again := false; ; again = true {
 		if s.closed.Load() {
-			j.Err = ErrUnavailable
+			for _, i := range sh.together {
+				round[i].Err = ErrUnavailable
+			}
 			return
 		}
 		if err := s.ready(sh); err != nil {
-			sh.failKey(c, j, err, true)
+			sh.failKeys(round, err, true)
 			return
 		}
-		loading, err := sh.tryKey(g, c, j)
+		loading, err := sh.tryKeys(g, round)
 		if err == nil {
 			return
 		}
 		sh.failures.Add(1)
-		retry, err := s.reactKey(sh, err, loading)
+		retry, err := s.reactKey(sh, err, loading, len(sh.together))
 		if e, ok := errors.AsType[*Error](err); ok && e.losesKey() {
 			g.lose()
 		}
-		if retry == nowhere || retry == elsewhere || again || j.Attempt > 0 {
-			sh.failKey(c, j, err, retry != nowhere && !again)
+		if retry == nowhere || retry == elsewhere || again {
+			sh.failKeys(round, err, retry != nowhere && !again)
 			return
 		}
-		sh.retries.Add(1)
+		// The jobs that have had their second chance on another shard do not get a third one here.
+		once := sh.together[:0]
+		for _, i := range sh.together {
+			if j := round[i]; j.Attempt > 0 {
+				sh.failKey(&sh.keyClaims[i], j, err, false)
+			} else {
+				once = append(once, i)
+			}
+		}
+		if sh.together = once; len(once) == 0 {
+			return
+		}
+		sh.retries.Add(uint64(len(once)))
 	}
 }
 
-// tryKey looks the handle up, runs the job and delivers. On an error nothing is delivered; loading says that it came before the job's own call.
-// It wipes the lane in any case, but for a lane whose call has not come back: that one wipes itself, and has the handle till then.
-func (sh *shard) tryKey(g *group, c *keyClaim, j *KeyJob) (loading bool, err error) {
+// tryKeys looks the handle up, makes the call and delivers, unless the image of the known block is wrong: what is encrypted under another key, or a wrong one, nobody
+// would ever decrypt. On an error nothing is delivered; loading says that it came before the jobs' own call. It wipes the lane in any case, but for a lane whose call
+// has not come back: that one wipes itself, and has the handle till then.
+func (sh *shard) tryKeys(g *group, round []*KeyJob) (loading bool, err error) {
 	if g.handle != nil && g.handle.key.Generation != sh.slot.token.Generation() {
 		g.release() // the token was reset since
 	}
@@ -221,21 +271,81 @@ func (sh *shard) tryKey(g *group, c *keyClaim, j *KeyJob) (loading bool, err err
 		}
 	}
 	l := sh.lane
-	l.in = append(l.in[:0], j.In...)
-	l.out = l.out[:g.key.Spec.Info().Result]
-	l.use = use{key: g.handle.key, spec: g.key.Spec, mechanism: c.mechanism}
-	err = l.do(opUse)
-	if err != nil {
-		if l.abandoned {
-			l.orphan, g.handle = g.handle, nil
-			return false, err
+	l.in = l.in[:0]
+	left, known := 0, false
+	for _, i := range sh.together {
+		switch c, j := &sh.keyClaims[i], round[i]; {
+		case !c.holds(j):
+			c.in, c.k1 = 0, [blockLen]byte{}
+		case len(j.In) != c.in:
+			invariants.Check(false, "a job was changed while it was handed in")
+			j.Err = ErrReused
+			c.in, c.key, c.k1 = 0, nil, [blockLen]byte{}
+		default:
+			l.in = append(l.in, j.In...)
+			left++
+			known = known || c.k1 != [blockLen]byte{}
 		}
-	} else if c.holds(j) {
-		j.N = copy(j.Out, l.out[:l.use.n])
+	}
+	if left == 0 {
+		return false, nil
+	}
+	mechanism := sh.keyClaims[sh.together[0]].mechanism
+	if known = known && mechanism == EncryptBlocks; known {
+		l.in = append(l.in, knownBlock...)
+	}
+	l.out = l.out[:g.key.Spec.Info().Result]
+	if mechanism == EncryptBlocks {
+		l.out = l.out[:max(len(l.out), len(l.in))]
+	}
+	l.use = use{key: g.handle.key, spec: g.key.Spec, mechanism: mechanism}
+	if err = l.do(opUse); l.abandoned {
+		l.orphan, g.handle = g.handle, nil
+		return false, err
+	}
+	jobs := l.use.n // bytes of their results
+	if err == nil && known {
+		jobs -= blockLen
+		if !sh.confirmKey((*[blockLen]byte)(l.out[jobs:])) {
+			err = ErrWrong
+		}
+	}
+	if err == nil {
+		sh.deliverKeys(round, l.out[:jobs])
 	}
 	l.use = use{}
 	l.wipe()
 	return false, err
+}
+
+// knownBlock is the input whose image is known of a key whose K1 is: L.
+const knownBlock = "\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+
+// confirmKey compares the image of the known block with what the jobs of sh.together know of their key, and says whether it is that.
+func (sh *shard) confirmKey(image *[blockLen]byte) bool {
+	var k1 [blockLen]byte
+	kdf.SubkeyK1(&k1, image)
+	right := 1
+	for _, i := range sh.together {
+		if c := &sh.keyClaims[i]; c.k1 != [blockLen]byte{} {
+			right &= subtle.ConstantTimeCompare(k1[:], c.k1[:])
+		}
+	}
+	clear(k1[:])
+	return right == 1
+}
+
+// deliverKeys gives the jobs of a call their results: one job all of it, of several each the images of its blocks, whatever has become of the others.
+func (sh *shard) deliverKeys(round []*KeyJob, out []byte) {
+	for _, i := range sh.together {
+		c, j, result := &sh.keyClaims[i], round[i], out
+		if c.mechanism == EncryptBlocks {
+			result, out = out[:c.in], out[c.in:]
+		}
+		if c.holds(j) {
+			j.N = copy(j.Out, result)
+		}
+	}
 }
 
 // where says where a job that failed may be run once more.
@@ -247,8 +357,8 @@ const (
 	elsewhere
 )
 
-// reactKey does what the table says after a failed job and returns the error that the job gets if it is not run again.
-func (s *Shards) reactKey(sh *shard, err error, loading bool) (where, error) {
+// reactKey does what the table says after the call of some jobs failed and returns the error that they get if they are not run again.
+func (s *Shards) reactKey(sh *shard, err error, loading bool, jobs int) (where, error) {
 	other, isWaited := err.(*waited)
 	if isWaited {
 		err = other.cause
@@ -258,10 +368,10 @@ func (s *Shards) reactKey(sh *shard, err error, loading bool) (where, error) {
 	case errors.Is(err, ErrNotOffered):
 		return nowhere, err
 	case loading && (errors.Is(err, ErrKeyRefused) || c.Has(actD)):
-		return s.refuseKey(sh, err, isWaited)
+		return s.refuseKey(sh, err, isWaited, jobs)
 	case isWaited && !c.Has(actL|actH):
 		// One call has failed, and whoever made it does what is to be done: it counts once, and this session is not touched.
-		if c.Has(actR) && s.budget(1) {
+		if c.Has(actR) && s.budget(jobs) {
 			return elsewhere, err
 		}
 		return nowhere, err
@@ -275,21 +385,21 @@ func (s *Shards) reactKey(sh *shard, err error, loading bool) (where, error) {
 	if s.react(sh, err) {
 		return here, err
 	}
-	if c.Has(actR) && s.budget(1) {
+	if c.Has(actR) && s.budget(jobs) {
 		return elsewhere, err
 	}
 	return nowhere, err
 }
 
 // refuseKey is for a stored key that the token does not take: a canary, an alarm, and the next replica, where there is one, may know better.
-func (s *Shards) refuseKey(sh *shard, err error, isWaited bool) (where, error) {
+func (s *Shards) refuseKey(sh *shard, err error, isWaited bool, jobs int) (where, error) {
 	if !isWaited {
 		if s.distrust(sh, err) {
 			return elsewhere, ErrUnavailable
 		}
 		sh.slot.alarm("a stored key does not unwrap, or is not what was stored", err)
 	}
-	if s.hasReplica(sh.slot) && s.budget(1) {
+	if s.hasReplica(sh.slot) && s.budget(jobs) {
 		return elsewhere, &unusable{err}
 	}
 	return nowhere, &unusable{err}
@@ -307,6 +417,17 @@ func (s *Shards) distrust(sh *shard, err error) bool {
 	return true
 }
 
+// distrusted asks the canary of a slot that blames what it was given, and takes the slot out if the answer is bad.
+func (s *Shards) distrusted(sl *slot) bool {
+	bad := s.canaryWithin(sl, canaryEvery)
+	if bad == nil || noVerdict(bad) {
+		return false
+	}
+	s.judge(sl, bad)
+	sl.quarantine(bad)
+	return true
+}
+
 // hasReplica says whether another slot with the same root serves.
 func (s *Shards) hasReplica(sl *slot) bool {
 	for _, other := range s.slots {
@@ -315,6 +436,13 @@ func (s *Shards) hasReplica(sl *slot) bool {
 		}
 	}
 	return false
+}
+
+// failKeys is failKey for the jobs of sh.together.
+func (sh *shard) failKeys(round []*KeyJob, err error, other bool) {
+	for _, i := range sh.together {
+		sh.failKey(&sh.keyClaims[i], round[i], err, other)
+	}
 }
 
 // failKey leaves err in the job; where other is true, a job in its first attempt may go to another shard.
@@ -389,29 +517,41 @@ func (s *Shards) loadKey(sl *slot, token KeyToken, k *Key) (LoadedKey, error) {
 	return loaded, nil // in time, or a moment later
 }
 
-// generateKey makes a key in the slot's token. It is called on a goroutine of its own.
-func (s *Shards) generateKey(sl *slot, spec keyspec.Spec) (wrapped, public []byte, err error) {
+// made is what a call gives that makes a key, brings one in, or wraps one for another token.
+type made struct{ wrapped, public []byte }
+
+// making is such a call.
+type making func(token KeyToken) (made, error)
+
+// answers says whether an error is the token's answer to what it was asked for, and no fault of anybody's but the caller's.
+func answers(err error) bool {
+	return errors.Is(err, ErrNotOffered) || errors.Is(err, ErrMaterial) || errors.Is(err, ErrPeerKey) || errors.Is(err, ErrUnavailable)
+}
+
+// makeKey makes a key in the slot's token. It is called on a goroutine of its own.
+func (s *Shards) makeKey(sl *slot, call making) (m made, err error) {
 	token := sl.token.(KeyToken)
 	for again := false; ; again = true {
 		gen := token.Generation()
-		wrapped, public, err = token.GenerateKey(spec)
+		m, err = call(token)
 		c := classOf(err)
-		if err == nil || errors.Is(err, ErrNotOffered) {
-			return wrapped, public, err
+		if err == nil || answers(err) {
+			return m, err
 		}
 		if again || !c.Has(actL|actH) || c.Has(actQ) || s.reset(sl, gen) != nil {
 			break
 		}
 	}
 	if errors.Is(err, ErrKeyRefused) {
-		sl.alarm("the token does not protect a key that it made", err)
-		return nil, nil, err
+		sl.alarm("the token does not protect a key that it made or took", err)
+		return made{}, err
 	}
 	s.judge(sl, err)
 	if classOf(err).Has(actD) { // of data that the token itself has made
+		sl.alarm("a key that the token wrapped does not unwrap", err)
 		err = &unusable{err}
 	}
-	return nil, nil, err
+	return made{}, err
 }
 
 // pickKey chooses a serving shard for a job with the key and counts the job there: an idle one, else the one with the fewest jobs, since
@@ -461,31 +601,31 @@ func (s *Shards) pickKey(k *Key, m Mechanism, not, full int, hint uint64) (int, 
 
 var errGenerateTimeout = errors.Join(ErrTimeout, errors.New("hsm: the token makes no key in time"))
 
-// generateOn is generateKey, waited for until the timer of timeout fires. The caller has a seat of the slot, which is given back when the call ends,
+// makeOn is makeKey, waited for until the timer of timeout fires. The caller has a seat of the slot, which is given back when the call ends,
 // however late.
-func (s *Shards) generateOn(sl *slot, spec keyspec.Spec, late <-chan time.Time, timeout time.Duration) (wrapped, public []byte, err error) {
-	type made struct {
-		wrapped, public []byte
-		err             error
+func (s *Shards) makeOn(sl *slot, spec keyspec.Spec, call making, late <-chan time.Time, timeout time.Duration) (made, error) {
+	type outcome struct {
+		made
+		err error
 	}
-	done := make(chan made, 1)
+	done := make(chan outcome, 1)
 	from := time.Now()
 	s.workers.Add(1)
 	go func() {
 		defer s.workers.Done()
 		defer func() { <-sl.making }()
-		var m made
-		m.wrapped, m.public, m.err = s.generateKey(sl, spec)
-		done <- m
+		var o outcome
+		o.made, o.err = s.makeKey(sl, call)
+		done <- o
 	}()
 	select {
-	case m := <-done:
-		return m.wrapped, m.public, m.err
+	case o := <-done:
+		return o.made, o.err
 	case <-late:
 		sl.alarm("no key in time", errGenerateTimeout, "spec", spec.String())
 		if time.Since(from) >= timeout/2 { // else the time went by before its turn came
 			s.judge(sl, errGenerateTimeout)
 		}
-		return nil, nil, errGenerateTimeout
+		return made{}, errGenerateTimeout
 	}
 }

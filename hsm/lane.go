@@ -118,8 +118,9 @@ func (l *lane) randomLen(jobBytes int) int {
 	return align(jobBytes+l.used) + blockLen
 }
 
-// healthy is the repeated-block test: no two consecutive blocks of the token's random may be equal, across crossings too. The block kept
-// for the next crossing is the unused one, never a data key.
+// healthy is the repeated-block test: no two consecutive blocks of the token's random may be equal, across crossings too, nor may the last block be
+// that of the crossing before, as it is where a generator gives the same answer again. The block kept for the next crossing is the unused one, never a
+// data key.
 func (l *lane) healthy() bool {
 	prev := l.last[:]
 	for r := l.random; len(r) >= blockLen; r = r[blockLen:] {
@@ -127,6 +128,9 @@ func (l *lane) healthy() bool {
 			return false
 		}
 		prev = r[:blockLen]
+	}
+	if len(l.random) >= blockLen && bytes.Equal(prev, l.last[:]) {
+		return false
 	}
 	copy(l.last[:], prev)
 	return true

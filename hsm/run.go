@@ -98,7 +98,7 @@ func (sh *shard) admit(j *Job) error {
 
 func (j *Job) draws() int {
 	n := 0
-	for i := range j.Derive[:j.N] {
+	for i := range j.Derive {
 		if j.Derive[i].Draw {
 			n++
 		}
@@ -114,7 +114,7 @@ func (sh *shard) draw(round []*Job) {
 		if j.Err != nil {
 			continue
 		}
-		for i := range j.Derive[:j.N] {
+		for i := range j.Derive {
 			if d := &j.Derive[i]; d.Draw {
 				d.Nonce = [nonceLen]byte(rest)
 				sh.lane.nonce(&d.Nonce)

@@ -47,6 +47,7 @@ type shard struct {
 	claims []claim    // the leader's: on the jobs of its round, one each
 
 	keyClaims []keyClaim   // the same where rounds are of KeyJobs
+	together  []int        // the leader's: of a round's KeyJobs those that are run in one call
 	waiting   atomic.Int32 // KeyJobs handed to this shard, in its queue or in a round
 
 	rounds, jobs, blocks, random, failures, retries, replaced atomic.Uint64
@@ -102,7 +103,7 @@ func newShards(cfg ShardsConfig, keys *keyConfig) (*Shards, error) {
 				if keys == nil {
 					sh.nonce, sh.claims = make([]byte, 0, cfg.RoundMax*2*nonceLen), make([]claim, 0, cfg.RoundMax)
 				} else {
-					sh.keyClaims = make([]keyClaim, 0, cfg.RoundMax)
+					sh.keyClaims, sh.together = make([]keyClaim, 0, cfg.RoundMax), make([]int, 0, cfg.RoundMax)
 				}
 				sh.up.Store(true)
 				s.shards = append(s.shards, sh)
@@ -133,6 +134,9 @@ func (s *Shards) openSlot(sl *slot) ([]*lane, error) {
 		return nil, err
 	}
 	sl.root = roots.ID
+	if sl.handles == nil { // once for each token
+		sl.log.Info("the token's roots", "root", fmt.Sprintf("%x", roots.ID[:]), "clonable", roots.Clonable)
+	}
 	// The first answer becomes the known one; this lane stays open until another session has agreed.
 	first, err := s.openLane(sl, 0)
 	if err != nil {

@@ -34,7 +34,7 @@ func (s *State) UnmarshalText(text []byte) error {
 
 const (
 	backoffMin   = 100 * time.Millisecond
-	backoffMax   = 30 * time.Second
+	backoffMax   = 2 * time.Second        // so that service is back within five seconds of the end of any fault
 	goodCanaries = 3                      // in a row, before a quarantined slot serves again
 	verdictAge   = 100 * time.Millisecond // how long a canary's verdict is good for
 	canaryEvery  = 200 * time.Millisecond // at most five canaries a second

@@ -46,12 +46,14 @@ type TokenInfo struct {
 // Roots are the two AES keys every token of keyplane holds.
 type Roots struct {
 	ID RootID // of the derivation root
+	// Clonable says that they can be copied to another token, wrapped, by whoever has the PINs of both the user and the Security Officer; else they never leave this one.
+	Clonable bool
 }
 
 // Token is an opened token: logged in where it needs a login, its anchor session held. Methods are safe for concurrent use.
 type Token interface {
 	Info() TokenInfo
-	// Roots reads the two roots' attributes back and refuses them unless they are sensitive, never extractable and of the right usage.
+	// Roots reads the two roots' attributes back and refuses them unless they are sensitive, never extractable or clonable, and of the right usage.
 	// ErrNoRoots if the token has none.
 	Roots() (Roots, error)
 	// OpenSession opens a session with the derivation root at hand. Sessions opened after a Reset belong to a new generation.

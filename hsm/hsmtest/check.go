@@ -34,7 +34,7 @@ var signedWith = map[hsm.Mechanism][]keyspec.Algorithm{
 	hsm.SignMLDSA:     {keyspec.MLDSAShake256},
 }
 
-// CheckKey does the mechanism through use and holds the result to the public half. Of HMAC keys it holds that it is one and stays the same. The
+// CheckKey does the mechanism through use and holds the result to the public half. Of HMAC and AES keys it holds that it is one and stays the same. The
 // error is use's, or says what is wrong.
 func CheckKey(s keyspec.Spec, m hsm.Mechanism, public *pubkey.Key, use func(in, out []byte) (int, error)) error {
 	message := []byte("a message of a client")
@@ -50,6 +50,18 @@ func CheckKey(s keyspec.Spec, m hsm.Mechanism, public *pubkey.Key, use func(in, 
 		}
 		if !bytes.Equal(macs[0], macs[1]) || bytes.Equal(macs[0], macs[2]) {
 			return errors.New("no MACs")
+		}
+		return nil
+	case hsm.EncryptBlocks:
+		one, six := make([]byte, s.Info().Result), make([]byte, s.Info().Result)
+		if n, err := use(aBlock, one); err != nil || n != len(aBlock) {
+			return cmp.Or(err, errors.New("an image has another length"))
+		}
+		if n, err := use(bytes.Repeat(aBlock, 6), six); err != nil || n != 6*len(aBlock) {
+			return cmp.Or(err, errors.New("six images have another length"))
+		}
+		if bytes.Equal(one[:16], aBlock) || !bytes.Equal(six[:6*16], bytes.Repeat(one[:16], 6)) {
+			return errors.New("no images")
 		}
 		return nil
 	case hsm.DecryptOAEP1, hsm.DecryptOAEP256:

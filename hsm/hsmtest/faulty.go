@@ -21,6 +21,9 @@ const (
 	Load                // KeyToken.LoadKey
 	Unload              // KeyToken.UnloadKey
 	Generate            // KeyToken.GenerateKey
+	Import              // ImportToken.ImportKey
+	Export              // ImportToken.ExportKey
+	Imports             // ImportToken.Imports
 	ops
 )
 

@@ -64,10 +64,41 @@ func (f *Faulty) UnloadKey(k hsm.LoadedKey) error {
 	return err
 }
 
+// Imports is nothing where the inner token is no ImportToken.
+func (f *Faulty) Imports(s keyspec.Spec, w keyspec.Wrapping) (ok, inside bool, err error) {
+	if err := f.before(f.next(Imports)); err != nil {
+		return false, false, err
+	}
+	if t, is := f.Token.(hsm.ImportToken); is {
+		return t.Imports(s, w)
+	}
+	return false, false, nil
+}
+
+func (f *Faulty) ImportKey(s keyspec.Spec, wrapping keyspec.Spec, private []byte, w keyspec.Wrapping, material []byte) (wrapped, public []byte, err error) {
+	if err := f.beforeIn(f.next(Import), "C_UnwrapKey"); err != nil {
+		return nil, nil, err
+	}
+	if f.loggedOut.Load() {
+		return nil, nil, &hsm.Error{CKR: hsm.CKR_USER_NOT_LOGGED_IN, Function: "C_UnwrapKey"}
+	}
+	return f.Token.(hsm.ImportToken).ImportKey(s, wrapping, private, w, material)
+}
+
+func (f *Faulty) ExportKey(s keyspec.Spec, wrapped []byte, w keyspec.Wrapping, public []byte) (material []byte, err error) {
+	if err := f.beforeIn(f.next(Export), "C_WrapKey"); err != nil {
+		return nil, err
+	}
+	if f.loggedOut.Load() {
+		return nil, &hsm.Error{CKR: hsm.CKR_USER_NOT_LOGGED_IN, Function: "C_WrapKey"}
+	}
+	return f.Token.(hsm.ImportToken).ExportKey(s, wrapped, w, public)
+}
+
 // Loaded is how many keys were loaded and not unloaded.
 func (f *Faulty) Loaded() int { return int(f.loaded.Load()) }
 
-// Use runs on a session of the token. Wrong flips a bit of the result.
+// Use runs on a session of the token. Wrong flips a bit of the result, or of each of its blocks.
 func (s *faultySession) Use(k hsm.LoadedKey, spec keyspec.Spec, m hsm.Mechanism, in, out []byte) (n int, err error) {
 	f, function := s.token, m.Function()
 	x := f.next(Use)
@@ -90,6 +121,13 @@ func (s *faultySession) Use(k hsm.LoadedKey, spec keyspec.Spec, m hsm.Mechanism,
 	}
 	if x.Wrong {
 		out[0] ^= 1
+		for i := 16; m == hsm.EncryptBlocks && i < n; i += 16 {
+			out[i] ^= 1
+		}
+	}
+	if x.Short {
+		clear(out[n/2:])
+		n /= 2
 	}
 	return n, nil
 }

@@ -29,7 +29,7 @@ import (
 func TestKeyToken(t *testing.T, open func(t testing.TB) hsm.Token, want map[keyspec.Spec][]hsm.Mechanism) {
 	rig := &keyRig{open: func(t testing.TB) hsm.KeyToken { return open(t).(hsm.KeyToken) }, want: want}
 	t.Run("Offers", rig.testOffers)
-	for _, s := range keyspec.All() {
+	for _, s := range keyspec.Backing() {
 		if testing.Short() && (s == keyspec.RSA3072 || s == keyspec.RSA4096) {
 			continue // they take seconds to make
 		}
@@ -67,11 +67,11 @@ type storedKey struct {
 	spec    keyspec.Spec
 	wrapped []byte
 	spki    []byte
-	public  *pubkey.Key // nil for HMAC
-	mac     []byte      // of macOf by an HMAC key, as the first test found it
+	public  *pubkey.Key // nil for HMAC and AES
+	mac     []byte      // of macOf by an HMAC key, the image of aBlock by an AES key, as the first test found it
 }
 
-var macOf = []byte("hsmtest")
+var macOf, aBlock = []byte("hsmtest"), []byte("a block: hsmtest")
 
 func makeStored(t testing.TB, token hsm.KeyToken, s keyspec.Spec) *storedKey {
 	t.Helper()
@@ -80,9 +80,9 @@ func makeStored(t testing.TB, token hsm.KeyToken, s keyspec.Spec) *storedKey {
 		t.Fatal(err)
 	}
 	k := &storedKey{spec: s, wrapped: wrapped, spki: spki}
-	if s.Info().Family == keyspec.HMAC {
+	if s.Info().Public == 0 {
 		if spki != nil {
-			t.Errorf("an HMAC key has a public half: %x", spki)
+			t.Errorf("a secret key has a public half: %x", spki)
 		}
 		return k
 	}
@@ -109,7 +109,7 @@ func mustKeySession(t testing.TB, token hsm.KeyToken) hsm.KeySession {
 func (r *keyRig) testOffers(t *testing.T) {
 	token := r.open(t)
 	defer mustClose(t, token)
-	for _, s := range keyspec.All() {
+	for _, s := range keyspec.Backing() {
 		var want hsm.Mechanisms
 		for _, m := range r.want[s] {
 			want = want.With(m)
@@ -181,6 +181,30 @@ func useAndVerify(s hsm.KeySession, loaded hsm.LoadedKey, k *storedKey, m hsm.Me
 			err = errors.New("the same MAC of another message")
 		}
 		return err
+	case hsm.EncryptBlocks:
+		image, err := use(aBlock)
+		if err != nil {
+			return err
+		}
+		if k.mac == nil {
+			k.mac = bytes.Clone(image)
+		}
+		if len(image) != len(aBlock) || !bytes.Equal(image, k.mac) {
+			return errors.New("another image of the same block")
+		}
+		// Each block is on its own, wherever it is.
+		n := []int{2, 6, hsm.KeyInMax / len(aBlock)}[round%3]
+		out = make([]byte, max(n*len(aBlock), len(out)))
+		in := bytes.Repeat(aBlock, n)
+		in[0] ^= 1
+		images, err := use(in)
+		if err != nil {
+			return err
+		}
+		if len(images) != len(in) || bytes.Equal(images[:16], k.mac) || !bytes.Equal(images[16:], bytes.Repeat(k.mac, n-1)) {
+			return fmt.Errorf("%d blocks have other images together than alone", n)
+		}
+		return nil
 	case hsm.DecryptOAEP1, hsm.DecryptOAEP256:
 		h, longest := sha1.New, k.spec.PlaintextMax(keyspec.OAEPSHA1)
 		if m == hsm.DecryptOAEP256 {
@@ -324,7 +348,7 @@ func refuseData(t *testing.T, s hsm.KeySession, loaded hsm.LoadedKey, k *storedK
 func (r *keyRig) testNotOffered(t *testing.T, token hsm.KeyToken, k *storedKey) {
 	loaded := mustLoad(t, token, k)
 	s := mustKeySession(t, token)
-	for m := hsm.NoMechanism; m <= hsm.DecapsulateMLKEM+1; m++ {
+	for m := hsm.NoMechanism; m <= hsm.EncryptBlocks+1; m++ {
 		if token.Keys(k.spec).Has(m) {
 			continue
 		}
@@ -468,8 +492,8 @@ func (r *keyRig) testDamaged(t *testing.T, token hsm.KeyToken, k *storedKey) {
 		}
 	}
 	for s := range r.want {
-		// HMAC keys are any bytes, and a token cannot tell: that a wrapped key is of its spec has to be known from where it is stored.
-		if s == k.spec || s.Info().Family == keyspec.HMAC {
+		// Secret keys are any bytes, and a token cannot tell: that a wrapped key is of its spec has to be known from where it is stored.
+		if s == k.spec || s.Info().Public == 0 {
 			continue
 		}
 		if _, err := token.LoadKey(s, k.wrapped); err == nil {
@@ -544,7 +568,7 @@ func (r *keyRig) testDiffer(t *testing.T, token hsm.KeyToken, k *storedKey) {
 	r.works(t, s, b, other)
 	r.works(t, s, a, k)
 	if other.mac != nil && bytes.Equal(other.mac, k.mac) {
-		t.Error("two keys give the same MAC")
+		t.Error("two keys give the same MAC, or the same image")
 	}
 	mustClose(t, s)
 }

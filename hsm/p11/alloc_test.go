@@ -48,7 +48,7 @@ func TestAllocUse(t *testing.T) {
 			token := opener(t, uri(t))(t).(*Token)
 			defer token.Close()
 			// How often, by what one takes: 10 000 MACs are done before 200 decryptions.
-			for spec, times := range map[keyspec.Spec]int{keyspec.HMAC256: 10_000, keyspec.P256: 500, keyspec.RSA2048: 100} {
+			for spec, times := range map[keyspec.Spec]int{keyspec.HMAC256: 10_000, keyspec.AES256: 10_000, keyspec.P256: 500, keyspec.RSA2048: 100} {
 				s, k, public := keySession(t, token, spec)
 				out := make([]byte, spec.Info().Result)
 				for _, m := range mechanismsOf(spec) {

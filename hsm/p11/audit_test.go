@@ -29,7 +29,7 @@ func writable(t *testing.T, token *Token, f func(pkcs11.SessionHandle)) {
 func destroy(t *testing.T, token *Token, class uint) {
 	t.Helper()
 	writable(t, token, func(s pkcs11.SessionHandle) {
-		found, err := token.findTwo(s, class, auditID)
+		found, err := token.findTwo(s, class, auditPair.id)
 		if err != nil || len(found) != 1 {
 			t.Fatalf("%d objects, %v", len(found), err)
 		}
@@ -63,7 +63,7 @@ func TestInitAuditLater(t *testing.T) {
 				t.Errorf("roots of a token without an audit key: %v", err)
 			}
 			again, err := token.initRoots()
-			if err != nil || len(again.Made) != 1 || again.Made[0] != auditLabel || again.Root != first.Root || again.NoAudit != "" {
+			if err != nil || len(again.Made) != 1 || again.Made[0] != auditPair.label || again.Root != first.Root || again.NoAudit != "" {
 				t.Fatalf("%+v, %v", again, err)
 			}
 			if third, err := token.initRoots(); err != nil || len(third.Made) != 0 {
@@ -83,7 +83,7 @@ func TestTwoAuditKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	writable(t, token, func(s pkcs11.SessionHandle) {
-		if _, _, err := token.generateAudit(s); err != nil {
+		if _, _, err := token.generatePair(s, auditPair); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -130,7 +130,7 @@ func TestNoAuditKey(t *testing.T) {
 
 // soundAudit is what a good token says of the private half.
 func soundAudit() attributes {
-	_, private := auditTemplates(false)
+	_, private := auditPair.templates(false)
 	a := attributes{pkcs11.CKA_EC_PARAMS: bytes.Clone(p256)}
 	for _, x := range private {
 		a[x.Type] = x.Value
@@ -142,7 +142,7 @@ func soundAudit() attributes {
 }
 
 func TestCheckAuditRefusesEveryLie(t *testing.T) {
-	if err := checkAudit(soundAudit(), true); err != nil {
+	if err := auditPair.check(soundAudit(), true); err != nil {
 		t.Fatal(err)
 	}
 	optional := map[uint]bool{pkcs11.CKA_DECRYPT: true, pkcs11.CKA_UNWRAP: true, pkcs11.CKA_DERIVE: true} // not telling is not having
@@ -155,31 +155,31 @@ func TestCheckAuditRefusesEveryLie(t *testing.T) {
 		for name, v := range map[string][]byte{"flipped": lie, "empty": {}, "long": append(bytes.Clone(value), 0)} {
 			a := soundAudit()
 			a[attr] = v
-			if err := checkAudit(a, true); err == nil {
+			if err := auditPair.check(a, true); err == nil {
 				t.Errorf("attribute %x %s was accepted", attr, name)
 			}
 		}
 		a := soundAudit()
 		delete(a, attr)
-		if err := checkAudit(a, true); (err == nil) != optional[attr] {
+		if err := auditPair.check(a, true); (err == nil) != optional[attr] {
 			t.Errorf("attribute %x missing: %v", attr, err)
 		}
 	}
 	for _, attr := range []uint{pkcs11.CKA_ENCRYPT, pkcs11.CKA_WRAP, pkcs11.CKA_VERIFY} {
 		a := soundAudit()
 		a[attr] = []byte{1}
-		if err := checkAudit(a, true); err == nil {
+		if err := auditPair.check(a, true); err == nil {
 			t.Errorf("usage %x was accepted", attr)
 		}
 	}
 	a := soundAudit()
 	a[pkcs11.CKA_VALUE] = nil
-	if err := checkAudit(a, true); err == nil || !strings.Contains(err.Error(), "CKA_VALUE can be read") {
+	if err := auditPair.check(a, true); err == nil || !strings.Contains(err.Error(), "CKA_VALUE can be read") {
 		t.Errorf("a key that can be read: %v", err)
 	}
 	a = soundAudit()
 	a[pkcs11.CKA_LOCAL] = []byte{0}
-	if err := checkAudit(a, false); err != nil {
+	if err := auditPair.check(a, false); err != nil {
 		t.Errorf("CKA_LOCAL where it means nothing: %v", err)
 	}
 }

@@ -157,10 +157,18 @@ func (t *Token) GenerateKey(s keyspec.Spec) (wrapped, public []byte, err error) 
 // madeKey is a key that is nowhere but here.
 type madeKey struct {
 	wrapped, public []byte
-	mac             []byte // of HMAC keys, that of macMessage: what takes the place of a public half
+	mac             []byte // of secret keys, what they give of macMessage or blockMessage: what takes the place of a public half
 }
 
-var macMessage = []byte("keyplane")
+var macMessage, blockMessage = []byte("keyplane"), []byte("keyplane's block")
+
+// secretUse is what a secret key does, and of what.
+func secretUse(s keyspec.Spec) (m hsm.Mechanism, in []byte) {
+	if s.Info().Family == keyspec.AES {
+		return hsm.EncryptBlocks, blockMessage
+	}
+	return hsm.MAC, macMessage
+}
 
 // makeKey generates and wraps a key, and destroys what it generated whatever happens. It needs mod.mu.
 func (t *Token) makeKey(slot uint, session pkcs11.SessionHandle, root pkcs11.ObjectHandle, s keyspec.Spec) (made madeKey, err error) {
@@ -194,10 +202,13 @@ func (t *Token) makeKey(slot uint, session pkcs11.SessionHandle, root pkcs11.Obj
 			return made, err
 		}
 	} else {
-		made.mac = make([]byte, s.Info().Result)
-		if _, err = t.mod.fns.operate(uint(session), uint(private), s, hsm.MAC, false, macMessage, made.mac, nil); err != nil {
+		m, in := secretUse(s)
+		out := make([]byte, s.Info().Result)
+		n, err := t.mod.fns.operate(uint(session), uint(private), s, m, false, in, out, nil)
+		if err != nil {
 			return made, err
 		}
+		made.mac = out[:n]
 	}
 	made.wrapped, err = t.mod.fns.wrap(uint(session), wrapper, uint(root), uint(private), format)
 	return made, err
@@ -205,38 +216,26 @@ func (t *Token) makeKey(slot uint, session pkcs11.SessionHandle, root pkcs11.Obj
 
 // unwrap brings a key in and refuses it unless it is what it was asked to be. It needs mod.mu.
 func (t *Token) unwrap(session pkcs11.SessionHandle, root pkcs11.ObjectHandle, s keyspec.Spec, wrapped []byte) (pkcs11.ObjectHandle, error) {
-	mechanism := uint(0)
-	for _, w := range wrappers {
-		if len(wrapped) > 0 && wrapped[0] == w.format {
-			mechanism = w.mechanism
-		}
-	}
+	return t.unwrapAs(session, root, s, keyForm(s, false), wrapped)
+}
+
+// unwrapAs is unwrap of a key that is wanted in another form.
+func (t *Token) unwrapAs(session pkcs11.SessionHandle, root pkcs11.ObjectHandle, s keyspec.Spec, f form, wrapped []byte) (pkcs11.ObjectHandle, error) {
+	f.stored = true
+	mechanism := unwrapperOf(wrapped)
 	switch {
 	case !wrappedLength(s, len(wrapped)-1):
 		return 0, &hsm.Error{CKR: hsm.CKR_WRAPPED_KEY_LEN_RANGE, Function: "C_UnwrapKey"}
 	case mechanism == 0:
 		return 0, &hsm.Error{CKR: hsm.CKR_WRAPPED_KEY_INVALID, Function: "C_UnwrapKey"}
 	}
-	template := keyTemplate(s, false)
-	if t.namesDB.Load() {
-		template = append(template, dbName(s)...)
-	}
-	object, err := t.mod.ctx.UnwrapKey(session, mech(mechanism, nil), root, wrapped[1:], template)
-	incomplete := err == pkcs11.Error(pkcs11.CKR_TEMPLATE_INCOMPLETE) || err == pkcs11.Error(pkcs11.CKR_KEY_TYPE_INCONSISTENT)
-	if incomplete && !t.namesDB.Load() && dbName(s) != nil {
-		if object, err = t.mod.ctx.UnwrapKey(session, mech(mechanism, nil), root, wrapped[1:], append(template, dbName(s)...)); err == nil {
-			t.namesDB.Store(true)
-		}
-	}
+	object, err := t.unwrapUnder(session, mech(mechanism, nil), root, s, f.template(s), wrapped[1:])
 	if err != nil {
-		return 0, failed("C_UnwrapKey", err)
+		return 0, err
 	}
-	a, err := t.readKey(session, object, s)
+	a, err := t.readNarrow(session, object, s, f)
 	if err == nil {
-		a, err = t.narrow(session, object, s, a)
-	}
-	if err == nil {
-		err = checkKey(s, a, false)
+		err = f.check(s, a)
 	}
 	if err != nil {
 		if derr := t.mod.ctx.DestroyObject(session, object); derr != nil {
@@ -247,12 +246,47 @@ func (t *Token) unwrap(session pkcs11.SessionHandle, root pkcs11.ObjectHandle, s
 	return object, nil
 }
 
+// unwrapperOf is the mechanism by which a key was wrapped, 0 if there is none like that.
+func unwrapperOf(wrapped []byte) uint {
+	for _, w := range wrappers {
+		if len(wrapped) > 0 && wrapped[0] == w.format {
+			return w.mechanism
+		}
+	}
+	return 0
+}
+
+// unwrapUnder is C_UnwrapKey, with what else NSS wants to know.
+func (t *Token) unwrapUnder(session pkcs11.SessionHandle, m []*pkcs11.Mechanism, key pkcs11.ObjectHandle, s keyspec.Spec, template []*pkcs11.Attribute, wrapped []byte) (
+	pkcs11.ObjectHandle, error) {
+	if t.namesDB.Load() {
+		template = append(template, dbName(s)...)
+	}
+	object, err := t.mod.ctx.UnwrapKey(session, m, key, wrapped, template)
+	incomplete := err == pkcs11.Error(pkcs11.CKR_TEMPLATE_INCOMPLETE) || err == pkcs11.Error(pkcs11.CKR_KEY_TYPE_INCONSISTENT)
+	if incomplete && !t.namesDB.Load() && dbName(s) != nil {
+		if object, err = t.mod.ctx.UnwrapKey(session, m, key, wrapped, append(template, dbName(s)...)); err == nil {
+			t.namesDB.Store(true)
+		}
+	}
+	return object, failed("C_UnwrapKey", err)
+}
+
+// readNarrow reads a key's attributes, and takes away the usages that it was not to have.
+func (t *Token) readNarrow(session pkcs11.SessionHandle, object pkcs11.ObjectHandle, s keyspec.Spec, f form) (attributes, error) {
+	a, err := t.readKey(session, object, s)
+	if err != nil {
+		return nil, err
+	}
+	return t.narrow(session, object, s, f, a)
+}
+
 // narrow takes away the usages that a key was not to have: NSS gives an RSA key that it unwraps all that its kind can do, whatever the template
 // says, and lets them be taken away. The attributes are those afterwards.
-func (t *Token) narrow(session pkcs11.SessionHandle, object pkcs11.ObjectHandle, s keyspec.Spec, a attributes) (attributes, error) {
+func (t *Token) narrow(session pkcs11.SessionHandle, object pkcs11.ObjectHandle, s keyspec.Spec, f form, a attributes) (attributes, error) {
 	var no []*pkcs11.Attribute
 	for _, u := range possibleUsages(s.Info().Family) {
-		if a.is(u, true) && !slices.Contains(keyUsages(s), u) {
+		if a.is(u, true) && !slices.Contains(f.usages, u) {
 			no = append(no, pkcs11.NewAttribute(u, false))
 		}
 	}
@@ -268,7 +302,7 @@ func (t *Token) narrow(session pkcs11.SessionHandle, object pkcs11.ObjectHandle,
 // wrappedLength says whether a key of the spec could be n bytes when it is wrapped: whole blocks of 8 bytes and one more, after a padding of 0 to
 // 7 bytes or of 1 to 8.
 func wrappedLength(s keyspec.Spec, n int) bool {
-	if info := s.Info(); info.Family == keyspec.HMAC {
+	if info := s.Info(); secretKey(info.Family) {
 		return n == info.Bits/8/8*8+16 || n == info.Bits/8+8
 	}
 	return n >= 24 && n%8 == 0 && n <= wrappedMax

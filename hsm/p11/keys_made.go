@@ -44,13 +44,18 @@ func keyType(f keyspec.Family) uint {
 		return pkcs11.CKK_EC
 	case keyspec.Edwards:
 		return ckkECEdwards
+	case keyspec.AES:
+		return pkcs11.CKK_AES
 	}
 	return pkcs11.CKK_GENERIC_SECRET
 }
 
+// secretKey says whether keys of the family are secret keys, without a public half.
+func secretKey(f keyspec.Family) bool { return f == keyspec.HMAC || f == keyspec.AES }
+
 // class is CKA_CLASS of what is loaded of a key.
 func class(f keyspec.Family) uint {
-	if f == keyspec.HMAC {
+	if secretKey(f) {
 		return pkcs11.CKO_SECRET_KEY
 	}
 	return pkcs11.CKO_PRIVATE_KEY
@@ -63,20 +68,38 @@ func keyUsages(s keyspec.Spec) []uint {
 		return []uint{pkcs11.CKA_SIGN, pkcs11.CKA_DECRYPT}
 	case s.Info().Usages&keyspec.KeyAgreement != 0:
 		return []uint{pkcs11.CKA_SIGN, pkcs11.CKA_DERIVE}
+	case s.Info().Family == keyspec.AES:
+		return []uint{pkcs11.CKA_ENCRYPT}
 	}
 	return []uint{pkcs11.CKA_SIGN}
 }
 
 // possibleUsages are the usages that an object of the family may have: PKCS#11 3.0 §4.8, §4.9, §4.10.
 func possibleUsages(f keyspec.Family) []uint {
-	if f == keyspec.HMAC {
+	if secretKey(f) {
 		return []uint{pkcs11.CKA_ENCRYPT, pkcs11.CKA_DECRYPT, pkcs11.CKA_SIGN, pkcs11.CKA_VERIFY, pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP, pkcs11.CKA_DERIVE}
 	}
 	return []uint{pkcs11.CKA_DECRYPT, pkcs11.CKA_SIGN, pkcs11.CKA_SIGN_RECOVER, pkcs11.CKA_UNWRAP, pkcs11.CKA_DERIVE}
 }
 
+// form is how a key is in the token: the only usages that are true, and whether it could be wrapped.
+type form struct {
+	usages      []uint
+	extractable bool
+	stored      bool // it was wrapped under the root, as long as it has to be
+}
+
+// keyForm is that of a key that is made, extractable, or loaded.
+func keyForm(s keyspec.Spec, extractable bool) form {
+	return form{usages: keyUsages(s), extractable: extractable}
+}
+
 // keyTemplate is what a key is generated with, extractable, and what it is loaded with.
 func keyTemplate(s keyspec.Spec, extractable bool) []*pkcs11.Attribute {
+	return keyForm(s, extractable).template(s)
+}
+
+func (w form) template(s keyspec.Spec) []*pkcs11.Attribute {
 	f := s.Info().Family
 	t := []*pkcs11.Attribute{
 		pkcs11.NewAttribute(pkcs11.CKA_CLASS, class(f)),
@@ -84,10 +107,10 @@ func keyTemplate(s keyspec.Spec, extractable bool) []*pkcs11.Attribute {
 		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false),
 		pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, true),
 		pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, true),
-		pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, extractable),
+		pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, w.extractable),
 	}
 	for _, u := range possibleUsages(f) {
-		t = append(t, pkcs11.NewAttribute(u, slices.Contains(keyUsages(s), u)))
+		t = append(t, pkcs11.NewAttribute(u, slices.Contains(w.usages, u)))
 	}
 	return t
 }
@@ -95,15 +118,30 @@ func keyTemplate(s keyspec.Spec, extractable bool) []*pkcs11.Attribute {
 // checkKey holds a key's attributes, as read back from the token, to what it was asked for. All faults are in the one error, which is an
 // hsm.ErrKeyRefused. A usage that the token does not tell of is none.
 func checkKey(s keyspec.Spec, a attributes, extractable bool) error {
-	info := s.Info()
-	var faults []string
+	return keyForm(s, extractable).check(s, a)
+}
+
+func (f form) check(s keyspec.Spec, a attributes) error {
+	return refusedKey(s, append(f.unprotected(a), f.unfit(s, a)...))
+}
+
+// refusedKey is nil if there are no faults.
+func refusedKey(s keyspec.Spec, faults []string) error {
+	if err := refusal(s.String(), faults); err != nil {
+		return fmt.Errorf("%w: %w", hsm.ErrKeyRefused, err)
+	}
+	return nil
+}
+
+// unprotected are the faults that the token is to blame for: a key could leave it, or do more than it should.
+func (f form) unprotected(a attributes) (faults []string) {
 	for _, w := range []struct {
 		attr uint
 		name string
 		want bool
 	}{
 		{pkcs11.CKA_TOKEN, "CKA_TOKEN", false}, {pkcs11.CKA_PRIVATE, "CKA_PRIVATE", true},
-		{pkcs11.CKA_SENSITIVE, "CKA_SENSITIVE", true}, {pkcs11.CKA_EXTRACTABLE, "CKA_EXTRACTABLE", extractable},
+		{pkcs11.CKA_SENSITIVE, "CKA_SENSITIVE", true}, {pkcs11.CKA_EXTRACTABLE, "CKA_EXTRACTABLE", f.extractable},
 	} {
 		if !a.is(w.attr, w.want) {
 			faults = append(faults, fmt.Sprintf("%s is not %v", w.name, w.want))
@@ -111,7 +149,7 @@ func checkKey(s keyspec.Spec, a attributes, extractable bool) error {
 	}
 	for _, u := range keyUsageNames {
 		_, told := a[u.attr]
-		if want := slices.Contains(keyUsages(s), u.attr); (want || told) && !a.is(u.attr, want) {
+		if want := slices.Contains(f.usages, u.attr); (want || told) && !a.is(u.attr, want) {
 			faults = append(faults, fmt.Sprintf("%s is not %v", u.name, want))
 		}
 	}
@@ -120,6 +158,12 @@ func checkKey(s keyspec.Spec, a attributes, extractable bool) error {
 			faults = append(faults, fmt.Sprintf("attribute %#x, a part of the secret, can be read", part))
 		}
 	}
+	return faults
+}
+
+// unfit are the faults of a key that is none of the spec.
+func (f form) unfit(s keyspec.Spec, a attributes) (faults []string) {
+	info := s.Info()
 	for _, w := range []struct {
 		attr uint
 		name string
@@ -137,9 +181,9 @@ func checkKey(s keyspec.Spec, a attributes, extractable bool) error {
 		if e, ok := a[pkcs11.CKA_PUBLIC_EXPONENT]; ok && !bytes.Equal(bytes.TrimLeft(e, "\x00"), publicExponent) {
 			faults = append(faults, "CKA_PUBLIC_EXPONENT is not 65537")
 		}
-	case keyspec.HMAC:
+	case keyspec.HMAC, keyspec.AES:
 		// SoftHSM says 0 of every key that it has unwrapped: wrappedLength has to do there.
-		if v, ok := a.ulong(pkcs11.CKA_VALUE_LEN); !ok || v != uint(info.Bits/8) && (v != 0 || extractable) {
+		if v, ok := a.ulong(pkcs11.CKA_VALUE_LEN); !ok || v != uint(info.Bits/8) && (v != 0 || !f.stored) {
 			faults = append(faults, fmt.Sprintf("CKA_VALUE_LEN is not %d", info.Bits/8))
 		}
 	default:
@@ -147,10 +191,7 @@ func checkKey(s keyspec.Spec, a attributes, extractable bool) error {
 			faults = append(faults, "CKA_EC_PARAMS is another curve")
 		}
 	}
-	if err := refusal(s.String(), faults); err != nil {
-		return fmt.Errorf("%w: %w", hsm.ErrKeyRefused, err)
-	}
-	return nil
+	return faults
 }
 
 var keyUsageNames = append(slices.Clone(usageNames), struct {
@@ -164,7 +205,7 @@ func (t *Token) readKey(session pkcs11.SessionHandle, object pkcs11.ObjectHandle
 	switch s.Info().Family {
 	case keyspec.RSA:
 		wanted = append(wanted, pkcs11.CKA_MODULUS, pkcs11.CKA_PUBLIC_EXPONENT, pkcs11.CKA_PRIVATE_EXPONENT, pkcs11.CKA_PRIME_1)
-	case keyspec.HMAC:
+	case keyspec.HMAC, keyspec.AES:
 		wanted = append(wanted, pkcs11.CKA_VALUE_LEN, pkcs11.CKA_VALUE)
 	default:
 		wanted = append(wanted, pkcs11.CKA_EC_PARAMS, pkcs11.CKA_VALUE)
@@ -175,13 +216,17 @@ func (t *Token) readKey(session pkcs11.SessionHandle, object pkcs11.ObjectHandle
 	return t.readThese(session, object, wanted)
 }
 
-// generateKey makes a key as session objects. public is 0 for HMAC. The error is nil or the objects are not there.
+// generateKey makes a key as session objects. public is 0 for secret keys. The error is nil or the objects are not there.
 func (t *Token) generateKey(session pkcs11.SessionHandle, s keyspec.Spec) (public, private pkcs11.ObjectHandle, err error) {
 	info := s.Info()
 	template := keyTemplate(s, true)
-	if info.Family == keyspec.HMAC {
+	if secretKey(info.Family) {
+		generator := uint(pkcs11.CKM_GENERIC_SECRET_KEY_GEN)
+		if info.Family == keyspec.AES {
+			generator = pkcs11.CKM_AES_KEY_GEN
+		}
 		template = append(template, pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, info.Bits/8))
-		private, err = t.mod.ctx.GenerateKey(session, mech(pkcs11.CKM_GENERIC_SECRET_KEY_GEN, nil), template)
+		private, err = t.mod.ctx.GenerateKey(session, mech(generator, nil), template)
 		return 0, private, failed("C_GenerateKey", err)
 	}
 	common := []*pkcs11.Attribute{

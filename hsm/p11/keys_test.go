@@ -25,6 +25,7 @@ var (
 		keyspec.RSA2048: rsaMechanisms, keyspec.RSA3072: rsaMechanisms, keyspec.RSA4096: rsaMechanisms,
 		keyspec.P256: nistMechanisms, keyspec.P384: nistMechanisms, keyspec.P521: nistMechanisms,
 		keyspec.HMAC224: {hsm.MAC}, keyspec.HMAC256: {hsm.MAC}, keyspec.HMAC384: {hsm.MAC}, keyspec.HMAC512: {hsm.MAC},
+		keyspec.AES256: {hsm.EncryptBlocks},
 	}
 	softHSMKeys = func() map[keyspec.Spec][]hsm.Mechanism {
 		all := map[keyspec.Spec][]hsm.Mechanism{keyspec.Secp256k1: {hsm.SignECDSA}}
@@ -36,10 +37,14 @@ var (
 )
 
 func TestKeysSoftHSM(t *testing.T) {
+	beside(t, &softHSMTurn)
 	hsmtest.TestKeyToken(t, opener(t, hsmtest.SoftHSM(t)), softHSMKeys)
 }
 
-func TestKeysNSS(t *testing.T) { hsmtest.TestKeyToken(t, opener(t, hsmtest.NSS(t)), nssKeys) }
+func TestKeysNSS(t *testing.T) {
+	beside(t, &nssTurn)
+	hsmtest.TestKeyToken(t, opener(t, hsmtest.NSS(t)), nssKeys)
+}
 
 // keySession is a key of the spec, made, loaded, and a session to use it.
 func keySession(t testing.TB, token *Token, s keyspec.Spec) (session hsm.KeySession, k hsm.LoadedKey, public []byte) {
@@ -68,7 +73,7 @@ func soundKey(s keyspec.Spec) attributes {
 	case keyspec.RSA:
 		a[pkcs11.CKA_MODULUS] = bytes.Repeat([]byte{0xff}, info.Public)
 		a[pkcs11.CKA_PUBLIC_EXPONENT] = publicExponent
-	case keyspec.HMAC:
+	case keyspec.HMAC, keyspec.AES:
 		a[pkcs11.CKA_VALUE_LEN] = pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, info.Bits/8).Value
 	default:
 		a[pkcs11.CKA_EC_PARAMS] = curves[s][0]
@@ -77,7 +82,7 @@ func soundKey(s keyspec.Spec) attributes {
 }
 
 func TestCheckKeyRefusesEveryLie(t *testing.T) {
-	for _, s := range keyspec.All() {
+	for _, s := range keyspec.Backing() {
 		if mechanismsOf(s) == nil {
 			continue
 		}
@@ -98,14 +103,14 @@ func TestCheckKeyRefusesEveryLie(t *testing.T) {
 				}
 			}
 		}
-		for _, attr := range []uint{pkcs11.CKA_TOKEN, pkcs11.CKA_PRIVATE, pkcs11.CKA_SENSITIVE, pkcs11.CKA_EXTRACTABLE, pkcs11.CKA_SIGN,
+		for _, attr := range []uint{pkcs11.CKA_TOKEN, pkcs11.CKA_PRIVATE, pkcs11.CKA_SENSITIVE, pkcs11.CKA_EXTRACTABLE, keyUsages(s)[0],
 			pkcs11.CKA_CLASS, pkcs11.CKA_KEY_TYPE} {
 			a := soundKey(s)
 			if delete(a, attr); checkKey(s, a, false) == nil {
 				t.Errorf("%v: attribute %#x missing was accepted", s, attr)
 			}
 		}
-		for _, attr := range append(secretParts, pkcs11.CKA_WRAP, pkcs11.CKA_ENCRYPT, pkcs11.CKA_SIGN_RECOVER) {
+		for _, attr := range append(secretParts, pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP, pkcs11.CKA_SIGN_RECOVER) {
 			a := soundKey(s)
 			if a[attr] = []byte{1}; checkKey(s, a, false) == nil {
 				t.Errorf("%v: attribute %#x was accepted", s, attr)
@@ -128,7 +133,7 @@ func eachKeyModule(t *testing.T, f func(t *testing.T, token *Token, offered map[
 }
 
 // sessionObjects counts the token's session objects.
-func sessionObjects(t *testing.T, token *Token) int {
+func sessionObjects(t testing.TB, token *Token) int {
 	t.Helper()
 	ctx := token.mod.ctx
 	s, err := ctx.OpenSession(token.slot, pkcs11.CKF_SERIAL_SESSION)
@@ -434,7 +439,7 @@ func TestKeysElsewhere(t *testing.T) {
 	open := opener(t, uri)
 	token := open(t).(*Token)
 	offered := map[keyspec.Spec][]hsm.Mechanism{}
-	for _, s := range keyspec.All() {
+	for _, s := range keyspec.Backing() {
 		o, err := token.keyOffer(s)
 		if err != nil {
 			t.Fatal(err)

@@ -2,6 +2,7 @@ package p11
 
 import (
 	"bytes"
+	"crypto/aes"
 	"crypto/ecdh"
 	"crypto/hmac"
 	"crypto/rand"
@@ -80,14 +81,22 @@ func (t *Token) keyOffer(s keyspec.Spec) (*keyOffer, error) {
 // passing says whether a refusal tells of the token's state and not of what it can do.
 func passing(code hsm.CKR) bool {
 	switch code {
-	case hsm.CKR_HOST_MEMORY, hsm.CKR_DEVICE_ERROR, hsm.CKR_DEVICE_MEMORY, hsm.CKR_DEVICE_REMOVED, hsm.CKR_TOKEN_NOT_PRESENT,
-		hsm.CKR_TOKEN_NOT_RECOGNIZED, hsm.CKR_TOKEN_RESOURCE_EXCEEDED, hsm.CKR_SLOT_ID_INVALID, hsm.CKR_SESSION_HANDLE_INVALID,
-		hsm.CKR_SESSION_CLOSED, hsm.CKR_SESSION_COUNT, hsm.CKR_USER_NOT_LOGGED_IN, hsm.CKR_OPERATION_ACTIVE, hsm.CKR_PENDING,
-		hsm.CKR_CRYPTOKI_NOT_INITIALIZED, hsm.CKR_OBJECT_HANDLE_INVALID, hsm.CKR_KEY_HANDLE_INVALID,
-		hsm.CKR_WRAPPING_KEY_HANDLE_INVALID, hsm.CKR_UNWRAPPING_KEY_HANDLE_INVALID, hsm.CKR_FUNCTION_CANCELED:
+	case hsm.CKR_HOST_MEMORY, hsm.CKR_DEVICE_ERROR, hsm.CKR_DEVICE_MEMORY, hsm.CKR_TOKEN_RESOURCE_EXCEEDED, hsm.CKR_FUNCTION_CANCELED:
 		return true
 	}
-	return code >= hsm.CKR_VENDOR_DEFINED
+	return lost(code) || code >= hsm.CKR_VENDOR_DEFINED
+}
+
+// lost says whether a refusal tells that the token, the login, the session or a handle is not there any more, which no input brings about.
+func lost(code hsm.CKR) bool {
+	switch code {
+	case hsm.CKR_DEVICE_REMOVED, hsm.CKR_TOKEN_NOT_PRESENT, hsm.CKR_TOKEN_NOT_RECOGNIZED, hsm.CKR_SLOT_ID_INVALID, hsm.CKR_SESSION_HANDLE_INVALID,
+		hsm.CKR_SESSION_CLOSED, hsm.CKR_SESSION_COUNT, hsm.CKR_USER_NOT_LOGGED_IN, hsm.CKR_OPERATION_ACTIVE, hsm.CKR_PENDING,
+		hsm.CKR_CRYPTOKI_NOT_INITIALIZED, hsm.CKR_OBJECT_HANDLE_INVALID, hsm.CKR_KEY_HANDLE_INVALID, hsm.CKR_WRAPPING_KEY_HANDLE_INVALID,
+		hsm.CKR_UNWRAPPING_KEY_HANDLE_INVALID:
+		return true
+	}
+	return false
 }
 
 // refuses says whether an error is the token's answer to what it was asked to do.
@@ -108,7 +117,8 @@ func (t *Token) tryKeys(s keyspec.Spec) (*keyOffer, error) {
 	o := &keyOffer{}
 	err := t.withKeySession(func(slot uint, session pkcs11.SessionHandle) error {
 		root, err := t.findRoot(session, wrappingRoot)
-		if errors.Is(err, hsm.ErrNoRoots) {
+		standIn := errors.Is(err, hsm.ErrNoRoots)
+		if standIn {
 			root, err = t.standIn(session)
 		}
 		if err != nil {
@@ -117,6 +127,9 @@ func (t *Token) tryKeys(s keyspec.Spec) (*keyOffer, error) {
 		made, err := t.makeKey(slot, session, root, s)
 		if err != nil {
 			return err
+		}
+		if s == keyspec.RSA2048 && !standIn {
+			t.probing.Store(&made)
 		}
 		key, err := t.unwrap(session, root, s, made.wrapped)
 		if err != nil {
@@ -138,7 +151,7 @@ func (t *Token) tryKeys(s keyspec.Spec) (*keyOffer, error) {
 
 // standIn is a session key that takes the place of a wrapping root that is not there yet.
 func (t *Token) standIn(session pkcs11.SessionHandle) (pkcs11.ObjectHandle, error) {
-	template := wrappingRoot.template(true)
+	template := wrappingRoot.template(true, false)
 	for i, a := range template {
 		if a.Type == pkcs11.CKA_TOKEN {
 			template[i] = pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false)
@@ -204,10 +217,10 @@ func (t *Token) tryMechanism(slot uint, o *keyOffer, s keyspec.Spec, m hsm.Mecha
 var mechanismNamesOf = map[hsm.Mechanism]string{
 	hsm.SignPKCS1: "SignPKCS1", hsm.SignPSS256: "SignPSS256", hsm.SignPSS384: "SignPSS384", hsm.SignPSS512: "SignPSS512",
 	hsm.SignECDSA: "SignECDSA", hsm.SignEd25519: "SignEd25519", hsm.SignEd25519ph: "SignEd25519ph", hsm.SignMLDSA: "SignMLDSA", hsm.MAC: "MAC",
-	hsm.DecryptOAEP1: "DecryptOAEP1", hsm.DecryptOAEP256: "DecryptOAEP256", hsm.DeriveECDH: "DeriveECDH", hsm.DecapsulateMLKEM: "DecapsulateMLKEM",
+	hsm.EncryptBlocks: "EncryptBlocks", hsm.DecryptOAEP1: "DecryptOAEP1", hsm.DecryptOAEP256: "DecryptOAEP256", hsm.DeriveECDH: "DeriveECDH", hsm.DecapsulateMLKEM: "DecapsulateMLKEM",
 }
 
-// checkUse does one operation with a key and holds the result to the public half; that of an HMAC key to what the key gave before it was
+// checkUse does one operation with a key and holds the result to the public half; that of a secret key to what the key gave before it was
 // wrapped. It needs mod.mu.
 func (t *Token) checkUse(s keyspec.Spec, m hsm.Mechanism, raw bool, made *madeKey, session, key uint) error {
 	out := make([]byte, s.Info().Result)
@@ -218,10 +231,11 @@ func (t *Token) checkUse(s keyspec.Spec, m hsm.Mechanism, raw bool, made *madeKe
 	}
 	var good bool
 	var err error
-	if m == hsm.MAC {
-		var mac []byte
-		if mac, err = use(macMessage); err == nil && hmac.Equal(mac, made.mac) {
-			good, err = t.checkMAC(s, session)
+	if secretKey(s.Info().Family) {
+		_, in := secretUse(s)
+		var image []byte
+		if image, err = use(in); err == nil && hmac.Equal(image, made.mac) {
+			good, err = t.checkSecret(s, session)
 		}
 	} else {
 		var public *pubkey.Key
@@ -311,8 +325,8 @@ func checkECDH(public *pubkey.Key, use func([]byte) ([]byte, error)) (bool, erro
 	return subtle.ConstantTimeCompare(got, want) == 1, err
 }
 
-// checkMAC compares with a key whose value is known, because no generated one's is. A token that lets no key in cannot be asked.
-func (t *Token) checkMAC(s keyspec.Spec, session uint) (bool, error) {
+// checkSecret compares with a key whose value is known, because no generated one's is. A token that lets no key in cannot be asked.
+func (t *Token) checkSecret(s keyspec.Spec, session uint) (bool, error) {
 	value := bytes.Repeat([]byte{0x6b}, s.Info().Bits/8)
 	template := append(keyTemplate(s, false), pkcs11.NewAttribute(pkcs11.CKA_VALUE, value))
 	brought, err := t.mod.ctx.CreateObject(pkcs11.SessionHandle(session), template)
@@ -323,11 +337,28 @@ func (t *Token) checkMAC(s keyspec.Spec, session uint) (bool, error) {
 		return true, err
 	}
 	defer t.mod.ctx.DestroyObject(pkcs11.SessionHandle(session), brought)
-	mac := make([]byte, s.Info().Result)
-	if _, err := t.mod.fns.operate(session, uint(brought), s, hsm.MAC, false, macMessage, mac, nil); err != nil {
+	m, in := secretUse(s)
+	out := make([]byte, s.Info().Result)
+	n, err := t.mod.fns.operate(session, uint(brought), s, m, false, in, out, nil)
+	if err != nil {
 		return false, err
 	}
-	want := hmac.New([]func() hash.Hash{sha256.New224, sha256.New, sha512.New384, sha512.New}[s-keyspec.HMAC224], value)
-	want.Write(macMessage)
-	return hmac.Equal(mac, want.Sum(nil)), nil
+	return hmac.Equal(out[:n], secretImage(s, value)), nil
+}
+
+// secretImage is what a secret key of a known value gives of what secretUse has it do.
+func secretImage(s keyspec.Spec, value []byte) []byte {
+	_, in := secretUse(s)
+	if s.Info().Family == keyspec.AES {
+		block, err := aes.NewCipher(value)
+		if err != nil {
+			return nil
+		}
+		image := make([]byte, aes.BlockSize)
+		block.Encrypt(image, in)
+		return image
+	}
+	h := hmac.New([]func() hash.Hash{sha256.New224, sha256.New, sha512.New384, sha512.New}[s-keyspec.HMAC224], value)
+	h.Write(in)
+	return h.Sum(nil)
 }

@@ -22,14 +22,21 @@ type module struct {
 	// is in flight, and waiting for a call that hangs would stop every other one.
 	mu sync.RWMutex
 
-	live    bool            // guarded by registry.mu: initialised by us and not finalised
-	args    string          // guarded by registry.mu: what it was initialised with
-	tokens  int             // guarded by registry.mu: tokens open
-	members map[*Token]bool // guarded by registry.mu: those of them that work, which lose every handle when the module begins anew
-	refused map[string]bool // guarded by registry.mu: tokens, by serial and label, that have refused the PIN
+	// life is held while the module is loaded, initialised or finalised. One that hangs in that keeps those away who open and close its own tokens, and nobody else.
+	life   sync.Mutex
+	loaded bool   // guarded by life: fns and ctx are there
+	live   bool   // guarded by life: initialised by us and not finalised
+	args   string // guarded by life: what it was initialised with
+	tokens int    // guarded by life: tokens open
+
+	known   sync.Mutex        // held for an instant, never through a call
+	members map[*Token]bool   // guarded by known: open tokens that work, which lose every handle when the module begins anew
+	logins  map[string]*login // guarded by known: by serial and label
+	refused map[string]bool   // guarded by known: tokens, by serial and label, that have refused the PIN
 }
 
-// registry has every module this process has loaded, by real path. C_Initialize and the PIN counters are the process's, so this is too.
+// registry has every module this process has loaded, or tried to, by real path. C_Initialize and the PIN counters are the process's, so this is too. Its mutex is
+// held for an instant, never through a call.
 var registry = struct {
 	mu      sync.Mutex
 	modules map[string]*module
@@ -43,20 +50,11 @@ func acquire(path, args string) (*module, error) {
 	if err != nil {
 		return nil, err
 	}
-	registry.mu.Lock()
-	defer registry.mu.Unlock()
-	m := registry.modules[real]
-	if m == nil {
-		fns, err := load(real)
-		if err != nil {
-			return nil, fmt.Errorf("p11: module %s: %w", real, err)
-		}
-		ctx := pkcs11.New(real)
-		if ctx == nil {
-			return nil, fmt.Errorf("p11: module %s: cannot be loaded", real)
-		}
-		m = &module{path: real, fns: fns, ctx: ctx, refused: map[string]bool{}, members: map[*Token]bool{}}
-		registry.modules[real] = m
+	m := moduleAt(real)
+	m.life.Lock()
+	defer m.life.Unlock()
+	if err := m.load(); err != nil {
+		return nil, fmt.Errorf("p11: module %s: %w", real, err)
 	}
 	if m.live && args != m.args {
 		if m.tokens > 0 {
@@ -75,7 +73,35 @@ func acquire(path, args string) (*module, error) {
 	return m, nil
 }
 
-// begin and end need registry.mu.
+// moduleAt is the module of a real path, loaded or not.
+func moduleAt(real string) *module {
+	registry.mu.Lock()
+	defer registry.mu.Unlock()
+	m := registry.modules[real]
+	if m == nil {
+		m = &module{path: real, refused: map[string]bool{}, logins: map[string]*login{}, members: map[*Token]bool{}}
+		registry.modules[real] = m
+	}
+	return m
+}
+
+// load, begin and end need m.life.
+func (m *module) load() error {
+	if m.loaded {
+		return nil
+	}
+	fns, err := load(m.path)
+	if err != nil {
+		return err
+	}
+	ctx := pkcs11.New(m.path)
+	if ctx == nil {
+		return errors.New("cannot be loaded")
+	}
+	m.fns, m.ctx, m.loaded = fns, ctx, true
+	return nil
+}
+
 func (m *module) begin(args string) error {
 	if !m.mu.TryLock() {
 		return errBusy
@@ -101,8 +127,8 @@ func (m *module) end() {
 }
 
 func (m *module) release() {
-	registry.mu.Lock()
-	defer registry.mu.Unlock()
+	m.life.Lock()
+	defer m.life.Unlock()
 	if m.tokens--; m.tokens == 0 {
 		m.end()
 	}
@@ -116,8 +142,8 @@ func (m *module) revive() error {
 	if code, ok := err.(pkcs11.Error); !ok || code != pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED {
 		return nil
 	}
-	registry.mu.Lock()
-	defer registry.mu.Unlock()
+	m.life.Lock()
+	defer m.life.Unlock()
 	if !m.mu.TryLock() {
 		return errBusy
 	}
@@ -128,6 +154,8 @@ func (m *module) revive() error {
 	}
 	if err == nil {
 		// The module gives the same numbers out again, to whichever token asks first: a handle of before may be another token's key.
+		m.known.Lock()
+		defer m.known.Unlock()
 		for t := range m.members {
 			t.handles.Add(1)
 			t.generation.Add(1)
@@ -138,27 +166,27 @@ func (m *module) revive() error {
 
 // join and leave tell of a token that has handles.
 func (m *module) join(t *Token) {
-	registry.mu.Lock()
+	m.known.Lock()
 	m.members[t] = true
-	registry.mu.Unlock()
+	m.known.Unlock()
 }
 
 func (m *module) leave(t *Token) {
-	registry.mu.Lock()
+	m.known.Lock()
 	delete(m.members, t)
-	registry.mu.Unlock()
+	m.known.Unlock()
 }
 
 // refuse and refuses keep the promise that a PIN a token has refused is not tried again in this process's life, whoever opens it.
 func (m *module) refuse(token string) {
-	registry.mu.Lock()
+	m.known.Lock()
 	m.refused[token] = true
-	registry.mu.Unlock()
+	m.known.Unlock()
 }
 
 func (m *module) refuses(token string) bool {
-	registry.mu.Lock()
-	defer registry.mu.Unlock()
+	m.known.Lock()
+	defer m.known.Unlock()
 	return m.refused[token]
 }
 

@@ -21,6 +21,8 @@ func mechanismsOf(s keyspec.Spec) []hsm.Mechanism {
 		return []hsm.Mechanism{hsm.SignEd25519, hsm.SignEd25519ph}
 	case keyspec.HMAC:
 		return []hsm.Mechanism{hsm.MAC}
+	case keyspec.AES:
+		return []hsm.Mechanism{hsm.EncryptBlocks}
 	}
 	return nil
 }
@@ -37,6 +39,7 @@ var fixed = [...]operation{
 	hsm.DecryptOAEP1:   {how: decrypts, mechanism: pkcs11.CKM_RSA_PKCS_OAEP, parameter: withOAEP, hash: pkcs11.CKM_SHA_1, mgf: pkcs11.CKG_MGF1_SHA1},
 	hsm.DecryptOAEP256: {how: decrypts, mechanism: pkcs11.CKM_RSA_PKCS_OAEP, parameter: withOAEP, hash: pkcs11.CKM_SHA256, mgf: pkcs11.CKG_MGF1_SHA256},
 	hsm.DeriveECDH:     {how: derives, mechanism: pkcs11.CKM_ECDH1_DERIVE},
+	hsm.EncryptBlocks:  {how: encrypts, mechanism: pkcs11.CKM_AES_ECB}, // as many bytes as there are
 }
 
 // hmacs are the mechanisms of HMAC224 and the specs after it.
@@ -52,6 +55,8 @@ func operationOf(s keyspec.Spec, m hsm.Mechanism, raw bool) operation {
 		if o = fixed[m]; raw {
 			o = operation{how: decrypts, mechanism: pkcs11.CKM_RSA_X_509, n: info.Public}
 		}
+	case hsm.EncryptBlocks:
+		o = fixed[m]
 	case hsm.DeriveECDH:
 		o = fixed[m]
 		o.n = (info.Bits + 7) / 8
@@ -78,6 +83,12 @@ func (f functions) operate(session, key uint, s keyspec.Spec, m hsm.Mechanism, r
 			clear(out)
 			return 0, &hsm.Error{CKR: hsm.CKR_DATA_INVALID, Function: "C_DeriveKey"}
 		}
+	case hsm.EncryptBlocks:
+		if len(in) == 0 || len(in)%16 != 0 || len(out) < len(in) {
+			clear(out)
+			return 0, &hsm.Error{CKR: hsm.CKR_DATA_LEN_RANGE, Function: "C_Encrypt"}
+		}
+		o.n = len(in)
 	}
 	if o.mechanism != pkcs11.CKM_RSA_X_509 {
 		n, err = f.use(session, key, &o, in, out)

@@ -65,7 +65,7 @@ func TestModuleBeginsAnewMeanwhile(t *testing.T) {
 	if err := <-results["Close"]; err != nil {
 		t.Errorf("Close: %v", err)
 	}
-	if _, err := token.mod.ctx.GetSessionInfo(closing.(*auditSession).handle); err != nil {
+	if _, err := token.mod.ctx.GetSessionInfo(closing.(*pairSession).handle); err != nil {
 		t.Errorf("Close closed a session that may be another token's: %v", err)
 	}
 	if !bytes.Equal(out, make([]byte, 64)) {

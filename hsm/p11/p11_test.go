@@ -4,18 +4,39 @@ import (
 	"bytes"
 	"crypto/aes"
 	"errors"
+	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/hsm/hsmtest"
+	"github.com/keyplane/keyplane/hsm/hsmtest/slowhsm"
 	"github.com/keyplane/keyplane/internal/pkcs11uri"
 	"github.com/miekg/pkcs11"
 )
 
-func TestMain(m *testing.M) { hsmtest.Main(m) }
+func TestMain(m *testing.M) {
+	// Those that wait for their module's turn are no load.
+	if err := flag.Set("test.parallel", "16"); err != nil {
+		panic(err)
+	}
+	hsmtest.Main(m)
+}
+
+// Long tests of one module run beside those of the other, after all tests that are not parallel. Two of one module would meet: NSS has one database at a time,
+// and SoftHSM sees new tokens when no test has one open.
+var softHSMTurn, nssTurn sync.Mutex
+
+func beside(t *testing.T, turn *sync.Mutex) {
+	t.Helper()
+	t.Parallel()
+	turn.Lock()
+	t.Cleanup(turn.Unlock)
+}
 
 // opener makes the roots in a token and returns what opens it.
 func opener(t testing.TB, uri string) func(t testing.TB) hsm.Token {
@@ -128,7 +149,7 @@ func importKey(t *testing.T, token *Token, value []byte) {
 	}
 	defer token.mod.ctx.CloseSession(s)
 	var template []*pkcs11.Attribute
-	for _, a := range derivationRoot.template(true) {
+	for _, a := range derivationRoot.template(true, false) {
 		if a.Type != pkcs11.CKA_VALUE_LEN {
 			template = append(template, a)
 		}
@@ -217,7 +238,7 @@ func TestRootsDiffer(t *testing.T) {
 // sound is what a good token says of a root.
 func sound(r root) attributes {
 	a := attributes{}
-	for _, x := range r.template(false) {
+	for _, x := range r.template(false, false) {
 		a[x.Type] = x.Value
 	}
 	for _, x := range []uint{pkcs11.CKA_ALWAYS_SENSITIVE, pkcs11.CKA_NEVER_EXTRACTABLE, pkcs11.CKA_LOCAL} {
@@ -435,6 +456,105 @@ func TestWrongPINOnce(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestOpenPIN: a PIN that is not the process's own is tried once by each OpenPIN, never again by the Token, and never shares a login with another.
+func TestOpenPIN(t *testing.T) {
+	slow := slowhsm.Over(t, hsmtest.SoftHSM(t), slowhsm.Settings{})
+	u, err := pkcs11uri.Parse(slow.URI())
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Query = slices.DeleteFunc(u.Query, func(a pkcs11uri.Attr) bool { return a.Name == "pin-source" })
+	uri := u.String()
+	tries := func() uint64 {
+		t.Helper()
+		r, err := slow.Report()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.Calls["C_Login"]
+	}
+	refused := func(pin string, want hsm.CKR, wantTries uint64) {
+		t.Helper()
+		before := tries()
+		token, err := OpenPIN(uri, []byte(pin))
+		if err == nil {
+			token.Close()
+		}
+		e, _ := errors.AsType[*hsm.Error](err)
+		if !errors.Is(err, hsm.ErrPIN) || e == nil || e.CKR != want || e.Function != "C_Login" || pin != "" && strings.Contains(err.Error(), pin) {
+			t.Errorf("PIN %q: %v", pin, err)
+		}
+		if n := tries() - before; n != wantTries {
+			t.Errorf("PIN %q: %d tries, want %d", pin, n, wantTries)
+		}
+	}
+	refused("wrong-pin", hsm.CKR_PIN_INCORRECT, 1)
+	refused("wrong-pin", hsm.CKR_PIN_INCORRECT, 1) // somebody may have changed it in the HSM meanwhile
+	refused("", hsm.CKR_PIN_LEN_RANGE, 0)
+	refused(strings.Repeat("1", 257), hsm.CKR_PIN_LEN_RANGE, 0)
+	if _, err := OpenPIN(slow.URI(), []byte(hsmtest.PIN)); err == nil || !strings.Contains(err.Error(), "pin-source") {
+		t.Errorf("a URI with a PIN file: %v", err)
+	}
+
+	opened, err := OpenPIN(uri, []byte(hsmtest.PIN))
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := opened.(*Token)
+	defer token.Close()
+	refused("wrong-pin", hsm.CKR_PIN_INCORRECT, 0) // the login that there is says that it is wrong
+	second, err := OpenPIN(uri, []byte(hsmtest.PIN))
+	if err != nil {
+		t.Fatal(err)
+	}
+	second.Close()
+
+	lose := func() {
+		t.Helper()
+		if err := token.mod.ctx.Logout(token.anchor); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lose()
+	if err := token.Reset(); err != nil {
+		t.Errorf("after the login was lost: %v", err)
+	}
+	lose()
+	setSlow(t, slow, slowhsm.Settings{Faults: []slowhsm.Fault{{Function: "C_Login", Nth: 1, CKR: hsm.CKR_PIN_INCORRECT}}})
+	before := tries()
+	for range 3 {
+		if err := token.Reset(); !errors.Is(err, hsm.ErrPIN) {
+			t.Errorf("the PIN was changed: %v", err)
+		}
+	}
+	if n := tries() - before; n != 1 {
+		t.Errorf("%d tries by one token", n)
+	}
+}
+
+// TestOpenPINLocked: a PIN that is locked is not a wrong one, and a token without a user's PIN is neither.
+func TestOpenPINLocked(t *testing.T) {
+	slow := slowhsm.Over(t, hsmtest.SoftHSM(t), slowhsm.Settings{})
+	u, err := pkcs11uri.Parse(slow.URI())
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Query = slices.DeleteFunc(u.Query, func(a pkcs11uri.Attr) bool { return a.Name == "pin-source" })
+	uri := u.String()
+	for _, code := range []hsm.CKR{hsm.CKR_PIN_LOCKED, hsm.CKR_USER_PIN_NOT_INITIALIZED, hsm.CKR_PIN_EXPIRED} {
+		setSlow(t, slow, slowhsm.Settings{Faults: []slowhsm.Fault{{Function: "C_Login", Nth: 1, CKR: code}}})
+		_, err := OpenPIN(uri, []byte(hsmtest.PIN))
+		if e, _ := errors.AsType[*hsm.Error](err); !errors.Is(err, hsm.ErrPIN) || e == nil || e.CKR != code {
+			t.Errorf("%v: %v", code, err)
+		}
+	}
+	token, err := OpenPIN(uri, []byte(hsmtest.PIN))
+	if err != nil {
+		t.Fatal(err)
+	}
+	token.Close()
 }
 
 func TestPINFile(t *testing.T) {

@@ -21,6 +21,7 @@ type Report struct {
 	PINMin       uint          `json:"pin_min"`
 	PINMax       uint          `json:"pin_max"`
 	Roots        bool          `json:"roots"` // the roots are there and as they must be
+	Clonable     bool          `json:"roots_clonable"`
 	RootsFault   string        `json:"roots_fault,omitempty"`
 	Audit        string        `json:"audit_key"` // what there is of an audit key, or could be
 	Offers       []Offer       `json:"key_specs"`
@@ -43,6 +44,9 @@ type Offer struct {
 	Decoded    []string `json:"decoded_outside,omitempty"` // those of them that are CKM_RSA_X_509 in the token, and OAEP decoding here
 	Algorithms []string `json:"algorithms,omitempty"`      // of the API that come of it
 	Missing    []string `json:"missing,omitempty"`         // mechanism, or "keys": why not
+	Imports    []string `json:"imports,omitempty"`         // wrappings by which keys come in
+	Here       []string `json:"imports_here,omitempty"`    // those of them whose RSA block is decoded outside of the token
+	Exports    []string `json:"exports,omitempty"`         // wrappings by which keys leave for other tokens
 }
 
 // Probe opens the token and finds out what it can do. Mechanism lists lie, so everything an offer names has been done with session keys,
@@ -57,10 +61,10 @@ func Probe(uri string) (Report, error) {
 	if err := t.describe(&r); err != nil {
 		return r, err
 	}
-	if _, err := t.Roots(); err != nil {
+	if has, err := t.Roots(); err != nil {
 		r.RootsFault = err.Error()
 	} else {
-		r.Roots = true
+		r.Roots, r.Clonable = true, has.Clonable
 	}
 	if r.Audit, err = t.probeAudit(); err != nil {
 		return r, err
@@ -143,7 +147,7 @@ func (r Report) WriteTo(w io.Writer) (int64, error) {
 	fmt.Fprintf(&b, "sessions   %s, read-write %s\n", limit(r.SessionMax), limit(r.RWSessionMax))
 	fmt.Fprintf(&b, "PIN length %d to %d\n", r.PINMin, r.PINMax)
 	if r.Roots {
-		b.WriteString("roots      present, never extractable\n")
+		fmt.Fprintf(&b, "roots      present, %s\n", kindOf(r.Clonable))
 	} else {
 		fmt.Fprintf(&b, "roots      %s\n", r.RootsFault)
 	}
@@ -160,6 +164,15 @@ func (r Report) WriteTo(w io.Writer) (int64, error) {
 		}
 		if len(o.Decoded) > 0 {
 			fmt.Fprintf(&b, "  %-23s   by CKM_RSA_X_509, and decoded outside of the token: %s\n", "", strings.Join(o.Decoded, ", "))
+		}
+		if len(o.Imports) > 0 {
+			fmt.Fprintf(&b, "  %-23s   imported by %s\n", "", strings.Join(o.Imports, ", "))
+		}
+		if len(o.Here) > 0 {
+			fmt.Fprintf(&b, "  %-23s   with the RSA block decoded outside of the token: %s\n", "", strings.Join(o.Here, ", "))
+		}
+		if len(o.Exports) > 0 {
+			fmt.Fprintf(&b, "  %-23s   wrapped for other tokens by %s\n", "", strings.Join(o.Exports, ", "))
 		}
 		for _, m := range o.Missing {
 			fmt.Fprintf(&b, "  %-23s   not %s\n", "", m)

@@ -29,7 +29,7 @@ func (t *Token) try(r *Report) error {
 		symmetric.Algorithms = []string{"SYMMETRIC_DEFAULT"}
 	}
 	r.Offers = append(r.Offers, symmetric)
-	for _, s := range keyspec.All() {
+	for _, s := range keyspec.Backing() {
 		offer := Offer{KeySpec: s.String()}
 		o, err := t.keyOffer(s)
 		switch {
@@ -40,10 +40,31 @@ func (t *Token) try(r *Report) error {
 		default:
 			offer.Mechanisms, offer.Decoded = namesOf(s, o.mechanisms), namesOf(s, o.raw)
 			offer.Algorithms, offer.Missing = o.algorithms(s), o.missing
+			t.probeImports(&offer, s)
 		}
 		r.Offers = append(r.Offers, offer)
 	}
 	return nil
+}
+
+// probeImports says how keys of the spec come in and leave. A token that cannot tell now imports nothing as far as this goes.
+func (t *Token) probeImports(offer *Offer, s keyspec.Spec) {
+	o, err := t.imports(s)
+	if err != nil {
+		offer.Missing = append(offer.Missing, "imports: "+err.Error())
+		return
+	}
+	for w := keyspec.WrapOAEP1; w < wrappings; w++ {
+		if o.routes[w] != noRoute {
+			offer.Imports = append(offer.Imports, w.String())
+		}
+		if o.routes[w] == throughProcess {
+			offer.Here = append(offer.Here, w.String())
+		}
+		if o.exports[w] {
+			offer.Exports = append(offer.Exports, w.String())
+		}
+	}
 }
 
 // namesOf are the mechanisms of a set, in the order of mechanismsOf.

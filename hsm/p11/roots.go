@@ -27,6 +27,9 @@ var (
 	wrappingRoot   = root{"wrapping root", "keyplane wrapping root", "keyplane/root/W1", []uint{pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP}}
 )
 
+// roots are all that a token holds.
+var roots = []root{derivationRoot, wrappingRoot}
+
 const rootBytes = 32 // AES-256
 
 var usageNames = []struct {
@@ -47,17 +50,24 @@ func (r root) uses(attr uint) bool {
 }
 
 // template is what the root is generated with.
-func (r root) template(modifiable bool) []*pkcs11.Attribute {
+func (r root) template(modifiable, clonable bool) []*pkcs11.Attribute {
+	return append(r.bareTemplate(modifiable, clonable), pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, rootBytes))
+}
+
+// bareTemplate is without the length, which C_UnwrapKey is not told.
+func (r root) bareTemplate(modifiable, clonable bool) []*pkcs11.Attribute {
 	t := []*pkcs11.Attribute{
 		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
 		pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
-		pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, rootBytes),
 		pkcs11.NewAttribute(pkcs11.CKA_LABEL, r.label),
 		pkcs11.NewAttribute(pkcs11.CKA_ID, []byte(r.id)),
 		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true),
 		pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, true),
 		pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, true),
-		pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, false),
+		pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, clonable),
+	}
+	if clonable {
+		t = append(t, pkcs11.NewAttribute(pkcs11.CKA_WRAP_WITH_TRUSTED, true))
 	}
 	for _, u := range usageNames {
 		t = append(t, pkcs11.NewAttribute(u.attr, r.uses(u.attr)))
@@ -90,8 +100,12 @@ func (a attributes) ulong(attr uint) (uint, bool) {
 // check holds a root's attributes, as read back from the token, to what keyplane's promise rests on. All faults are in the one error.
 // local says whether CKA_LOCAL means anything on this token (localMatters). Where it does not, as on NSS, CKA_ALWAYS_SENSITIVE and
 // CKA_NEVER_EXTRACTABLE carry the proof: a module sets both to false on a key that was made outside and brought in (PKCS#11 2.40 §4.9).
+// A clonable root (clone.go) is the other kind that there is.
 func (r root) check(a attributes, local bool) error {
 	faults := a.unprotected(local)
+	if a.clonable() {
+		faults = a.unguarded()
+	}
 	for _, u := range usageNames {
 		if want := r.uses(u.attr); !a.is(u.attr, want) {
 			faults = append(faults, fmt.Sprintf("%s is not %v", u.name, want))
@@ -103,7 +117,8 @@ func (r root) check(a attributes, local bool) error {
 	if v, ok := a.ulong(pkcs11.CKA_KEY_TYPE); !ok || v != pkcs11.CKK_AES {
 		faults = append(faults, "CKA_KEY_TYPE is not CKK_AES")
 	}
-	if v, ok := a.ulong(pkcs11.CKA_VALUE_LEN); !ok || v != rootBytes {
+	// SoftHSM says 0 of every key that it has unwrapped: what a clone does is held to what the root does that it is a clone of.
+	if v, ok := a.ulong(pkcs11.CKA_VALUE_LEN); !ok || v != rootBytes && (v != 0 || !a.clonable() || a.is(pkcs11.CKA_LOCAL, true)) {
 		faults = append(faults, "CKA_VALUE_LEN is not 32")
 	}
 	if !bytes.Equal(a[pkcs11.CKA_ID], []byte(r.id)) {
@@ -157,6 +172,9 @@ func (r root) checkCopy(a attributes) error {
 	for _, attr := range []uint{pkcs11.CKA_TOKEN, pkcs11.CKA_LOCAL, pkcs11.CKA_ALWAYS_SENSITIVE, pkcs11.CKA_NEVER_EXTRACTABLE} {
 		origin[attr] = []byte{1}
 	}
+	if n, ok := a.ulong(pkcs11.CKA_VALUE_LEN); ok && n == 0 && a.clonable() {
+		origin[pkcs11.CKA_VALUE_LEN] = pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, rootBytes).Value
+	}
 	return r.check(origin, true)
 }
 
@@ -165,7 +183,7 @@ func (r root) checkCopy(a attributes) error {
 func (t *Token) read(session pkcs11.SessionHandle, object pkcs11.ObjectHandle) (attributes, error) {
 	wanted := []uint{pkcs11.CKA_CLASS, pkcs11.CKA_KEY_TYPE, pkcs11.CKA_VALUE_LEN, pkcs11.CKA_ID, pkcs11.CKA_TOKEN, pkcs11.CKA_PRIVATE,
 		pkcs11.CKA_SENSITIVE, pkcs11.CKA_ALWAYS_SENSITIVE, pkcs11.CKA_EXTRACTABLE, pkcs11.CKA_NEVER_EXTRACTABLE, pkcs11.CKA_LOCAL,
-		pkcs11.CKA_MODIFIABLE, pkcs11.CKA_EC_PARAMS, pkcs11.CKA_VALUE}
+		pkcs11.CKA_WRAP_WITH_TRUSTED, pkcs11.CKA_MODIFIABLE, pkcs11.CKA_EC_PARAMS, pkcs11.CKA_VALUE}
 	for _, u := range usageNames {
 		wanted = append(wanted, u.attr)
 	}
@@ -247,30 +265,48 @@ func (t *Token) Roots() (hsm.Roots, error) {
 	}
 	defer s.Close()
 	handle := s.(*session).handle
-	for _, r := range []root{derivationRoot, wrappingRoot} {
+	clonable := false
+	for _, r := range roots {
 		t.mod.mu.RLock()
-		err := t.verify(handle, r)
+		a, err := t.verify(handle, r)
 		t.mod.mu.RUnlock()
 		if err != nil {
 			return hsm.Roots{}, err
 		}
+		clonable = clonable || a.clonable()
 	}
-	var image [16]byte
-	if err := s.Round([]byte(hsm.RootIDBlock), image[:], nil); err != nil {
-		return hsm.Roots{}, err
-	}
-	return hsm.Roots{ID: hsm.RootID(image[:8])}, nil
+	id, err := rootIDOf(s)
+	return hsm.Roots{ID: id, Clonable: clonable}, err
 }
 
-func (t *Token) verify(session pkcs11.SessionHandle, r root) error {
+// rootID names the derivation root, whatever else there is.
+func (t *Token) rootID() (hsm.RootID, error) {
+	s, err := t.OpenSession()
+	if err != nil {
+		return hsm.RootID{}, err
+	}
+	defer s.Close()
+	return rootIDOf(s)
+}
+
+func rootIDOf(s hsm.Session) (hsm.RootID, error) {
+	var image [16]byte
+	if err := s.Round([]byte(hsm.RootIDBlock), image[:], nil); err != nil {
+		return hsm.RootID{}, err
+	}
+	return hsm.RootID(image[:8]), nil
+}
+
+func (t *Token) verify(session pkcs11.SessionHandle, r root) (attributes, error) {
 	object, err := t.findRoot(session, r)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if _, err := t.readChecked(session, object, r); err != nil {
-		return fmt.Errorf("p11: %w", err)
+	a, err := t.readChecked(session, object, r)
+	if err != nil {
+		return nil, fmt.Errorf("p11: %w", err)
 	}
-	return nil
+	return a, nil
 }
 
 func (t *Token) readChecked(session pkcs11.SessionHandle, object pkcs11.ObjectHandle, r root) (attributes, error) {
@@ -317,6 +353,7 @@ func (t *Token) localMatters(session pkcs11.SessionHandle) (bool, error) {
 type InitReport struct {
 	Token      hsm.TokenInfo
 	Root       hsm.RootID
+	Clonable   bool     // the roots can be wrapped under a key that the Security Officer marks as trusted
 	Made       []string // labels of the keys made now
 	Modifiable []string // labels of the keys whose attributes are not frozen
 	NoAudit    string   // why the token has no audit key; "": it has
@@ -333,13 +370,13 @@ func (r InitReport) WriteTo(w io.Writer) (int64, error) {
 		}
 		return "was there"
 	}
-	for _, root := range []root{derivationRoot, wrappingRoot} {
-		fmt.Fprintf(&b, "%-13s %s: AES-256, sensitive, never extractable\n", strings.TrimSuffix(root.name, " root")+" key", state(root.label))
+	for _, root := range roots {
+		fmt.Fprintf(&b, "%-13s %s: AES-256, sensitive, %s\n", strings.TrimSuffix(root.name, " root")+" key", state(root.label), kindOf(r.Clonable))
 	}
 	if r.NoAudit == "" {
-		fmt.Fprintf(&b, "%-13s %s: EC P-256, sensitive, never extractable, for signatures\n", auditName, state(auditLabel))
+		fmt.Fprintf(&b, "%-13s %s: EC P-256, sensitive, never extractable, for signatures\n", auditPair.name, state(auditPair.label))
 	} else {
-		fmt.Fprintf(&b, "%-13s none, %s: another token has to sign the audit log\n", auditName, r.NoAudit)
+		fmt.Fprintf(&b, "%-13s none, %s: another token has to sign the audit log\n", auditPair.name, r.NoAudit)
 	}
 	for _, m := range r.Modifiable {
 		fmt.Fprintf(&b, "note          %q is not CKA_MODIFIABLE=false: a software token, or one that does not take it\n", m)
@@ -354,31 +391,44 @@ func (r InitReport) WriteTo(w io.Writer) (int64, error) {
 
 // InitRoots makes the roots and the audit key that the token lacks and refuses a token that lets them be extracted: a key whose attributes
 // come back other than asked for is destroyed again. A second run makes nothing.
-func InitRoots(uri string) (InitReport, error) {
+func InitRoots(uri string) (InitReport, error) { return initRoots(uri, false) }
+
+// InitClonable is InitRoots with roots that Clone can copy to other tokens. It is refused where the token has roots that never leave it, and by tokens that do not
+// keep the promise of CKA_WRAP_WITH_TRUSTED.
+func InitClonable(uri string) (InitReport, error) { return initRoots(uri, true) }
+
+func initRoots(uri string, clonable bool) (InitReport, error) {
 	t, err := open(uri)
 	if err != nil {
 		return InitReport{}, err
 	}
 	defer t.Close()
-	return t.initRoots()
+	return t.initRootsAs(clonable)
 }
 
-func (t *Token) initRoots() (InitReport, error) {
+func (t *Token) initRoots() (InitReport, error) { return t.initRootsAs(false) }
+
+func (t *Token) initRootsAs(clonable bool) (InitReport, error) {
 	report := InitReport{Token: t.info}
-	for _, r := range []root{derivationRoot, wrappingRoot} {
-		if err := t.initRoot(r, &report); err != nil {
+	if clonable {
+		if err := t.writable(t.tryClonable); err != nil {
+			return report, err
+		}
+	}
+	for _, r := range roots {
+		if err := t.initRoot(r, clonable, &report); err != nil {
 			return report, err
 		}
 	}
 	if err := t.initAudit(&report); err != nil {
 		return report, err
 	}
-	roots, err := t.Roots()
-	report.Root = roots.ID
+	has, err := t.Roots()
+	report.Root, report.Clonable = has.ID, has.Clonable
 	return report, err
 }
 
-func (t *Token) initRoot(r root, report *InitReport) error {
+func (t *Token) initRoot(r root, clonable bool, report *InitReport) error {
 	ctx := t.mod.ctx
 	t.mod.mu.RLock()
 	defer t.mod.mu.RUnlock()
@@ -390,7 +440,7 @@ func (t *Token) initRoot(r root, report *InitReport) error {
 	object, err := t.findRoot(session, r)
 	made := errors.Is(err, hsm.ErrNoRoots)
 	if made {
-		object, err = t.generate(session, r)
+		object, err = t.generate(session, r, clonable)
 	}
 	if err != nil {
 		return err
@@ -404,10 +454,13 @@ func (t *Token) initRoot(r root, report *InitReport) error {
 		}
 		return fmt.Errorf("p11: %w", err)
 	}
+	if clonable && !a.clonable() {
+		return fmt.Errorf("p11: the %s is there and never leaves the token: it cannot become clonable", r.name)
+	}
 	if made {
 		report.Made = append(report.Made, r.label)
 	}
-	if !a.is(pkcs11.CKA_LOCAL, true) {
+	if !a.is(pkcs11.CKA_LOCAL, true) && !a.clonable() {
 		report.NotLocal = true
 	}
 	if !a.is(pkcs11.CKA_MODIFIABLE, false) {
@@ -422,14 +475,17 @@ var templateRefused = []uint{pkcs11.CKR_ATTRIBUTE_READ_ONLY, pkcs11.CKR_ATTRIBUT
 
 // generate makes the root, frozen where the token can do that. A software token's derivation root is not: SoftHSM copies no frozen object
 // (workingCopy), and who could thaw a root there can read the token's files.
-func (t *Token) generate(session pkcs11.SessionHandle, r root) (pkcs11.ObjectHandle, error) {
+func (t *Token) generate(session pkcs11.SessionHandle, r root, clonable bool) (pkcs11.ObjectHandle, error) {
 	mechanism := []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_GEN, nil)}
-	object, err := t.mod.ctx.GenerateKey(session, mechanism, r.template(t.info.Software && r.id == derivationRoot.id))
+	object, err := t.mod.ctx.GenerateKey(session, mechanism, r.template(t.thawed(r), clonable))
 	if code, ok := err.(pkcs11.Error); ok && slices.Contains(templateRefused, uint(code)) {
-		object, err = t.mod.ctx.GenerateKey(session, mechanism, r.template(true))
+		object, err = t.mod.ctx.GenerateKey(session, mechanism, r.template(true, clonable))
 	}
 	if err != nil {
 		return 0, failed("C_GenerateKey", err)
 	}
 	return object, nil
 }
+
+// thawed says whether a root is left modifiable.
+func (t *Token) thawed(r root) bool { return t.info.Software && r.id == derivationRoot.id }

@@ -7,6 +7,7 @@
 #define CKR_OK 0UL
 #define CKR_GENERAL_ERROR 5UL
 #define CKR_FUNCTION_NOT_SUPPORTED 0x54UL
+#define CKU_SO 0UL
 #define CKU_USER 1UL
 #define CKF_OS_LOCKING_OK 2UL
 #define CKM_AES_ECB 0x1081UL
@@ -15,12 +16,20 @@
 #define CKZ_DATA_SPECIFIED 1UL
 #define CKO_SECRET_KEY 4UL
 #define CKK_GENERIC_SECRET 0x10UL
+#define CKK_AES 0x1fUL
 #define CKA_CLASS 0UL
 #define CKA_TOKEN 1UL
 #define CKA_PRIVATE 2UL
 #define CKA_VALUE 0x11UL
 #define CKA_KEY_TYPE 0x100UL
 #define CKA_SENSITIVE 0x103UL
+#define CKA_ENCRYPT 0x104UL
+#define CKA_DECRYPT 0x105UL
+#define CKA_WRAP 0x106UL
+#define CKA_UNWRAP 0x107UL
+#define CKA_SIGN 0x108UL
+#define CKA_VERIFY 0x10aUL
+#define CKA_DERIVE 0x10cUL
 #define CKA_VALUE_LEN 0x161UL
 #define CKA_EXTRACTABLE 0x162UL
 
@@ -75,7 +84,9 @@ struct kp_functions {
 	unsigned long (*C_Finalize)(void *);
 	void *functions_2_to_17[16];
 	unsigned long (*C_Login)(unsigned long, unsigned long, const unsigned char *, unsigned long);
-	void *functions_19_to_21[3];
+	void *functions_19[1];
+	unsigned long (*C_CreateObject)(unsigned long, ck_attribute *, unsigned long, unsigned long *);
+	void *functions_21[1];
 	unsigned long (*C_DestroyObject)(unsigned long, unsigned long);
 	void *functions_23[1];
 	unsigned long (*C_GetAttributeValue)(unsigned long, unsigned long, ck_attribute *, unsigned long);
@@ -142,9 +153,9 @@ unsigned long kp_finalize(kp_functions *f)
 	return f->C_Finalize(NULL);
 }
 
-unsigned long kp_login(kp_functions *f, unsigned long session, const unsigned char *pin, unsigned long pin_len)
+unsigned long kp_login(kp_functions *f, unsigned long session, int officer, const unsigned char *pin, unsigned long pin_len)
 {
-	return f->C_Login(session, CKU_USER, pin, pin_len);
+	return f->C_Login(session, officer ? CKU_SO : CKU_USER, pin, pin_len);
 }
 
 // A call through a volatile pointer is not optimised away.
@@ -311,6 +322,14 @@ kp_used kp_use(kp_functions *f, unsigned long session, unsigned long key, kp_ope
 	case KP_DERIVES:
 		r = derive(f, session, key, in, in_len, out, op.n);
 		break;
+	case KP_ENCRYPTS:
+		r.rv = f->C_EncryptInit(session, &m, key);
+		r.phase = KP_ENCRYPT_INIT;
+		if (r.rv == CKR_OK) {
+			r.rv = f->C_Encrypt(session, in, in_len, out, &r.n);
+			r.phase = KP_ENCRYPT;
+		}
+		break;
 	}
 	if (r.rv == CKR_OK && op.how == KP_DERIVES && r.n > 0 && r.n < op.n && op.n <= out_len) {
 		// A module that strips leading zeros: which points make them, whoever asks can choose. Nothing at all is no secret.
@@ -328,11 +347,45 @@ kp_used kp_use(kp_functions *f, unsigned long session, unsigned long key, kp_ope
 	return r;
 }
 
-kp_used kp_wrap(kp_functions *f, unsigned long session, unsigned long mechanism, unsigned long root, unsigned long key, unsigned char *out,
-                unsigned long out_len)
+kp_used kp_create_kek(kp_functions *f, unsigned long session, const unsigned char *value, unsigned long value_len)
+{
+	kp_used r = {CKR_FUNCTION_NOT_SUPPORTED, KP_CREATE, 0};
+	unsigned long class = CKO_SECRET_KEY, type = CKK_AES;
+	unsigned char yes = 1, no = 0;
+	ck_attribute template[] = {
+		{CKA_CLASS, &class, sizeof class},     {CKA_KEY_TYPE, &type, sizeof type},      {CKA_TOKEN, &no, sizeof no},
+		{CKA_PRIVATE, &yes, sizeof yes},       {CKA_SENSITIVE, &yes, sizeof yes},       {CKA_EXTRACTABLE, &no, sizeof no},
+		{CKA_ENCRYPT, &no, sizeof no},         {CKA_DECRYPT, &no, sizeof no},           {CKA_WRAP, &no, sizeof no},
+		{CKA_UNWRAP, &yes, sizeof yes},        {CKA_SIGN, &no, sizeof no},              {CKA_VERIFY, &no, sizeof no},
+		{CKA_DERIVE, &no, sizeof no},          {CKA_VALUE, (void *)value, value_len},
+	};
+	if (f->C_CreateObject) {
+		r.rv = f->C_CreateObject(session, template, sizeof template / sizeof template[0], &r.n);
+	}
+	return r;
+}
+
+kp_used kp_value_len(kp_functions *f, unsigned long session, unsigned long object)
+{
+	kp_used r = {CKR_FUNCTION_NOT_SUPPORTED, KP_GET_VALUE, 0};
+	ck_attribute value = {CKA_VALUE, NULL, 0};
+	if (f->C_GetAttributeValue) {
+		r.rv = f->C_GetAttributeValue(session, object, &value, 1);
+		r.n = value.value_len;
+	}
+	return r;
+}
+
+kp_used kp_wrap(kp_functions *f, unsigned long session, unsigned long mechanism, unsigned long hash, unsigned long mgf, unsigned long root,
+                unsigned long key, unsigned char *out, unsigned long out_len)
 {
 	kp_used r = {CKR_FUNCTION_NOT_SUPPORTED, KP_WRAP_KEY, out_len};
 	ck_mechanism m = {mechanism, NULL, 0};
+	ck_oaep_params oaep = {hash, mgf, CKZ_DATA_SPECIFIED, NULL, 0};
+	if (hash != 0) {
+		m.parameter = &oaep;
+		m.parameter_len = sizeof oaep;
+	}
 	if (f->C_WrapKey) {
 		r.rv = f->C_WrapKey(session, &m, root, key, out, &r.n);
 	}

@@ -47,11 +47,16 @@ func (f functions) initialize(args string) error {
 
 func (f functions) finalize() error { return ckr("C_Finalize", uint64(C.kp_finalize(f.list))) }
 
-func (f functions) login(session uint, pin []byte) error {
+func (f functions) login(session uint, pin []byte) error { return f.loginAs(session, 0, pin) }
+
+// loginOfficer logs the Security Officer in.
+func (f functions) loginOfficer(session uint, pin []byte) error { return f.loginAs(session, 1, pin) }
+
+func (f functions) loginAs(session uint, officer C.int, pin []byte) error {
 	var pinner runtime.Pinner
 	defer pinner.Unpin()
 	pinner.Pin(&pin[0])
-	return ckr("C_Login", uint64(C.kp_login(f.list, C.ulong(session), (*C.uchar)(&pin[0]), C.ulong(len(pin)))))
+	return ckr("C_Login", uint64(C.kp_login(f.list, C.ulong(session), officer, (*C.uchar)(&pin[0]), C.ulong(len(pin)))))
 }
 
 // mode is how a round encrypts: shim.h.
@@ -90,6 +95,7 @@ var phaseNames = [...]string{
 	C.KP_ENCRYPT_UPDATE: "C_EncryptUpdate", C.KP_ENCRYPT_FINAL: "C_EncryptFinal", C.KP_SIGN_INIT: "C_SignInit", C.KP_SIGN: "C_Sign",
 	C.KP_DECRYPT_INIT: "C_DecryptInit", C.KP_DECRYPT: "C_Decrypt", C.KP_DERIVE_KEY: "C_DeriveKey", C.KP_GET_VALUE: "C_GetAttributeValue",
 	C.KP_DESTROY: "C_DestroyObject", C.KP_WRAP_KEY: "C_WrapKey",
+	C.KP_CREATE: "C_CreateObject",
 }
 
 // end ends the encryption that stays active in the session.
@@ -112,6 +118,7 @@ const (
 	signs    = C.KP_SIGNS
 	decrypts = C.KP_DECRYPTS
 	derives  = C.KP_DERIVES
+	encrypts = C.KP_ENCRYPTS
 
 	withPSS     = C.KP_PSS
 	withOAEP    = C.KP_OAEP
@@ -125,6 +132,8 @@ func (o operation) initFunction() string {
 		return "C_SignInit"
 	case decrypts:
 		return "C_DecryptInit"
+	case encrypts:
+		return "C_EncryptInit"
 	}
 	return "C_DeriveKey"
 }
@@ -148,11 +157,39 @@ const wrappedMax = 4096
 func (f functions) wrap(session, mechanism, root, key uint, format byte) ([]byte, error) {
 	out := make([]byte, 1+wrappedMax)
 	out[0] = format
-	r := C.kp_wrap(f.list, C.ulong(session), C.ulong(mechanism), C.ulong(root), C.ulong(key), (*C.uchar)(&out[1]), wrappedMax)
-	if r.rv != 0 {
-		return nil, phaseError(r.rv, r.phase)
+	n, err := f.wrapInto(session, operation{mechanism: mechanism}, root, key, out[1:])
+	if err != nil {
+		return nil, err
 	}
-	return bytes.Clone(out[:1+r.n]), nil
+	return bytes.Clone(out[:1+n]), nil
+}
+
+// wrapInto wraps a key with the operation's mechanism into out.
+func (f functions) wrapInto(session uint, o operation, root, key uint, out []byte) (n int, err error) {
+	r := C.kp_wrap(f.list, C.ulong(session), C.ulong(o.mechanism), C.ulong(o.hash), C.ulong(o.mgf), C.ulong(root), C.ulong(key),
+		(*C.uchar)(unsafe.SliceData(out)), C.ulong(len(out)))
+	if r.rv != 0 {
+		return 0, phaseError(r.rv, r.phase)
+	}
+	return int(r.n), nil
+}
+
+// createKEK makes an AES key that unwraps, of a value that goes to the module and nowhere else.
+func (f functions) createKEK(session uint, value []byte) (object uint, err error) {
+	r := C.kp_create_kek(f.list, C.ulong(session), (*C.uchar)(unsafe.SliceData(value)), C.ulong(len(value)))
+	if r.rv != 0 {
+		return 0, phaseError(r.rv, r.phase)
+	}
+	return uint(r.n), nil
+}
+
+// valueLen is how long an object's value is.
+func (f functions) valueLen(session, object uint) (n uint, err error) {
+	r := C.kp_value_len(f.list, C.ulong(session), C.ulong(object))
+	if r.rv != 0 {
+		return 0, phaseError(r.rv, r.phase)
+	}
+	return uint(r.n), nil
 }
 
 func (f functions) streams() bool { return C.kp_streams(f.list) != 0 }

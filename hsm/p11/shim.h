@@ -9,7 +9,8 @@ typedef struct kp_functions kp_functions;
 // Where a round or a use ended.
 enum kp_phase {
 	KP_DONE, KP_RANDOM, KP_ENCRYPT_INIT, KP_ENCRYPT, KP_ENCRYPT_UPDATE, KP_ENCRYPT_FINAL, KP_LENGTH,
-	KP_SIGN_INIT, KP_SIGN, KP_DECRYPT_INIT, KP_DECRYPT, KP_DERIVE_KEY, KP_GET_VALUE, KP_DESTROY, KP_WRAP_KEY
+	KP_SIGN_INIT, KP_SIGN, KP_DECRYPT_INIT, KP_DECRYPT, KP_DERIVE_KEY, KP_GET_VALUE, KP_DESTROY, KP_WRAP_KEY,
+	KP_CREATE
 };
 
 // How a round encrypts: C_EncryptInit and C_Encrypt; or one operation that stays active over many rounds, which KP_BEGIN starts, KP_NEXT goes
@@ -28,8 +29,8 @@ kp_functions *kp_load(const char *path, char *err, size_t err_len);
 unsigned long kp_initialize(kp_functions *f, const char *args);
 unsigned long kp_finalize(kp_functions *f);
 
-// kp_login logs the user in. pin need not end in a zero byte; it is not copied.
-unsigned long kp_login(kp_functions *f, unsigned long session, const unsigned char *pin, unsigned long pin_len);
+// kp_login logs the user in, or the Security Officer. pin need not end in a zero byte; it is not copied.
+unsigned long kp_login(kp_functions *f, unsigned long session, int officer, const unsigned char *pin, unsigned long pin_len);
 
 // kp_round fills random, then encrypts n bytes of in, whole blocks, to out with CKM_AES_ECB. A length of 0 leaves that half out. On any
 // failure both outputs are wiped.
@@ -39,8 +40,9 @@ kp_result kp_round(kp_functions *f, unsigned long session, unsigned long key, un
 // kp_end ends the encryption that KP_BEGIN began: a session does one thing at a time.
 kp_result kp_end(kp_functions *f, unsigned long session);
 
-// What kp_use does: C_SignInit and C_Sign; C_DecryptInit and C_Decrypt; C_DeriveKey with CKM_ECDH1_DERIVE, C_GetAttributeValue and C_DestroyObject.
-enum kp_how { KP_SIGNS, KP_DECRYPTS, KP_DERIVES };
+// What kp_use does: C_SignInit and C_Sign; C_DecryptInit and C_Decrypt; C_DeriveKey with CKM_ECDH1_DERIVE, C_GetAttributeValue and C_DestroyObject;
+// C_EncryptInit and C_Encrypt.
+enum kp_how { KP_SIGNS, KP_DECRYPTS, KP_DERIVES, KP_ENCRYPTS };
 
 // The parameter of its mechanism: none, CK_RSA_PKCS_PSS_PARAMS, CK_RSA_PKCS_OAEP_PARAMS without a label, CK_EDDSA_PARAMS with phFlag.
 enum kp_parameter { KP_NONE, KP_PSS, KP_OAEP, KP_PREHASH };
@@ -61,9 +63,16 @@ typedef struct {
 kp_used kp_use(kp_functions *f, unsigned long session, unsigned long key, kp_operation op, const unsigned char *in, unsigned long in_len,
                unsigned char *out, unsigned long out_len);
 
-// kp_wrap wraps a key into out in one call: NSS answers the question for the length with too few bytes.
-kp_used kp_wrap(kp_functions *f, unsigned long session, unsigned long mechanism, unsigned long root, unsigned long key, unsigned char *out,
-                unsigned long out_len);
+// kp_wrap wraps a key into out in one call: NSS answers the question for the length with too few bytes. hash and mgf are those of
+// CKM_RSA_PKCS_OAEP, and 0 with other mechanisms.
+kp_used kp_wrap(kp_functions *f, unsigned long session, unsigned long mechanism, unsigned long hash, unsigned long mgf, unsigned long root,
+                unsigned long key, unsigned char *out, unsigned long out_len);
+
+// kp_create_kek makes an AES key that unwraps, and does nothing else, a session object of a value that is not copied. Its handle is in n.
+kp_used kp_create_kek(kp_functions *f, unsigned long session, const unsigned char *value, unsigned long value_len);
+
+// kp_value_len asks for the length of CKA_VALUE and not for the value. It is in n.
+kp_used kp_value_len(kp_functions *f, unsigned long session, unsigned long object);
 
 // kp_streams says whether the module has the functions of the modes besides KP_SINGLE.
 int kp_streams(kp_functions *f);

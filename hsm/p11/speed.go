@@ -57,7 +57,7 @@ func hasMechanism(s keyspec.Spec, m hsm.Mechanism) bool {
 // speedInput is an input that the mechanism takes. public is DER SubjectPublicKeyInfo, nil for HMAC.
 func speedInput(s keyspec.Spec, m hsm.Mechanism, public []byte) ([]byte, error) {
 	switch m {
-	case hsm.MAC:
+	case hsm.MAC, hsm.EncryptBlocks:
 		return bytes.Repeat([]byte{1}, 32), nil
 	case hsm.SignEd25519ph:
 		return bytes.Repeat([]byte{1}, 64), nil

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"sync"
 	"testing"
 
 	"github.com/keyplane/keyplane/hsm"
@@ -158,8 +159,10 @@ type score struct {
 }
 
 func eachModule(t *testing.T, f func(t *testing.T, r *vectorRig) map[string]score, want map[string]map[string]score) {
+	t.Parallel()
 	for name, uri := range map[string]func(testing.TB) string{"SoftHSM": hsmtest.SoftHSM, "NSS": hsmtest.NSS} {
 		t.Run(name, func(t *testing.T) {
+			beside(t, map[string]*sync.Mutex{"SoftHSM": &softHSMTurn, "NSS": &nssTurn}[name])
 			got := f(t, newVectorRig(t, uri(t), name == "NSS"))
 			for file, w := range want[name] {
 				if got[file] != w {

@@ -25,23 +25,25 @@ import (
 const (
 	fileName      = "token.json"
 	pinName       = "pin"
-	version       = 2 // 1 has no audit key
+	version       = 2 // of a token that is made; 1 has no audit key
+	versionCA     = 3 // that of a token with a CA key
 	kdfName       = "PBKDF2-HMAC-SHA-256"
 	iterations    = 600_000    // OWASP Password Storage Cheat Sheet, PBKDF2-HMAC-SHA256
 	iterationsMax = 10_000_000 // a few seconds; a file that asks for more is not ours
 	saltLen       = 32
 	rootLen       = 32
 	nonceLen      = 12
-	auditLen      = 32 // of the audit key's private half
-	keysLen       = 2*rootLen + auditLen
+	pairLen       = 32 // of a private half: the audit key's, the CA key's
+	keysLen       = 2*rootLen + pairLen
+	keysLenCA     = keysLen + pairLen
 	tagLen        = 16
 	fileMax       = 4096 // bytes
 	labelMax      = 32   // as in CK_TOKEN_INFO
 	serialLen     = 16
 )
 
-// file is token.json. Sealed is AES-256-GCM(key, Nonce, R || W || A) under key = PBKDF2(PIN, Salt), with every other field as AAD. A is the
-// audit key's private half, a P-256 scalar, which version 1 does not have.
+// file is token.json. Sealed is AES-256-GCM(key, Nonce, R || W || A || C) under key = PBKDF2(PIN, Salt), with every other field as AAD. A is the
+// audit key's private half, a P-256 scalar, which version 1 does not have; C is the CA key's, which only version 3 has.
 type file struct {
 	Version    int    `json:"version"`
 	Label      string `json:"label"`
@@ -68,8 +70,8 @@ func (f *file) aad() []byte {
 // check refuses anything this version does not write, and a key derivation cheaper than cost.
 func (f *file) check(cost int) error {
 	switch {
-	case f.Version != 1 && f.Version != version:
-		return fmt.Errorf("version %d, this build reads 1 and %d", f.Version, version)
+	case f.Version < 1 || f.Version > versionCA:
+		return fmt.Errorf("version %d, this build reads 1 to %d", f.Version, versionCA)
 	case f.KDF != kdfName, f.Iterations < cost, f.Iterations > iterationsMax:
 		return fmt.Errorf("key derivation %q with %d iterations is not accepted", f.KDF, f.Iterations)
 	case len(f.Salt) != saltLen, len(f.Nonce) != nonceLen, len(f.Sealed) != f.keysLen()+tagLen,
@@ -81,10 +83,7 @@ func (f *file) check(cost int) error {
 
 // keysLen is how many bytes of keys are sealed.
 func (f *file) keysLen() int {
-	if f.Version == 1 {
-		return 2 * rootLen
-	}
-	return keysLen
+	return []int{1: 2 * rootLen, version: keysLen, versionCA: keysLenCA}[f.Version]
 }
 
 // gcm derives the sealing key. crypto/pbkdf2 takes the PIN as a string: that copy cannot be wiped and stays until memory is reused.
@@ -101,7 +100,7 @@ func (f *file) gcm(pin secret.Bytes) (cipher.AEAD, error) {
 	return cipher.NewGCM(block)
 }
 
-// open unseals the keys: R || W || A. A wrong PIN and a damaged file look the same and are hsm.ErrPIN.
+// open unseals the keys: R || W || A || C, as many as there are. A wrong PIN and a damaged file look the same and are hsm.ErrPIN.
 func (f *file) open(pin secret.Bytes) ([]byte, error) {
 	gcm, err := f.gcm(pin)
 	if err != nil {
@@ -114,8 +113,8 @@ func (f *file) open(pin secret.Bytes) ([]byte, error) {
 	return keys, nil
 }
 
-// newFile makes a token with random keys.
-func newFile(label string, pin secret.Bytes, cost int) (*file, error) {
+// newFile makes a token with random keys, or with the roots of another.
+func newFile(label string, pin secret.Bytes, roots []byte, cost int) (*file, error) {
 	keys := make([]byte, 2*rootLen, keysLen)
 	defer secret.Wipe(keys[:keysLen])
 	var serial [serialLen / 2]byte
@@ -124,14 +123,15 @@ func newFile(label string, pin secret.Bytes, cost int) (*file, error) {
 			return nil, err
 		}
 	}
-	if err := drawAudit(keys); err != nil {
+	copy(keys, roots)
+	if err := drawPair(keys[2*rootLen : keysLen]); err != nil {
 		return nil, err
 	}
 	return seal(label, hex.EncodeToString(serial[:]), pin, keys[:keysLen], cost)
 }
 
-// drawAudit draws the audit key and puts its private half behind the roots, where keys has room for it.
-func drawAudit(keys []byte) error {
+// drawPair draws a pair and puts its private half into to.
+func drawPair(to []byte) error {
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return err
@@ -140,14 +140,18 @@ func drawAudit(keys []byte) error {
 	if err != nil {
 		return err
 	}
-	copy(keys[2*rootLen:keysLen], private)
+	copy(to, private)
 	secret.Wipe(private)
 	return nil
 }
 
-// seal makes the file of a token that holds keys.
+// seal makes the file of a token that holds keys, R || W || A or R || W || A || C.
 func seal(label, serial string, pin secret.Bytes, keys []byte, cost int) (*file, error) {
-	f := &file{Version: version, Label: label, Serial: serial, KDF: kdfName, Iterations: cost,
+	v := version
+	if len(keys) == keysLenCA {
+		v = versionCA
+	}
+	f := &file{Version: v, Label: label, Serial: serial, KDF: kdfName, Iterations: cost,
 		Salt: make([]byte, saltLen), Nonce: make([]byte, nonceLen)}
 	for _, b := range [][]byte{f.Salt, f.Nonce} {
 		if _, err := io.ReadFull(rand.Reader, b); err != nil {
@@ -205,8 +209,8 @@ func parse(b []byte, cost int) (*file, error) {
 	return f, nil
 }
 
-// create makes the directory, a PIN where pinFile is empty, and the token. What is there is never overwritten.
-func create(dir, pinFile, label string, cost int) error {
+// create makes the directory, a PIN where pinFile is empty, and the token, with random roots where roots is nil. What is there is never overwritten.
+func create(dir, pinFile, label string, roots []byte, cost int) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
@@ -236,7 +240,7 @@ func create(dir, pinFile, label string, cost int) error {
 		return err
 	}
 	defer pin.Wipe()
-	f, err := newFile(label, pin, cost)
+	f, err := newFile(label, pin, roots, cost)
 	if err != nil {
 		return err
 	}
@@ -252,9 +256,9 @@ func (f *file) encode() ([]byte, error) {
 	return append(b, '\n'), err
 }
 
-// upgrade puts a file of this version in the place of one of version 1: the same token, with an audit key. Of several processes one does
-// it, and the others find it done.
-func upgrade(dir string, pin secret.Bytes, cost int) error {
+// upgrade puts a file of a version with more keys in the place of one: the same token, with an audit key, and for versionCA with a CA key. Of several processes one
+// does it, and the others find it done.
+func upgrade(dir string, pin secret.Bytes, to, cost int) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err
@@ -264,19 +268,21 @@ func upgrade(dir string, pin secret.Bytes, cost int) error {
 		return fmt.Errorf("%s: lock: %w", dir, err)
 	}
 	old, err := read(dir, cost)
-	if err != nil || old.Version == version {
+	if err != nil || old.Version >= to {
 		return err
 	}
-	roots, err := old.open(pin)
+	had, err := old.open(pin)
 	if err != nil {
 		return err
 	}
-	keys := make([]byte, keysLen)
+	keys := make([]byte, (&file{Version: to}).keysLen())
 	defer secret.Wipe(keys)
-	copy(keys, roots)
-	secret.Wipe(roots)
-	if err := drawAudit(keys); err != nil {
-		return err
+	n := copy(keys, had)
+	secret.Wipe(had)
+	for ; n < len(keys); n += pairLen {
+		if err := drawPair(keys[n : n+pairLen]); err != nil {
+			return err
+		}
 	}
 	f, err := seal(old.Label, old.Serial, pin, keys, cost)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/internal/keyspec"
+	"github.com/keyplane/keyplane/internal/keywrap"
 	"github.com/keyplane/keyplane/internal/secret"
 	"github.com/keyplane/keyplane/internal/softkey"
 )
@@ -109,11 +110,11 @@ func (t *Token) wrap(s keyspec.Spec, private []byte) ([]byte, error) {
 	framed := make([]byte, 0, len(s.String())+1+len(private))
 	framed = append(append(append(framed, s.String()...), 0), private...)
 	defer secret.Wipe(framed)
-	return wrapKWP(nil, t.wrapping, framed), nil
+	return keywrap.Wrap(nil, t.wrapping, framed), nil
 }
 
 func (t *Token) unwrap(s keyspec.Spec, wrapped []byte) ([]byte, error) {
-	framed, ok := unwrapKWP(t.wrapping, wrapped)
+	framed, ok := keywrap.Unwrap(t.wrapping, wrapped)
 	name, private, cut := bytes.Cut(framed, []byte{0})
 	if !ok || !cut || string(name) != s.String() {
 		secret.Wipe(framed)

@@ -32,6 +32,7 @@ type Token struct {
 	wrapping   cipher.Block // of W; the same
 	id         hsm.RootID
 	audit      *ecdsa.PrivateKey // nil: the file is of a version without; cannot be wiped either
+	ca         *ecdsa.PrivateKey // the same
 	generation atomic.Uint64
 	closed     atomic.Bool
 }
@@ -51,7 +52,7 @@ func open(cfg Config, cost int) (*Token, error) {
 			return nil, fmt.Errorf("softtoken: label longer than %d bytes", labelMax)
 		}
 		// If another process was faster, its token is the one to open.
-		if err := create(cfg.Dir, cfg.PINFile, label, cost); err != nil && !errors.Is(err, os.ErrExist) {
+		if err := create(cfg.Dir, cfg.PINFile, label, nil, cost); err != nil && !errors.Is(err, os.ErrExist) {
 			return nil, fmt.Errorf("softtoken: %w", err)
 		}
 		f, err = read(cfg.Dir, cost)
@@ -69,7 +70,7 @@ func open(cfg Config, cost int) (*Token, error) {
 	}
 	defer pin.Wipe()
 	if f.Version < version && cfg.Create {
-		if err := upgrade(cfg.Dir, pin, cost); err != nil {
+		if err := upgrade(cfg.Dir, pin, version, cost); err != nil {
 			return nil, fmt.Errorf("softtoken: %s: making the audit key: %w", cfg.Dir, err)
 		}
 		if f, err = read(cfg.Dir, cost); err != nil {
@@ -89,13 +90,18 @@ func open(cfg Config, cost int) (*Token, error) {
 	if err != nil {
 		return nil, fmt.Errorf("softtoken: %w", err)
 	}
-	var audit *ecdsa.PrivateKey
-	if len(keys) == keysLen {
-		if audit, err = ecdsa.ParseRawPrivateKey(elliptic.P256(), keys[2*rootLen:]); err != nil {
+	var audit, ca *ecdsa.PrivateKey
+	if len(keys) >= keysLen {
+		if audit, err = ecdsa.ParseRawPrivateKey(elliptic.P256(), keys[2*rootLen:keysLen]); err != nil {
 			return nil, fmt.Errorf("softtoken: audit key: %w", err)
 		}
 	}
-	t := &Token{root: block, wrapping: wrapping, audit: audit, info: hsm.TokenInfo{
+	if len(keys) == keysLenCA {
+		if ca, err = ecdsa.ParseRawPrivateKey(elliptic.P256(), keys[keysLen:]); err != nil {
+			return nil, fmt.Errorf("softtoken: CA key: %w", err)
+		}
+	}
+	t := &Token{root: block, wrapping: wrapping, audit: audit, ca: ca, info: hsm.TokenInfo{
 		Label: f.Label, Serial: f.Serial, Manufacturer: "keyplane", Model: "soft token", Module: "soft token",
 		Software: true, InProcess: true,
 	}}
@@ -103,6 +109,29 @@ func open(cfg Config, cost int) (*Token, error) {
 	block.Encrypt(image[:], []byte(hsm.RootIDBlock))
 	t.id = hsm.RootID(image[:8])
 	return t, nil
+}
+
+// InitCA makes the CA key of a token that has none, and says whether it did. There has to be a token.
+func InitCA(cfg Config) (made bool, err error) { return initCA(cfg, iterations) }
+
+func initCA(cfg Config, cost int) (made bool, err error) {
+	f, err := read(cfg.Dir, cost)
+	if err != nil || f.Version == versionCA {
+		return false, err
+	}
+	pinFile := cfg.PINFile
+	if pinFile == "" {
+		pinFile = filepath.Join(cfg.Dir, pinName)
+	}
+	pin, err := hsm.ReadPIN(pinFile)
+	if err != nil {
+		return false, fmt.Errorf("softtoken: %w", err)
+	}
+	defer pin.Wipe()
+	if err := upgrade(cfg.Dir, pin, versionCA, cost); err != nil {
+		return false, fmt.Errorf("softtoken: %s: making the CA key: %w", cfg.Dir, err)
+	}
+	return true, nil
 }
 
 // Info says which token this is.
@@ -121,13 +150,20 @@ func (t *Token) OpenSession() (hsm.Session, error) {
 
 // OpenAuditSession opens a session with the audit key.
 func (t *Token) OpenAuditSession() (hsm.AuditSession, error) {
+	return t.openPair(t.audit, hsm.ErrNoAuditKey)
+}
+
+// OpenCASession opens a session with the CA key.
+func (t *Token) OpenCASession() (hsm.AuditSession, error) { return t.openPair(t.ca, hsm.ErrNoCAKey) }
+
+func (t *Token) openPair(key *ecdsa.PrivateKey, none error) (hsm.AuditSession, error) {
 	switch {
 	case t.closed.Load():
 		return nil, &hsm.Error{CKR: hsm.CKR_CRYPTOKI_NOT_INITIALIZED, Function: "C_OpenSession"}
-	case t.audit == nil:
-		return nil, hsm.ErrNoAuditKey
+	case key == nil:
+		return nil, none
 	}
-	return &auditSession{token: t, generation: t.generation.Load()}, nil
+	return &pairSession{token: t, key: key, generation: t.generation.Load()}, nil
 }
 
 // Reset starts a new generation; there is no login to lose.
@@ -197,22 +233,23 @@ func (s *session) Close() error {
 	return nil
 }
 
-type auditSession struct {
+type pairSession struct {
 	token      *Token
+	key        *ecdsa.PrivateKey
 	generation uint64
 	closed     bool
 }
 
-func (s *auditSession) Public() *ecdsa.PublicKey { return &s.token.audit.PublicKey }
+func (s *pairSession) Public() *ecdsa.PublicKey { return &s.key.PublicKey }
 
-func (s *auditSession) Sign(digest [32]byte) (sig [64]byte, err error) {
+func (s *pairSession) Sign(digest [32]byte) (sig [64]byte, err error) {
 	if s.closed {
 		return sig, hsm.ErrSessionClosed
 	}
 	if err := s.token.alive(s.generation, "C_SignInit"); err != nil {
 		return sig, err
 	}
-	r, v, err := ecdsa.Sign(rand.Reader, s.token.audit, digest[:])
+	r, v, err := ecdsa.Sign(rand.Reader, s.key, digest[:])
 	if err != nil {
 		return sig, &hsm.Error{CKR: hsm.CKR_FUNCTION_FAILED, Function: "C_Sign"}
 	}
@@ -221,7 +258,7 @@ func (s *auditSession) Sign(digest [32]byte) (sig [64]byte, err error) {
 	return sig, nil
 }
 
-func (s *auditSession) Close() error {
+func (s *pairSession) Close() error {
 	s.closed = true
 	return nil
 }

@@ -240,7 +240,7 @@ func TestCreateRace(t *testing.T) {
 
 func FuzzTokenFile(f *testing.F) {
 	pin := secret.New([]byte("pin"))
-	good, err := newFile("l", pin, cheap)
+	good, err := newFile("l", pin, nil, cheap)
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -22,14 +22,22 @@
 //	KEYPLANE_SLOW_CONTROL  path of the control file
 //	KEYPLANE_SLOW_REPORT   path of the report
 //
-// The control file has the lines micros=, init=, down= and faults= in any order, each at most 64 faults. It is looked at on every call; a
-// new one replaces everything, what it does not mention is zero, and its faults count calls from when it was read. A file with a mistake
-// changes nothing and is counted. At the start the file's settings stand above the environment's.
+// The control file has the lines micros=, init=, down=, gone=, moved= and faults= in any order, with at most 64 faults. It is looked at on every
+// call; a new one replaces everything, what it does not mention is zero, and its faults count calls from when it was read. A file with a mistake
+// changes nothing and is counted. At the start the file's settings stand above the environment's. New puts the control file, "control", and the
+// report, "report", beside the module; Open steers the module of a running process from another one by that directory.
 //
-// A fault with a return value answers in the module's place, so that an operation that C_EncryptInit began stays active, as on real modules;
-// one that hangs lets the call go on after that time. A plus after the number ("3+") strikes all later calls too. While the device is down
-// every call that names a slot or a session is answered CKR_DEVICE_REMOVED, after the latency. C_CloseSession, C_CloseAllSessions and
-// C_Finalize are carried out whatever they answer.
+// # Faults
+//
+// A fault is FUNCTION:WHICH:WHAT, or FUNCTION:WHICH:WHAT:for=TIME where it ends by itself. The function "*" is every one that a client library
+// does not answer by itself. WHICH is the number of a call ("3"), of it and all later ones ("3+"), or each third ("3*"). WHAT is a return value,
+// hang=TIME, or an Act: stall, flip, nick, short, long, swap, repeat, logout, kill, killall, abort.
+//
+// A return value is the answer in the module's place, so that an operation that C_EncryptInit began stays active, as on real modules; all else lets
+// the call go on. While the device is down every call that names a slot or a session is answered CKR_DEVICE_REMOVED, after the latency. While it
+// is gone there are no slots, a call that names one is answered CKR_TOKEN_NOT_PRESENT, and one on a session CKR_DEVICE_REMOVED; when it comes back, or
+// the slots are moved, the sessions of before have ended, and old slot numbers are none. Logins outlive both, as the real module's sessions end only
+// when the application closes them. C_CloseSession, C_CloseAllSessions and C_Finalize are carried out whatever they answer.
 //
 // # Report
 //

@@ -20,7 +20,8 @@ func TestSettingsLimits(t *testing.T) {
 	for _, s := range []Settings{
 		{}, {Latency: LatencyMax}, {Faults: slices.Repeat(fault(func(*Fault) {}).Faults, FaultsMax)},
 		fault(func(f *Fault) { f.Nth = NthMax }), fault(func(f *Fault) { f.CKR = 0xFFFFFFFF }),
-		fault(func(f *Fault) { f.CKR, f.Hang = 0, HangMax }),
+		fault(func(f *Fault) { f.CKR, f.Hang = 0, HangMax }), fault(func(f *Fault) { f.Every, f.For = true, HangMax }), {Moved: MovedMax},
+		fault(func(f *Fault) { f.Function = Any }),
 	} {
 		d := start(t, s) // the module takes what text writes
 		d.want(t, "load", 0)
@@ -31,6 +32,8 @@ func TestSettingsLimits(t *testing.T) {
 		fault(func(f *Fault) { f.Nth = 0 }), fault(func(f *Fault) { f.Nth = NthMax + 1 }), fault(func(f *Fault) { f.CKR = 0 }),
 		fault(func(f *Fault) { f.CKR = 0x100000000 }), fault(func(f *Fault) { f.Hang = time.Second }),
 		fault(func(f *Fault) { f.CKR, f.Hang = 0, HangMax+time.Microsecond }), fault(func(f *Fault) { f.CKR, f.Hang = 0, -time.Second }),
+		fault(func(f *Fault) { f.Every, f.Onwards = true, true }), fault(func(f *Fault) { f.Act = Flip }), fault(func(f *Fault) { f.For = time.Nanosecond }),
+		fault(func(f *Fault) { f.CKR, f.Act = 0, "flip:for=1s" }), fault(func(f *Fault) { f.For = HangMax + time.Microsecond }), {Moved: MovedMax + 1},
 		fault(func(f *Fault) { f.CKR, f.Hang = 0, time.Nanosecond }), fault(func(f *Fault) { f.Function = "C_Sign:1:0x30,C_Encrypt" }),
 	} {
 		if text, err := s.text(); err == nil {
@@ -43,8 +46,9 @@ func TestSettingsText(t *testing.T) {
 	s := Settings{Latency: 200 * time.Microsecond, Init: true, Faults: []Fault{
 		{Function: "C_Encrypt", Nth: 3, CKR: hsm.CKR_DEVICE_ERROR},
 		{Function: "C_GenerateRandom", Nth: 1, Onwards: true, Hang: 500 * time.Millisecond},
-	}}
-	const want = "micros=200\ninit=1\ndown=0\nfaults=C_Encrypt:3:0x30,C_GenerateRandom:1+:hang=500000us\n"
+		{Function: Any, Nth: 7, Every: true, For: 2 * time.Second, Act: LogOut},
+	}, Gone: true, Moved: 5}
+	const want = "micros=200\ninit=1\ndown=0\ngone=1\nmoved=5\nfaults=C_Encrypt:3:0x30,C_GenerateRandom:1+:hang=500000us,*:7*:logout:for=2000000us\n"
 	if text, err := s.text(); err != nil || text != want {
 		t.Errorf("%q, %v", text, err)
 	}
@@ -73,6 +77,31 @@ func TestURI(t *testing.T) {
 	}
 	if _, err := New(dir, "pkcs11:token=a?module-path=/m", Settings{Latency: -1}); err == nil {
 		t.Error("a negative latency was accepted")
+	}
+}
+
+// TestOpen: another process steers the module and reads what it has counted.
+func TestOpen(t *testing.T) {
+	d := ready(t, Settings{})
+	other, err := Open(d.Dir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if err := other.Set(Settings{Faults: []Fault{{Function: "C_Encrypt", Nth: 1, Onwards: true, CKR: hsm.CKR_DEVICE_ERROR}}}); err != nil {
+			t.Fatal(err)
+		}
+		d.want(t, "call C_Encrypt", uint64(hsm.CKR_DEVICE_ERROR))
+		if err := d.Clear(); err != nil {
+			t.Fatal(err)
+		}
+		d.want(t, "call C_Encrypt", 0)
+	}
+	if r, err := other.Report(); err != nil || r.Faults != 3 || r.Calls["C_Encrypt"] != 6 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if _, err := Open(t.TempDir()); err == nil {
+		t.Error("a directory without a module was accepted")
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -57,6 +58,8 @@ type driver struct {
 	in  *os.File
 	out *bufio.Scanner
 	err strings.Builder
+
+	aborts bool // it ends by SIGABRT
 }
 
 // start runs a driver with the settings and, on top, the environment; every variable of the module is out of it otherwise.
@@ -89,7 +92,11 @@ func start(t *testing.T, s Settings, env ...string) *driver {
 	stdin.Close()
 	t.Cleanup(func() {
 		in.Close()
-		if err := d.cmd.Wait(); err != nil {
+		if err := d.cmd.Wait(); d.aborts {
+			if status, ok := d.cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || status.Signal() != syscall.SIGABRT {
+				t.Errorf("driver: %v\n%s", err, d.err.String())
+			}
+		} else if err != nil {
 			t.Errorf("driver: %v\n%s", err, d.err.String())
 		}
 	})
@@ -138,6 +145,13 @@ func (d *driver) want(t *testing.T, command string, want uint64) time.Duration {
 		t.Fatalf("%s: %#x, want %#x", command, rv, want)
 	}
 	return took
+}
+
+// line gives a command and returns the whole answer.
+func (d *driver) line(t *testing.T, command string) string {
+	t.Helper()
+	d.do(t, command)
+	return d.out.Text()
 }
 
 func (d *driver) set(t *testing.T, s Settings) {

@@ -21,15 +21,18 @@ type Report struct {
 	UnknownSession   uint64 // calls on a session that never was
 	FinalizeInFlight uint64 // C_Finalize before all calls had returned; it waited
 	ControlRefused   uint64 // control files with a mistake; nothing changed
+	StaleHandle      uint64 // object handles from before the login, the sessions or the C_Initialize that their session is of
+	SecretInTemplate uint64 // objects made with a secret that stays or can be read, or as keys that can be
 }
 
 // Violations is nil if there were none.
 func (r Report) Violations() error {
-	if r.Concurrent+r.UseAfterClose+r.UnknownSession+r.FinalizeInFlight+r.ControlRefused == 0 {
+	if r.Concurrent+r.UseAfterClose+r.UnknownSession+r.FinalizeInFlight+r.ControlRefused+r.StaleHandle+r.SecretInTemplate == 0 {
 		return nil
 	}
-	return fmt.Errorf("slowhsm: violations: %d concurrent, %d use after close, %d unknown session, %d finalize in flight, %d control files refused",
-		r.Concurrent, r.UseAfterClose, r.UnknownSession, r.FinalizeInFlight, r.ControlRefused)
+	return fmt.Errorf("slowhsm: violations: %d concurrent, %d use after close, %d unknown session, %d finalize in flight, %d control files refused, "+
+		"%d stale handles, %d secrets in templates", r.Concurrent, r.UseAfterClose, r.UnknownSession, r.FinalizeInFlight, r.ControlRefused,
+		r.StaleHandle, r.SecretInTemplate)
 }
 
 // Report reads the counters, each exact but not of one instant. Before the module is opened they are all zero.
@@ -55,6 +58,7 @@ func parseReport(b []byte) (Report, error) {
 	events := map[string]*uint64{
 		"peak": &r.Peak, "faults": &r.Faults, "concurrent": &r.Concurrent, "use-after-close": &r.UseAfterClose,
 		"unknown-session": &r.UnknownSession, "finalize-in-flight": &r.FinalizeInFlight, "control-refused": &r.ControlRefused,
+		"stale-handle": &r.StaleHandle, "secret-in-template": &r.SecretInTemplate,
 	}
 	for ; len(b) > 0; b = b[counterLen:] {
 		name := string(bytes.TrimRight(b[:nameLen], "\x00"))

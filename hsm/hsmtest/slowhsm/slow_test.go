@@ -175,6 +175,182 @@ func TestDown(t *testing.T) {
 	d.want(t, "call C_Initialize", 0)
 }
 
+// TestOutputs: what acts make of outputs, of which each is a byte more often than the one before.
+func TestOutputs(t *testing.T) {
+	d := ready(t, Settings{})
+	next := 0
+	for _, c := range []struct {
+		act      Act
+		function string
+		want     []string // of two calls for 17 bytes; %N is output N
+	}{
+		{Flip, "C_Encrypt", []string{"17 ^1 000000000000000000000000000000 ^1", "17 ^1 000000000000000000000000000000 ^1"}},
+		{Nick, "C_GenerateRandom", []string{"17 ^1 00000000000000000000000000000000", "17 ^1 00000000000000000000000000000000"}},
+		{Short, "C_Encrypt", []string{"16", "16"}},
+		{Long, "C_Encrypt", []string{"18", "18"}},
+		{Swap, "C_Encrypt", []string{"17 own", "17 last"}},
+		{Repeat, "C_GenerateRandom", []string{"17 own", "17 last"}},
+	} {
+		d.set(t, Settings{Faults: []Fault{{Function: c.function, Nth: 1, Onwards: true, Act: c.act}}})
+		for i, want := range c.want {
+			got := d.line(t, "output "+c.function+" 17")
+			own := strings.Repeat(fmt.Sprintf("%02x", next), 17)
+			bit := fmt.Sprintf("%02x", next^1)
+			switch length, how, _ := strings.Cut(want, " "); {
+			case how == "":
+				own = map[string]string{"16": own[:32], "18": own + "ee"}[length]
+				want = "0x0 " + length + " " + own
+			case how == "own":
+				want = "0x0 17 " + own
+			case how == "last":
+				want = "0x0 17 " + strings.Repeat(fmt.Sprintf("%02x", next-1), 17)
+			case strings.HasSuffix(how, "^1"):
+				want = "0x0 17 " + bit + own[2:32] + bit
+			default:
+				want = "0x0 17 " + bit + own[2:]
+			}
+			if got != want {
+				t.Errorf("%s, %s %d: %s, want %s", c.act, c.function, i, got, want)
+			}
+			next++
+		}
+	}
+	d.clean(t)
+}
+
+// TestSessionsEnd: a session that was killed says so until it is closed, and costs no violation; its neighbours live, or not.
+func TestSessionsEnd(t *testing.T) {
+	const gone = uint64(hsm.CKR_SESSION_HANDLE_INVALID)
+	d := ready(t, Settings{})
+	d.want(t, "open", 0) // session 2
+	d.set(t, Settings{Faults: []Fault{{Function: "C_Encrypt", Nth: 1, Act: Kill}}})
+	d.want(t, "call C_Encrypt", gone)
+	d.want(t, "call C_Sign", gone)
+	d.want(t, "session 1", 1)
+	d.want(t, "call C_Encrypt", 0)
+	d.want(t, "session 2", 2)
+	d.want(t, "call C_CloseSession", gone)
+	d.clean(t)
+	d.want(t, "call C_Encrypt", 0) // as it does not know closed sessions
+	if r := d.counts(t); r.UseAfterClose != 1 {
+		t.Errorf("%+v", r)
+	}
+	d.want(t, "open", 0)
+	d.set(t, Settings{Faults: []Fault{{Function: Any, Nth: 2, Act: KillAll}}})
+	d.want(t, "call C_Encrypt", 0)
+	d.want(t, "call C_Encrypt", gone)
+	d.want(t, "session 1", 1)
+	d.want(t, "call C_Encrypt", gone)
+
+	d.set(t, Settings{Faults: []Fault{{Function: "C_Sign", Nth: 1, Act: LogOut}}})
+	d.want(t, "open", 0)
+	before := d.counts(t).Calls["C_Logout"]
+	d.want(t, "call C_Sign", 0)
+	if d.counts(t).Calls["C_Logout"] != before {
+		t.Error("the application's log-outs count, not the fault's")
+	}
+}
+
+// TestSlots: slots that vanish, and come back under other numbers.
+func TestSlots(t *testing.T) {
+	d := ready(t, Settings{})
+	line := func(command, want string) {
+		t.Helper()
+		if got := d.line(t, command); got != want {
+			t.Errorf("%s: %s, want %s", command, got, want)
+		}
+	}
+	line("slots", "0x0 1 1")
+	d.set(t, Settings{Gone: true})
+	line("slots", "0x0 0 1")
+	line("slot 1", "0xe0 0xe0")
+	d.want(t, "call C_Encrypt", uint64(hsm.CKR_DEVICE_REMOVED))
+	d.set(t, Settings{Moved: 7})
+	line("slots", "0x0 1 8")
+	line("slot 8", "0x0 0x0")
+	d.want(t, "call C_Encrypt", uint64(hsm.CKR_SESSION_HANDLE_INVALID))
+	d.want(t, "call C_CloseSession", uint64(hsm.CKR_SESSION_HANDLE_INVALID))
+	d.set(t, Settings{})
+	line("slots", "0x0 1 1")
+	d.clean(t)
+}
+
+// TestWhich: each n-th call, for a time, and a stall until it is released.
+func TestWhich(t *testing.T) {
+	d := ready(t, Settings{Faults: []Fault{{Function: "C_Encrypt", Nth: 3, Every: true, CKR: hsm.CKR_DEVICE_ERROR}}})
+	for i := range 9 {
+		want := uint64(0)
+		if i%3 == 2 {
+			want = uint64(hsm.CKR_DEVICE_ERROR)
+		}
+		d.want(t, "call C_Encrypt", want)
+	}
+	d.set(t, Settings{Faults: []Fault{{Function: "C_Encrypt", Nth: 1, Onwards: true, CKR: hsm.CKR_DEVICE_ERROR, For: 300 * time.Millisecond}}})
+	began := time.Now()
+	struck := 0
+	for rv := uint64(1); rv != 0; struck++ {
+		rv, _ = d.do(t, "call C_Encrypt")
+		time.Sleep(time.Millisecond)
+	}
+	if took := time.Since(began); struck < 2 || took < 300*time.Millisecond {
+		t.Errorf("struck %d times in %v", struck, took)
+	}
+	d.set(t, Settings{Faults: []Fault{{Function: "C_Encrypt", Nth: 1, Act: Stall}}})
+	released := make(chan error, 1)
+	go func() {
+		time.Sleep(200 * time.Millisecond)
+		released <- d.Clear()
+	}()
+	if took := d.want(t, "call C_Encrypt", 0); took < 190*time.Millisecond {
+		t.Errorf("the call that stalls took %v", took)
+	}
+	if err := <-released; err != nil {
+		t.Error(err)
+	}
+	d.clean(t)
+}
+
+// TestMonitor: handles of another generation, and templates that make keys which can be read.
+func TestMonitor(t *testing.T) {
+	d := ready(t, Settings{})
+	key := func(sensitive string) string {
+		t.Helper()
+		_, handle, _ := strings.Cut(d.line(t, "key "+sensitive), " ")
+		return handle
+	}
+	old := key("1")
+	d.want(t, "use "+old, 0)
+	d.want(t, "call C_Login", 0)
+	d.want(t, "use "+old, 0) // the session is as old
+	d.clean(t)
+	d.want(t, "open", 0)
+	d.want(t, "use "+key("1"), 0)
+	d.clean(t)
+	d.want(t, "use "+old, 0)
+	if r := d.counts(t); r.StaleHandle != 1 {
+		t.Errorf("%+v", r)
+	}
+	key("0")
+	r := d.counts(t)
+	if r.StaleHandle != 1 || r.SecretInTemplate != 1 {
+		t.Errorf("%+v", r)
+	}
+	if r.Violations() == nil {
+		t.Error("not reported")
+	}
+}
+
+// TestAbort: the process of the module ends.
+func TestAbort(t *testing.T) {
+	d := ready(t, Settings{Faults: []Fault{{Function: "C_Encrypt", Nth: 2, Act: Abort}}})
+	d.want(t, "call C_Encrypt", 0)
+	fmt.Fprintln(d.in, "call C_Encrypt")
+	if d.out.Scan() {
+		t.Fatalf("an answer: %s", d.out.Text())
+	}
+	d.aborts = true
+}
+
 func TestViolations(t *testing.T) {
 	check := func(d *driver, want Report) {
 		t.Helper()
@@ -268,7 +444,12 @@ func TestRefused(t *testing.T) {
 	}{
 		{"", true}, {"faults=", true}, {"micros=60000000", true}, {"init=1", true}, {"down=1\ninit=0\n\nmicros=7", true},
 		{"faults=C_Encrypt:1000000000+:0xFFFFFFFF", true}, {"faults=C_Encrypt:1:hang=3600s", true}, {"faults=" + many(64), true},
-		{"faults=C_WaitForSlotEvent:1:48", true}, {strings.Repeat("\n", 65536), true},
+		{"faults=C_WaitForSlotEvent:1:48", true}, {"gone=1\nmoved=1000000000", true}, {"faults=*:1*:stall:for=1ms", true},
+		{"faults=C_WrapKey:1:swap,C_Sign:1:long,C_GetAttributeValue:1:flip,C_GenerateRandom:1+:repeat,C_Login:1:killall,*:1:logout,*:2:abort", true},
+		{"gone=2", false}, {"moved=1000000001", false}, {"faults=C_Sign:1+*:0x30", false}, {"faults=C_Sign:1:0x30:for=0s", false},
+		{"faults=C_Sign:1:0x30:for=1s:for=1s", false}, {"faults=C_Sign:1:0x30:", false}, {"faults=C_SignInit:1:flip", false},
+		{"faults=C_GenerateRandom:1:short", false}, {"faults=C_GetAttributeValue:1:swap", false}, {"faults=*:1:flip", false},
+		{"faults=C_GetSlotList:1:kill", false}, {"faults=C_Sign:1:trip", false}, {"faults=C_Sign:1:(null)", false}, {strings.Repeat("\n", 65536), true},
 		{"micros=60000001", false}, {"micros=-1", false}, {"micros= 1", false}, {"micros=1 ", false}, {"micros=", false}, {"micros=x", false},
 		{"micros=99999999999999999999", false}, {"micros=0x", false}, {"micros", false}, {"=", false}, {"init=2", false}, {"down=2", false},
 		{"latency=1", false}, {"MICROS=1", false}, {"faults=" + many(65), false}, {"faults=,", false}, {"faults=C_Sign:1:0x30,", false},

@@ -3,6 +3,11 @@
 //	load                 C_GetFunctionList
 //	call NAME            the function on the current session: return value and microseconds
 //	open                 C_OpenSession; the new session is the current one
+//	output NAME N        C_Encrypt or C_GenerateRandom for N bytes on the current session: return value, length, and the bytes in hexadecimal
+//	slots                C_GetSlotList: return value, number, and the first one
+//	slot N               C_GetTokenInfo and C_OpenSession of slot N, the latter closed again: the two return values
+//	key SENSITIVE        C_GenerateKey with that attribute: return value and handle
+//	use N                C_EncryptInit with key N
 //	session N            N is the current session, whether it exists or not
 //	forward ECHO         every function with arguments of its own must arrive at the echo module as it was sent
 //	together T NAME      T threads make one call each, all on the current session: microseconds from the first start to the last end
@@ -40,7 +45,19 @@ static const struct {
 	{"C_CancelFunction", 1}, {"C_WaitForSlotEvent", 3},
 };
 
-enum { FINALIZE = 1, GET_FUNCTION_LIST = 3, GET_SLOT_LIST = 4, OPEN_SESSION = 12, CLOSE_SESSION = 13, ENCRYPT = 30, THREADS_MAX = 64 };
+enum {
+	FINALIZE = 1,
+	GET_FUNCTION_LIST = 3,
+	GET_SLOT_LIST = 4,
+	GET_TOKEN_INFO = 6,
+	OPEN_SESSION = 12,
+	CLOSE_SESSION = 13,
+	ENCRYPT_INIT = 29,
+	ENCRYPT = 30,
+	GENERATE_KEY = 58,
+	GENERATE_RANDOM = 64,
+	THREADS_MAX = 64
+};
 
 static struct list *list;
 static word current; // session
@@ -227,6 +244,49 @@ static void during(const char *what, const char *other)
 	printf("0x%lx 0x%lx\n", rv, t.rv);
 }
 
+static void output(const char *what, word n)
+{
+	unsigned char out[256];
+	memset(out, 0xEE, sizeof out);
+	int f = named(what);
+	if (n > sizeof out - 1 || (f != ENCRYPT && f != GENERATE_RANDOM)) {
+		fail("output", what);
+	}
+	word rv = f == ENCRYPT ? list->f[f](current, 0, 0, (word)out, (word)&n, 0, 0, 0) : list->f[f](current, (word)out, n, 0, 0, 0, 0, 0);
+	printf("0x%lx %lu ", rv, n);
+	for (word i = 0; i < n; i++) {
+		printf("%02x", out[i]);
+	}
+	printf("\n");
+}
+
+static void slots(void)
+{
+	word n = 8, ids[8] = {0}, rv = list->f[GET_SLOT_LIST](1, (word)ids, (word)&n, 0, 0, 0, 0, 0);
+	printf("0x%lx %lu %lu\n", rv, n, ids[0]);
+}
+
+static void on_slot(word slot)
+{
+	word session = 0, info = list->f[GET_TOKEN_INFO](slot, 0, 0, 0, 0, 0, 0, 0);
+	word rv = list->f[OPEN_SESSION](slot, 4, 0, 0, (word)&session, 0, 0, 0);
+	if (rv == 0 && call(CLOSE_SESSION, session) != 0) {
+		fail("session not closed", "slot");
+	}
+	printf("0x%lx 0x%lx\n", info, rv);
+}
+
+static void key(unsigned char sensitive)
+{
+	struct {
+		word type;
+		void *value;
+		word n;
+	} template = {0x103, &sensitive, 1};
+	word handle = 0, rv = list->f[GENERATE_KEY](current, 0, (word)&template, 1, (word)&handle, 0, 0, 0);
+	printf("0x%lx %lu\n", rv, handle);
+}
+
 int main(int argc, char **argv)
 {
 	void *library = argc == 2 ? dlopen(argv[1], RTLD_NOW | RTLD_LOCAL) : NULL;
@@ -261,6 +321,16 @@ int main(int argc, char **argv)
 		} else if (strcmp(command, "session") == 0) {
 			current = strtoul(a, NULL, 0);
 			printf("0x%lx\n", current);
+		} else if (strcmp(command, "output") == 0) {
+			output(a, strtoul(b, NULL, 0));
+		} else if (strcmp(command, "slots") == 0) {
+			slots();
+		} else if (strcmp(command, "slot") == 0) {
+			on_slot(strtoul(a, NULL, 0));
+		} else if (strcmp(command, "key") == 0) {
+			key((unsigned char)atoi(a));
+		} else if (strcmp(command, "use") == 0) {
+			printf("0x%lx\n", list->f[ENCRYPT_INIT](current, 0, strtoul(a, NULL, 0), 0, 0, 0, 0, 0));
 		} else if (strcmp(command, "forward") == 0) {
 			forward(a);
 		} else if (strcmp(command, "during") == 0) {

@@ -5,7 +5,7 @@
 typedef unsigned long word;
 
 #define VENDOR 0x80000000UL // CKR_VENDOR_DEFINED: the answer of function i to a handle we never gave is this plus i
-enum { COUNT = 68, HANDLES = 65536 };
+enum { COUNT = 68, HANDLES = 65536, MADE_UP = 0x5AFFFF }; // MADE_UP: of the arguments of "forward" none is higher
 
 struct list {
 	unsigned char version[2];
