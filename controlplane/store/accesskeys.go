@@ -330,15 +330,15 @@ func (s *Store) AccessKey(ctx context.Context, id string) (*AccessKey, error) {
 }
 
 // AccessKeys reads and opens every access key, in ascending order of their IDs. use owns each key that it gets; its error ends the walk.
-// A record that does not open ends it with ErrDamaged: to serve without a part of the credentials would hide that.
-func (s *Store) AccessKeys(ctx context.Context, use func(*AccessKey) error) error {
-	return s.walk(ctx, accessKeyPrefix, func(key string, value []byte, revision int64) error {
+// A record that does not open ends it with ErrDamaged, but for damaged (spare): to serve without a part of the credentials would hide that.
+func (s *Store) AccessKeys(ctx context.Context, use func(*AccessKey) error, damaged ...func(error)) error {
+	return s.walk(ctx, accessKeyPrefix, spare(damaged, func(key string, value []byte, revision int64) error {
 		k, err := s.openAccessKey(key[len(accessKeyPrefix):], value, revision)
 		if err != nil {
 			return err
 		}
 		return use(k)
-	})
+	}))
 }
 
 func (s *Store) openAccessKey(id string, value []byte, revision int64) (*AccessKey, error) {
@@ -355,7 +355,7 @@ func (s *Store) openAccessKey(id string, value []byte, revision int64) (*AccessK
 	}
 	plain, err := s.sealer.Open(st.SealedSecret, st.aad())
 	if err != nil {
-		return nil, fmt.Errorf("access key %s: %w: %w", id, ErrDamaged, err)
+		return nil, fmt.Errorf("access key %s: %w", id, unsealed(err))
 	}
 	return &AccessKey{
 		ID: id, Account: account, PrincipalARN: st.PrincipalARN, PrincipalID: st.PrincipalID, UserName: st.UserName, Active: st.Active,

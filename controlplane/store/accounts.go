@@ -160,14 +160,29 @@ func (s *Store) Accounts(ctx context.Context, after string, limit int) (list []*
 }
 
 // AllAccounts reads every account. An error of use ends the walk.
-func (s *Store) AllAccounts(ctx context.Context, use func(*Account) error) error {
-	return s.walk(ctx, accountPrefix, func(key string, value []byte, revision int64) error {
+func (s *Store) AllAccounts(ctx context.Context, use func(*Account) error, damaged ...func(error)) error {
+	return s.walk(ctx, accountPrefix, spare(damaged, func(key string, value []byte, revision int64) error {
 		a, err := decodeAccount(key, value, revision)
 		if err != nil {
 			return err
 		}
 		return use(a)
-	})
+	}))
+}
+
+// spare makes a walk go on after a record that is damaged, or of which use says so, and tells the first of damaged; without one the walk ends there.
+func spare(damaged []func(error), use func(key string, value []byte, revision int64) error) func(key string, value []byte, revision int64) error {
+	if len(damaged) == 0 {
+		return use
+	}
+	return func(key string, value []byte, revision int64) error {
+		err := use(key, value, revision)
+		if errors.Is(err, ErrDamaged) {
+			damaged[0](err)
+			return nil
+		}
+		return err
+	}
 }
 
 // walkPage is how many records are read at a time.

@@ -54,19 +54,25 @@ func (s *Store) PutAuditCheckpoint(ctx context.Context, log string, old, newest 
 	if len(newest) == 0 || len(newest) > checkpointMax {
 		return fmt.Errorf("store: a checkpoint has 1 to %d bytes", checkpointMax)
 	}
-	when := absent(key)
-	if len(old) > 0 {
-		when = clientv3.Compare(clientv3.Value(key), "=", string(old))
-	}
-	resp, err := s.client.Txn(ctx).If(when).Then(clientv3.OpPut(key, string(newest))).Else(clientv3.OpGet(key)).Commit()
-	if err != nil {
+	at := int64(0)
+	switch kept, revision, err := s.get(ctx, key); {
+	case err == nil && bytes.Equal(kept, newest):
+		return nil // an earlier call of which the answer was lost
+	case err == nil && bytes.Equal(kept, old):
+		at = revision
+	case err == nil, errors.Is(err, ErrNotFound) && len(old) > 0:
+		return ErrCheckpoint
+	case errors.Is(err, ErrDamaged):
+		return err
+	case !errors.Is(err, ErrNotFound):
 		return fmt.Errorf("%w: %w", ErrUncertain, err)
 	}
-	if resp.Succeeded {
-		return nil
+	ok, _, err := s.commit(ctx, []clientv3.Cmp{unchanged(key, at)}, []clientv3.Op{clientv3.OpPut(key, string(newest))})
+	if err == nil && !ok {
+		// Another came between, which may be an earlier call of which the answer was lost.
+		if kept, _, err := s.get(ctx, key); err != nil || !bytes.Equal(kept, newest) {
+			return errors.Join(ErrCheckpoint, err)
+		}
 	}
-	if kvs := resp.Responses[0].GetResponseRange().Kvs; len(kvs) == 1 && bytes.Equal(kvs[0].Value, newest) {
-		return nil // an earlier call of which the answer was lost
-	}
-	return ErrCheckpoint
+	return err
 }

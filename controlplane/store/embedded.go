@@ -21,7 +21,7 @@ import (
 type EmbeddedConfig struct {
 	Dir          string        // data directory; made with mode 0700 if it does not exist
 	Logger       *slog.Logger  // gets etcd's warnings and errors; nil is slog.Default
-	Sealer       Sealer        // nil: no access keys
+	Sealer       Sealer        // nil: no access keys, no Authenticate and no Rebury
 	ReadyTimeout time.Duration // how long etcd may take to serve; 0 is 60 s
 }
 
@@ -99,6 +99,7 @@ func openLocked(ctx context.Context, cfg EmbeddedConfig) (*Store, error) {
 			return nil, errors.Join(fmt.Errorf("store: %w", err), s.Close())
 		}
 	}
+	s.dir, s.log = cfg.Dir, cfg.Logger
 	return s, nil
 }
 
@@ -147,6 +148,9 @@ func startEtcd(ctx context.Context, cfg EmbeddedConfig, dir string) (*Store, err
 	s.closers = append(s.closers, stop)
 	if err := s.checkFormat(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
+	}
+	if err := s.disown(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("store: %w", err), s.Close())
 	}
 	return s, nil
 }

@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -66,6 +67,56 @@ func TestOpenExternal(t *testing.T) {
 	if err := errors.Join(a.Close(), b.Close()); err != nil {
 		t.Error(err)
 	}
+
+	// A process that was killed is a member still. The next one with its directory ends that, and nobody else's membership.
+	join := func(s *Store) string {
+		t.Helper()
+		m, err := s.Join(t.Context(), Member{ID: "node", Role: DataMember})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m.Incarnation
+	}
+	open := func(dir string) *Store {
+		t.Helper()
+		cfg := cfg
+		cfg.Dir = dir
+		s, err := OpenExternal(t.Context(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	own := t.TempDir()
+	other, killed := open(t.TempDir()), open(own)
+	defer other.Close()
+	bystander := join(other)
+	join(killed)
+	former := join(killed) // it had lost its membership, and joined again
+	if err := killed.Close(); err != nil {
+		t.Fatal(err)
+	}
+	next := open(own)
+	defer next.Close()
+	now := join(next)
+	list, _, err := next.Members(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var are []string
+	for _, m := range list {
+		are = append(are, m.Incarnation)
+	}
+	if slices.Contains(are, former) || !slices.Contains(are, bystander) || !slices.Contains(are, now) {
+		t.Errorf("the members are %v: %s was killed, %s not, %s is new", are, former, bystander, now)
+	}
+	if again := join(next); again == now {
+		t.Error("an incarnation comes back")
+	}
+	if list, _, err := next.Members(t.Context()); err != nil || !slices.ContainsFunc(list, func(m Member) bool { return m.Incarnation == now }) {
+		t.Errorf("%v: who joins again ends no membership but by Leave", err)
+	}
+
 	if _, err := OpenExternal(t.Context(), ExternalConfig{}); err == nil {
 		t.Error("no endpoints: accepted")
 	}

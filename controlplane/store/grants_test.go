@@ -548,18 +548,18 @@ func deleteNow(t testing.TB, k *Key) {
 	t.Helper()
 	ctx := t.Context()
 	if _, err := shared.UpdateKey(ctx, k.KeyName, func(k *Key) error {
-		k.State, k.DeletionDate = kmsapi.StatePendingDeletion, t0
+		k.State, k.DeletionDate, k.DeletionDays = kmsapi.StatePendingDeletion, t0, 1
 		return nil
 	}); err != nil {
 		t.Fatal(err)
 	}
-	due, err := shared.DueDeletions(ctx, k.Region, t0, 100)
+	due, err := shared.Due(ctx, Deletion, k.Region, t0, nil, 100)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, d := range due {
 		if d.KeyName == k.KeyName {
-			if _, _, done, err := shared.DeleteKey(ctx, d, t0, func() error { return nil }); !done || err != nil {
+			if _, _, done, err := shared.DeleteKey(ctx, d, t0, 24*time.Hour, func(*Key) error { return nil }); !done || err != nil {
 				t.Fatalf("%v %v", done, err)
 			}
 			return

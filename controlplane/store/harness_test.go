@@ -29,6 +29,9 @@ func TestMain(m *testing.M) {
 	if err != nil {
 		log.Fatal(err)
 	}
+	if err := shared.Authenticate(context.Background(), Trust{}); err != nil {
+		log.Fatal(err)
+	}
 	code := m.Run()
 	if err := errors.Join(shared.Close(), os.RemoveAll(dir)); err != nil {
 		log.Print(err)
@@ -53,14 +56,14 @@ func (xorSealer) Seal(plaintext, aad []byte) ([]byte, error) {
 
 func (x xorSealer) Open(sealed, aad []byte) ([]byte, error) {
 	if len(sealed) < 32 {
-		return nil, errors.New("short")
+		return nil, ErrSealed
 	}
 	var plain []byte
 	for _, b := range sealed[32:] {
 		plain = append(plain, b^0x5a)
 	}
 	if again, _ := x.Seal(plain, aad); string(again) != string(sealed) {
-		return nil, errors.New("not authentic")
+		return nil, ErrSealed
 	}
 	return plain, nil
 }

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -29,7 +30,7 @@ func TestKeyLimitIsExact(t *testing.T) {
 	var made, refused atomic.Int32
 	var wg sync.WaitGroup
 	for range planes {
-		s := newStore(shared.client, xorSealer{}) // with locks of its own, as another process has; it is not closed: the client is shared
+		s := another(shared)
 		for range 8 {
 			wg.Go(func() {
 				for range eachTries / 8 {
@@ -72,7 +73,7 @@ func TestDeletionMakesRoom(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := shared.UpdateKey(ctx, k.KeyName, func(k *Key) error {
-		k.State, k.DeletionDate = kmsapi.StatePendingDeletion, t0
+		k.State, k.DeletionDate, k.DeletionDays = kmsapi.StatePendingDeletion, t0, 1
 		return nil
 	}); err != nil {
 		t.Fatal(err)
@@ -80,11 +81,11 @@ func TestDeletionMakesRoom(t *testing.T) {
 	if err := shared.CreateKey(ctx, newKey("room"), 1); !errors.Is(err, ErrKeyLimit) {
 		t.Errorf("while it is pending deletion: %v", err)
 	}
-	due, err := shared.DueDeletions(ctx, "room", t0, 10)
+	due, err := shared.Due(ctx, Deletion, "room", t0, nil, 10)
 	if err != nil || len(due) != 1 {
 		t.Fatal(due, err)
 	}
-	if _, _, done, err := shared.DeleteKey(ctx, due[0], t0, func() error { return nil }); !done || err != nil {
+	if _, _, done, err := shared.DeleteKey(ctx, due[0], t0, 24*time.Hour, func(*Key) error { return nil }); !done || err != nil {
 		t.Fatal(done, err)
 	}
 	countIs(t, "room", 0)
@@ -185,5 +186,45 @@ func TestAccountQuotas(t *testing.T) {
 	}
 	if err := shared.Quotas(ctx, "quotas", func(keyid.Account, map[string]float64) error { return nil }); !errors.Is(err, ErrDamaged) {
 		t.Errorf("a damaged record: %v", err)
+	}
+}
+
+// TestManagedKeysDoNotCount: an account that has all its keys still gets AWS managed ones, each alias one, and those do not take the place of others.
+func TestManagedKeysDoNotCount(t *testing.T) {
+	ctx := t.Context()
+	if err := shared.CreateKey(ctx, newKey("managed"), 1); err != nil {
+		t.Fatal(err)
+	}
+	recorded := 0
+	first := func() error { recorded++; return nil }
+	managed := func() *Key {
+		k := newKey("managed")
+		k.Manager, k.Aliases = AWS, []string{"alias/aws/s3"}
+		return k
+	}
+	k := managed()
+	if err := shared.CreateManagedKey(ctx, k, first); err != nil {
+		t.Fatal(err)
+	}
+	if err := shared.CreateManagedKey(ctx, managed(), first); !errors.Is(err, ErrExists) || recorded != 1 {
+		t.Errorf("a second one: %v, %d recorded", err, recorded)
+	}
+	if n, err := shared.KeyCount(ctx, "managed", k.Account); err != nil || n != 1 {
+		t.Errorf("%d keys count: %v", n, err)
+	}
+	read, err := shared.Key(ctx, k.KeyName)
+	if err != nil || read.Manager != AWS || len(read.Aliases) != 1 {
+		t.Fatalf("%+v %v", read, err)
+	}
+	if alias, err := shared.Alias(ctx, "managed", k.Account, "alias/aws/s3"); err != nil || alias.Target != k.ID {
+		t.Errorf("%+v %v", alias, err)
+	}
+	refused := errors.New("no record")
+	k.Aliases = []string{"alias/aws/ebs"}
+	if err := shared.CreateManagedKey(ctx, k, func() error { return refused }); !errors.Is(err, refused) {
+		t.Errorf("without a record: %v", err)
+	}
+	if _, err := shared.Alias(ctx, "managed", k.Account, "alias/aws/ebs"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("without a record: %v", err)
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -14,8 +16,17 @@ import (
 )
 
 // CreateKey writes a new key with its policy. limit is the most keys that its account may have in the Region (ErrKeyLimit). ErrExists if the
-// key ID is taken or was once: the caller draws another.
+// key ID is taken or was once: the caller draws another, but a replica may have been deleted and made again: then k.Created is given a time that no other had. Of a key in a custom key store ErrNoKeyStore, ErrUnconnected, ErrXksKey.
 func (s *Store) CreateKey(ctx context.Context, k *Key, limit int) error {
+	if k.IsReplica() {
+		stone, _, err := s.tombstone(ctx, k.KeyName)
+		if err != nil {
+			return err
+		}
+		for slices.Contains(stone.Created, milli(k.Created)) {
+			k.Created = k.Created.Add(time.Millisecond) // deleted-keys takes it for another life
+		}
+	}
 	value, err := encodeKey(k)
 	if err != nil {
 		return err
@@ -39,13 +50,23 @@ func (s *Store) CreateKey(ctx context.Context, k *Key, limit int) error {
 		if err != nil {
 			return false, err
 		}
-		when = append(when, absent(k.key()), absent(k.tombstoneKey()))
-		then = append(then, clientv3.OpPut(k.key(), string(value)), clientv3.OpPut(k.policyKey(), policy))
+		inStore, indexed, err := s.intoStore(ctx, k)
+		if err != nil {
+			return false, err
+		}
+		when, then = append(when, inStore...), append(then, indexed...)
+		if k.IsReplica() {
+			// Another replica may have been here. Its tombstone stays: the primary, which has the key still, asked for this one all the same.
+			when = append(when, absent(k.key()))
+		} else {
+			when = append(when, k.isNew()...)
+		}
+		then = append(then, k.creation(value, policy)...)
 		ok, revision, err := s.commit(ctx, when, then)
 		if err != nil {
 			return false, err
 		}
-		if !ok { // the ID, or a count
+		if !ok { // the ID, a count, or the key store
 			taken, err := s.taken(ctx, k.KeyName)
 			if err == nil && taken {
 				err = ErrExists
@@ -55,6 +76,66 @@ func (s *Store) CreateKey(ctx context.Context, k *Key, limit int) error {
 		k.Revision, k.Policy.Revision = revision, revision
 		return true, nil
 	})
+}
+
+// isNew compares that there is no key of that name and never was one.
+func (n KeyName) isNew() []clientv3.Cmp {
+	return []clientv3.Cmp{absent(n.key()), absent(n.tombstoneKey())}
+}
+
+// creation puts what is kept of a new key, without its account's count.
+func (k *Key) creation(record []byte, policy string) []clientv3.Op {
+	then := []clientv3.Op{clientv3.OpPut(k.key(), string(record)), clientv3.OpPut(k.policyKey(), policy)}
+	for _, due := range k.dueKeys() {
+		if due != "" {
+			then = append(then, clientv3.OpPut(due, string([]byte{recordFormat})))
+		}
+	}
+	return then
+}
+
+// AWS is the Manager of an AWS managed key.
+const AWS = "AWS"
+
+// CreateManagedKey writes a new AWS managed key with its policy and its one alias, k.Aliases[0]. It counts for no limit. first is called before it is made.
+// ErrExists: the alias is there, or the key ID was.
+func (s *Store) CreateManagedKey(ctx context.Context, k *Key, first func() error) error {
+	name := k.Aliases[0]
+	at := aliasKey(k.Region, k.Account, name)
+	unlock, err := s.aliases.lock(ctx, at)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	// Those who came for it together wait for the first one's.
+	if _, _, err := s.get(ctx, at); !errors.Is(err, ErrNotFound) {
+		if err == nil {
+			err = ErrExists
+		}
+		return err
+	}
+	record, err := encodeKey(k)
+	if err != nil {
+		return err
+	}
+	defer clear(record)
+	policy, err := encodePolicy(&k.Policy)
+	if err != nil {
+		return err
+	}
+	alias, err := encodeAlias(&Alias{Name: name, Target: k.ID, Created: k.Created, Updated: k.Created})
+	if err != nil {
+		return err
+	}
+	if err := first(); err != nil {
+		return err
+	}
+	ok, revision, err := s.commit(ctx, append(k.isNew(), absent(at)), append(k.creation(record, policy), clientv3.OpPut(at, string(alias))))
+	if err == nil && !ok {
+		err = ErrExists
+	}
+	k.Revision, k.Policy.Revision = revision, revision
+	return err
 }
 
 // taken reports whether a key of that name is there or was once.
@@ -148,6 +229,9 @@ func (s *Store) UpdateKey(ctx context.Context, n KeyName, change func(*Key) erro
 		if err := change(k); err != nil {
 			return false, err
 		}
+		if err := k.countShared(old); err != nil {
+			return false, err
+		}
 		when, then, err := s.putKey(old, k)
 		if err != nil {
 			return false, err
@@ -165,7 +249,7 @@ func (s *Store) UpdateKey(ctx context.Context, n KeyName, change func(*Key) erro
 	return result, err
 }
 
-// putKey is the part of a transaction that replaces the record old by k and keeps the deletion index with it; no operations if the two
+// putKey is the part of a transaction that replaces the record old by k and keeps the indexes of errands with it; no operations if the two
 // are equal. The compare is always there: whoever decided on old wants to know that it still holds.
 func (s *Store) putKey(old, k *Key) ([]clientv3.Cmp, []clientv3.Op, error) {
 	before, err := encodeKey(old)
@@ -183,12 +267,16 @@ func (s *Store) putKey(old, k *Key) ([]clientv3.Cmp, []clientv3.Op, error) {
 		return when, nil, nil
 	}
 	then := []clientv3.Op{clientv3.OpPut(k.key(), string(after))}
-	if !old.DeletionDate.Equal(k.DeletionDate) {
-		if !old.DeletionDate.IsZero() {
-			then = append(then, clientv3.OpDelete(old.deletionKey(old.DeletionDate)))
+	was, is := old.dueKeys(), k.dueKeys()
+	for i := range was {
+		if was[i] == is[i] {
+			continue
 		}
-		if !k.DeletionDate.IsZero() {
-			then = append(then, clientv3.OpPut(k.deletionKey(k.DeletionDate), string([]byte{recordFormat})))
+		if was[i] != "" {
+			then = append(then, clientv3.OpDelete(was[i]))
+		}
+		if is[i] != "" {
+			then = append(then, clientv3.OpPut(is[i], string([]byte{recordFormat})))
 		}
 	}
 	return when, then, nil

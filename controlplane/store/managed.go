@@ -138,6 +138,19 @@ func (s *Store) ManagedPolicy(ctx context.Context, arn string) (*ManagedPolicy, 
 	return m, err
 }
 
+// PolicyNamed reads the managed policy of an account that has the name, in whatever case; ErrNotFound.
+func (s *Store) PolicyNamed(ctx context.Context, a keyid.Account, name string) (*ManagedPolicy, error) {
+	if !validName(name, policyNameMax) {
+		return nil, ErrNotFound
+	}
+	key := managedKey(a, name)
+	value, revision, err := s.get(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	return decodeManagedPolicy(key, value, revision)
+}
+
 // policyName takes arn:<partition>:iam::<account>:policy/<path><name> apart.
 func policyName(arn string) (a keyid.Account, name string, ok bool) {
 	rest, ok := strings.CutPrefix(afterPartition(arn), ":iam::")
@@ -201,14 +214,14 @@ func (s *Store) Policies(ctx context.Context, a keyid.Account, after string, lim
 }
 
 // AllPolicies reads every managed policy of all accounts. An error of use ends the walk.
-func (s *Store) AllPolicies(ctx context.Context, use func(*ManagedPolicy) error) error {
-	return s.walk(ctx, managedPrefix, func(key string, value []byte, revision int64) error {
+func (s *Store) AllPolicies(ctx context.Context, use func(*ManagedPolicy) error, damaged ...func(error)) error {
+	return s.walk(ctx, managedPrefix, spare(damaged, func(key string, value []byte, revision int64) error {
 		m, err := decodeManagedPolicy(key, value, revision)
 		if err != nil {
 			return err
 		}
 		return use(m)
-	})
+	}))
 }
 
 // putUses is the part of a transaction that keeps the counts of the managed policies with what a principal uses of them, before (nil: it was

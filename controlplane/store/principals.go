@@ -488,15 +488,15 @@ func (s *Store) Principals(ctx context.Context, kind PrincipalKind, a keyid.Acco
 }
 
 // AllPrincipals reads every user and every role of all accounts. An error of use ends the walk.
-func (s *Store) AllPrincipals(ctx context.Context, use func(*Principal) error) error {
+func (s *Store) AllPrincipals(ctx context.Context, use func(*Principal) error, damaged ...func(error)) error {
 	for _, kind := range []PrincipalKind{User, Role} {
-		if err := s.walk(ctx, kind.prefix(), func(key string, value []byte, revision int64) error {
+		if err := s.walk(ctx, kind.prefix(), spare(damaged, func(key string, value []byte, revision int64) error {
 			p, err := decodePrincipal(kind, key, value, revision)
 			if err != nil {
 				return err
 			}
 			return use(p)
-		}); err != nil {
+		})); err != nil {
 			return err
 		}
 	}

@@ -676,6 +676,79 @@ func TestServices(t *testing.T) {
 	}
 }
 
+// Two services that would have one AWS managed key of an account are not registered, also if both ask at the same moment. With its Region and without, a service
+// is one.
+func TestServicesOverlap(t *testing.T) {
+	s, ctx := shared, t.Context()
+	a := newAccount(t, s)
+	label, keys := "o"+a.String(), 0
+	service := func(rest string, accounts ...keyid.Account) *Service {
+		v := &Service{Name: label + rest, ID: "ASVCAAAAAAAAAAAAAAAAA", Account: a, Created: t0, Accounts: accounts}
+		if len(accounts) == 1 && accounts[0] == 0 {
+			v.Every, v.Accounts = true, nil
+		}
+		return v
+	}
+	register := func(v *Service) error {
+		keys++
+		return s.RegisterService(ctx, v, newKeyOf(fmt.Sprintf("AKIA%d%s", keys, a), a))
+	}
+	must(t, register(service(".us-east-1.example.com", 1, 2)))
+	for _, v := range []*Service{
+		service(".example.com", 0), service(".us-west-2.example.com", 0), // the same one
+		service(".us-west-1.example.org"),       // it acts for nobody
+		service(".eu-central-1.example.net.eu"), // nor this
+		{Name: label + "x.us-east-1.example.org", ID: "ASVCAAAAAAAAAAAAAAAAA", Account: a, Created: t0, Every: true}, // another label
+	} {
+		if err := register(v); err != nil {
+			t.Errorf("%s: %v", v.Name, err)
+		}
+	}
+	for _, rest := range []string{".example.com", ".us-west-2.example.com"} {
+		if _, err := s.DeregisterService(ctx, label+rest); err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(t, register(service(".us-east-1.example.net", 3))) // for another account
+	must(t, register(service(".eu-west-1.example.net", 1))) // in another Region
+	for _, v := range []*Service{service(".us-east-1.example.org", 2), service(".example.org", 3), service(".us-east-1.example.org", 0), service(".example.org", 1)} {
+		overlap, ok := errors.AsType[*Overlap](register(v))
+		if !ok || !strings.HasPrefix(overlap.Service, label+".") {
+			t.Errorf("%s for %v: %v", v.Name, v.Accounts, overlap)
+		}
+	}
+	const n = 8
+	errs := make(chan error, n)
+	for i := range n {
+		k := newKeyOf(fmt.Sprintf("AKIAX%d%s", i, a), a)
+		go func() { errs <- s.RegisterService(ctx, service(fmt.Sprintf(".many%d.example", i), 4), k) }()
+	}
+	registered := 0
+	for range n {
+		err := <-errs
+		if _, ok := errors.AsType[*Overlap](err); err == nil {
+			registered++
+		} else if !ok {
+			t.Error(err)
+		}
+	}
+	if registered != 1 {
+		t.Errorf("%d of them are registered", registered)
+	}
+}
+
+func TestServiceParts(t *testing.T) {
+	for name, want := range map[string][3]string{
+		"s3.us-east-1.amazonaws.com": {"s3", "us-east-1", "amazonaws.com"}, "s3.amazonaws.com": {"s3", "", "amazonaws.com"}, "s3.us-gov-west-1.a.b": {"s3", "us-gov-west-1", "a.b"},
+		"s3.us-east-1": {"s3", "", "us-east-1"}, "s3.us-east.amazonaws.com": {"s3", "", "us-east.amazonaws.com"}, "s3.us--1.a": {"s3", "", "us--1.a"}, "s3": {"s3", "", ""},
+	} {
+		label, region, domain := ServiceParts(name)
+		if got := [3]string{label, region, domain}; got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+}
+
 func TestAccounts(t *testing.T) {
 	s, ctx := shared, t.Context()
 	a := newAccount(t, s)

@@ -145,7 +145,7 @@ func TestRecordsBeforePrivateKeys(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.Private != nil || got.Current != 1 || got.Versions[0] != k.Versions[0] {
+	if got.Private != nil || got.Current != 1 || !reflect.DeepEqual(got.Versions[0], k.Versions[0]) {
 		t.Errorf("got %+v", got)
 	}
 	if value, err := encodeKey(got); err != nil || string(value) != want {

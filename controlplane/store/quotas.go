@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"strings"
@@ -104,10 +105,27 @@ func (s *Store) SetQuota(ctx context.Context, region string, a keyid.Account, na
 	return values, err
 }
 
+// AccountQuotas reads what an account has instead of the usual quotas, nil for nothing.
+func (s *Store) AccountQuotas(ctx context.Context, region string, a keyid.Account) (map[string]float64, error) {
+	key := quotaKey(region, a)
+	value, _, err := s.get(ctx, key)
+	if errors.Is(err, ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	values, err := decodeQuotas(value)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", key, err)
+	}
+	return values, nil
+}
+
 // Quotas reads what accounts have instead of the usual quotas. An error of use ends the walk.
-func (s *Store) Quotas(ctx context.Context, region string, use func(a keyid.Account, values map[string]float64) error) error {
+func (s *Store) Quotas(ctx context.Context, region string, use func(a keyid.Account, values map[string]float64) error, damaged ...func(error)) error {
 	prefix := quotasPrefix(region)
-	return s.walk(ctx, prefix, func(key string, value []byte, _ int64) error {
+	return s.walk(ctx, prefix, spare(damaged, func(key string, value []byte, _ int64) error {
 		a, ok := keyid.ParseAccount([]byte(strings.TrimPrefix(key, prefix)))
 		values, err := decodeQuotas(value)
 		if !ok && err == nil {
@@ -117,5 +135,5 @@ func (s *Store) Quotas(ctx context.Context, region string, use func(a keyid.Acco
 			return fmt.Errorf("%s: %w", key, err)
 		}
 		return use(a, values)
-	})
+	}))
 }

@@ -57,6 +57,54 @@ func ValidServiceName(name string) bool {
 	return len(name) <= serviceNameMax && strings.Contains(name, ".")
 }
 
+// ServiceParts takes a service's name apart: its first label, the Region if that is its second one, and the rest, with which the label is the name without
+// Region. s3.us-east-1.amazonaws.com is s3, us-east-1 and amazonaws.com.
+func ServiceParts(name string) (label, region, domain string) {
+	label, domain, _ = strings.Cut(name, ".")
+	if second, rest, ok := strings.Cut(domain, "."); ok && isRegion(second) {
+		return label, second, rest
+	}
+	return label, "", domain
+}
+
+// isRegion reports whether s is a Region's name: us-east-1, us-gov-west-1.
+func isRegion(s string) bool {
+	parts := strings.Split(s, "-")
+	for i, p := range parts {
+		for _, c := range []byte(p) {
+			digit := c >= '0' && c <= '9'
+			if i == len(parts)-1 != digit || !digit && (c < 'a' || c > 'z') {
+				return false
+			}
+		}
+		if p == "" {
+			return false
+		}
+	}
+	return len(parts) > 2
+}
+
+// Overlap is the error of a service that cannot be registered beside another: the alias of the AWS managed key, which has a service's first label only,
+// would be that of both for one account in one Region.
+type Overlap struct{ Service string }
+
+func (e *Overlap) Error() string {
+	return "store: the AWS managed key would be that of the registered service " + e.Service + " too"
+}
+
+// overlaps says so of two services. With a Region and without one, a service is the same.
+func (v *Service) overlaps(o *Service) bool {
+	label, region, domain := ServiceParts(v.Name)
+	otherLabel, otherRegion, otherDomain := ServiceParts(o.Name)
+	if label != otherLabel || domain == otherDomain || region != "" && otherRegion != "" && region != otherRegion {
+		return false
+	}
+	if v.Every {
+		v, o = o, v // v is for every account only if both are
+	}
+	return v.Every || o.Every && len(v.Accounts) > 0 || slices.ContainsFunc(v.Accounts, o.ActsFor)
+}
+
 func (v *Service) check() error {
 	if !ValidServiceName(v.Name) || !validUniqueID(v.ID, "ASVC") || v.Account > keyid.AccountMax || v.Created.IsZero() || v.Every && len(v.Accounts) > 0 ||
 		len(v.Accounts) > ServiceAccountsMax || !slices.IsSorted(v.Accounts) || len(v.AccessKeys) > OwnedKeysMax {
@@ -107,15 +155,8 @@ func decodeService(key string, value []byte, revision int64) (*Service, error) {
 	return v, nil
 }
 
-// RegisterService writes a new service with its first access key. ErrExists; ErrQuota.
+// RegisterService writes a new service with its first access key. ErrExists; ErrQuota; an *Overlap.
 func (s *Store) RegisterService(ctx context.Context, v *Service, k *AccessKey) error {
-	resp, err := s.client.Get(ctx, servicePrefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
-	if err != nil {
-		return fmt.Errorf("store: %w", err)
-	}
-	if resp.Count >= ServicesMax {
-		return &Quota{"Services", ServicesMax}
-	}
 	v.AccessKeys = []string{k.ID}
 	value, err := encodeService(v)
 	if err != nil {
@@ -125,13 +166,34 @@ func (s *Store) RegisterService(ctx context.Context, v *Service, k *AccessKey) e
 	if err != nil {
 		return err
 	}
-	ok, revision, err := s.commit(ctx, []clientv3.Cmp{absent(v.key()), absent(accessKeyPrefix + k.ID)},
-		[]clientv3.Op{clientv3.OpPut(v.key(), string(value)), clientv3.OpPut(accessKeyPrefix+k.ID, string(sealed))})
-	if err == nil && !ok {
-		return ErrExists
-	}
-	v.Revision = revision
-	return err
+	return retry(ctx, func() (bool, error) {
+		n, last := 0, int64(0)
+		err := s.walk(ctx, servicePrefix, func(key string, value []byte, revision int64) error {
+			o, err := decodeService(key, value, revision)
+			n, last = n+1, max(last, revision)
+			switch {
+			case err != nil:
+				return err
+			case o.Name == v.Name:
+				return ErrExists
+			case v.overlaps(o):
+				return &Overlap{o.Name}
+			}
+			return nil
+		})
+		if err != nil {
+			return false, err
+		}
+		if n >= ServicesMax {
+			return false, &Quota{"Services", ServicesMax}
+		}
+		// No other has come meanwhile.
+		others := clientv3.Compare(clientv3.ModRevision(servicePrefix), "<", last+1).WithPrefix()
+		ok, revision, err := s.commit(ctx, []clientv3.Cmp{others, absent(accessKeyPrefix + k.ID)},
+			[]clientv3.Op{clientv3.OpPut(v.key(), string(value)), clientv3.OpPut(accessKeyPrefix+k.ID, string(sealed))})
+		v.Revision = revision
+		return ok, err
+	})
 }
 
 // Service reads a registered service.
@@ -168,11 +230,13 @@ func (s *Store) DeregisterService(ctx context.Context, name string) (keys []stri
 }
 
 // Services lists the services after the name given ("": from the start), at most limit. more says that there are others behind them.
-func (s *Store) Services(ctx context.Context, after string, limit int) (list []*Service, more bool, err error) {
-	more, err = s.list(ctx, servicePrefix, after, limit, func(key string, value []byte, revision int64) error {
+func (s *Store) Services(ctx context.Context, after string, limit int, damaged ...func(error)) (list []*Service, more bool, err error) {
+	more, err = s.list(ctx, servicePrefix, after, limit, spare(damaged, func(key string, value []byte, revision int64) error {
 		v, err := decodeService(key, value, revision)
-		list = append(list, v)
+		if err == nil {
+			list = append(list, v)
+		}
 		return err
-	})
+	}))
 	return list, more, err
 }

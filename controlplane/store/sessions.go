@@ -149,14 +149,27 @@ type SessionName struct {
 }
 
 // Sessions reads and opens every session that has not vanished. use owns each that it gets; its error ends the walk.
-func (s *Store) Sessions(ctx context.Context, use func(*Session) error) error {
-	return s.walk(ctx, sessionPrefix, func(key string, value []byte, _ int64) error {
+func (s *Store) Sessions(ctx context.Context, use func(*Session) error, damaged ...func(error)) error {
+	return s.walk(ctx, sessionPrefix, spare(damaged, func(key string, value []byte, _ int64) error {
 		v, err := s.openSession(key, value)
 		if err != nil {
 			return err
 		}
 		return use(v)
-	})
+	}))
+}
+
+// Session reads and opens temporary credentials; ErrNotFound if there are none of that name.
+func (s *Store) Session(ctx context.Context, n SessionName) (*Session, error) {
+	if !validAccessKeyID(n.ID) {
+		return nil, ErrNotFound
+	}
+	key := sessionKey(n.Account, n.ID)
+	value, _, err := s.get(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	return s.openSession(key, value)
 }
 
 func (s *Store) openSession(key string, value []byte) (*Session, error) {
@@ -178,7 +191,7 @@ func (s *Store) openSession(key string, value []byte) (*Session, error) {
 	}
 	plain, err := s.sealer.Open(st.SealedSecret, aad)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w: %w", key, ErrDamaged, err)
+		return nil, fmt.Errorf("%s: %w", key, unsealed(err))
 	}
 	v := &Session{
 		ID: st.ID, Principal: PrincipalName{Kind: kind, Account: account, Name: st.Principal}, PrincipalID: st.PrincipalID, Name: st.Name,

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"log/slog"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -14,6 +16,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/keyplane/keyplane/internal/keyid"
+	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/planted"
 )
 
 var (
@@ -29,11 +33,22 @@ var (
 	ErrUncertain = errors.New("store: the outcome of the write is not known")
 )
 
+// ErrSealed says that a text was not sealed by this Sealer, or not with the same aad.
+var ErrSealed = errors.New("store: a sealed text does not open")
+
 // Sealer protects access key secrets at rest, under a key that is not in etcd. Both methods return a new slice; Open fails on anything
-// that Seal did not make with the same aad. Safe for concurrent use.
+// that Seal did not make with the same aad, with an error that wraps ErrSealed. Safe for concurrent use.
 type Sealer interface {
 	Seal(plaintext, aad []byte) ([]byte, error)
 	Open(sealed, aad []byte) ([]byte, error)
+}
+
+// unsealed is the error of a Sealer's Open. A text that was not sealed is damage; that the Sealer cannot be asked now says nothing of the record.
+func unsealed(err error) error {
+	if errors.Is(err, ErrSealed) {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return fmt.Errorf("store: opening a sealed text: %w", err)
 }
 
 const (
@@ -44,41 +59,65 @@ const (
 
 	lockStripes = 256
 
-	formatVersion = "1"
+	// What meta/format says: that values have trailers (auth.go), or none yet.
+	formatVersion = "2"
+	formatPlain   = "1"
 )
 
 // Store is the control plane's state. Methods are safe for concurrent use.
 type Store struct {
 	client *clientv3.Client
+	newest newest
+	less   atomic.Uint64 // counts how often a member of etcd was found not to serve (endpoints)
 	sealer Sealer
 	// Whoever writes an alias, and then whoever writes a key record, waits here for this process's others that do: aliases before keys,
 	// so that nobody waits in a circle. It only saves conflicts; correctness is the transactions' revision compares.
 	// Counts are those who make or delete a key, last of all. Accounts are those who write principals; they take no other.
-	aliases, keys, counts, accounts stripes
-	closers                         []func() error // run in order by Close
+	// KeyStores are those who write custom key stores, which take no other either.
+	aliases, keys, counts, accounts, keyStores stripes
+
+	auth     *authKV        // what is below client's KV and Watcher
+	identity epochOf        // from Authenticate on
+	pins     pins           // until then
+	closers  []func() error // run in order by Close
+	dir      string         // what this process has beside etcd's files; "": nothing
+	log      *slog.Logger
+	graves   *graves   // from Rebury on, else nil
+	reburied []KeyName // when it was opened
+
+	succeeded atomic.Bool // the membership of the process before is ended
 }
 
 func newStore(client *clientv3.Client, sealer Sealer) *Store {
-	s := &Store{client: client, sealer: sealer, aliases: newStripes(), keys: newStripes(), counts: newStripes(), accounts: newStripes()}
+	s := &Store{client: client, sealer: sealer, aliases: newStripes(), keys: newStripes(), counts: newStripes(), accounts: newStripes(), keyStores: newStripes()}
+	s.auth = newAuthKV(client.KV)
+	client.KV, client.Watcher = &seeing{s.auth, &s.newest}, &authWatcher{client.Watcher, s.auth}
 	s.closers = []func() error{client.Close}
 	return s
 }
 
-// checkFormat claims an empty store for this layout, or refuses one that was written in another.
+// checkFormat claims an empty store for this layout, or refuses one that was written in another. Who may only read claims nothing, and asks for nothing to be written.
 func (s *Store) checkFormat(ctx context.Context) error {
-	resp, err := s.client.Txn(ctx).
-		If(clientv3.Compare(clientv3.CreateRevision(formatKey), "=", 0)).
-		Then(clientv3.OpPut(formatKey, formatVersion)).
-		Else(clientv3.OpGet(formatKey)).
-		Commit()
-	if err != nil {
+	kept, _, err := s.get(ctx, formatKey)
+	if errors.Is(err, ErrNotFound) {
+		resp, err := s.client.Txn(ctx).If(absent(formatKey)).Then(clientv3.OpPut(formatKey, formatPlain)).Else(clientv3.OpGet(formatKey)).Commit()
+		if err != nil {
+			return fmt.Errorf("store: claiming the store: %w", err)
+		}
+		kept = []byte(formatPlain)
+		if !resp.Succeeded {
+			if kvs := resp.Responses[0].GetResponseRange().Kvs; len(kvs) == 1 {
+				kept = kvs[0].Value
+			}
+		}
+	} else if err != nil {
 		return fmt.Errorf("store: reading the format: %w", err)
 	}
-	if resp.Succeeded {
-		return nil
-	}
-	kvs := resp.Responses[0].GetResponseRange().Kvs
-	if len(kvs) != 1 || string(kvs[0].Value) != formatVersion {
+	switch string(kept) {
+	case formatVersion:
+		s.auth.sealed.Store(true)
+	case formatPlain:
+	default:
 		return fmt.Errorf("store: the data was written in a format that this version of keyplane does not know")
 	}
 	return nil
@@ -90,36 +129,10 @@ func (s *Store) Ready(ctx context.Context) error {
 	return err
 }
 
-// Pin keeps a fact about the whole store under a name: the first value given stays. It returns what is kept.
-func (s *Store) Pin(ctx context.Context, name, value string) (kept string, err error) {
-	key := root + "meta/" + name
-	resp, err := s.client.Txn(ctx).If(absent(key)).Then(clientv3.OpPut(key, value)).Else(clientv3.OpGet(key)).Commit()
-	switch {
-	case err != nil:
-		return "", fmt.Errorf("store: %w", err)
-	case resp.Succeeded:
-		return value, nil
-	}
-	kvs := resp.Responses[0].GetResponseRange().Kvs
-	if len(kvs) != 1 {
-		return "", ErrConflict
-	}
-	return string(kvs[0].Value), nil
-}
-
-// Pinned returns what Pin keeps under a name, "" if nothing.
-func (s *Store) Pinned(ctx context.Context, name string) (string, error) {
-	value, _, err := s.get(ctx, root+"meta/"+name)
-	if errors.Is(err, ErrNotFound) {
-		return "", nil
-	}
-	return string(value), err
-}
-
 // Barrier returns when a write proposed after the call is committed: then every write of this process that was sent before is committed too,
 // or never will be, because proposals of one member keep their order in the log.
 func (s *Store) Barrier(ctx context.Context) error {
-	_, err := s.client.Put(ctx, root+"meta/barrier", "")
+	_, err := s.client.Put(ctx, barrierKey, "")
 	return err
 }
 
@@ -195,7 +208,13 @@ func retry(ctx context.Context, attempt func() (done bool, err error)) error {
 
 // commit runs one transaction. An error is ErrUncertain: once sent, a transaction may be committed whatever came back.
 func (s *Store) commit(ctx context.Context, when []clientv3.Cmp, then []clientv3.Op) (ok bool, revision int64, err error) {
+	if planted.Every(15, planted.WriteLost) {
+		then = nil
+	}
 	resp, err := s.client.Txn(ctx).If(when...).Then(then...).Commit()
+	if errors.Is(err, ErrConflict) {
+		return false, 0, err // nothing was sent that could be committed
+	}
 	if err != nil {
 		return false, 0, fmt.Errorf("%w: %w", ErrUncertain, err)
 	}
@@ -210,6 +229,9 @@ func (s *Store) get(ctx context.Context, key string) ([]byte, int64, error) {
 	}
 	if len(resp.Kvs) == 0 {
 		return nil, 0, ErrNotFound
+	}
+	if value := resp.Kvs[0].Value; len(value) == 1 && value[0] == damagedFormat {
+		return nil, 0, fmt.Errorf("%s: %w: %w", key, ErrDamaged, errUnauthenticated)
 	}
 	return resp.Kvs[0].Value, resp.Kvs[0].ModRevision, nil
 }
@@ -229,8 +251,11 @@ func absent(key string) clientv3.Cmp {
 // Layout of etcd's key space; see doc.go. Regions and accounts come from configuration and verified identities, key IDs and alias names
 // are parsed: none of them can hold a byte that reaches into another prefix.
 const (
-	root      = "/keyplane/1/"
-	formatKey = root + "meta/format"
+	root        = "/keyplane/1/"
+	metaPrefix  = root + "meta/"
+	formatKey   = metaPrefix + "format"
+	identityKey = metaPrefix + "store"
+	barrierKey  = metaPrefix + "barrier"
 )
 
 // KeyName names one KMS key in the store.
@@ -243,16 +268,96 @@ type KeyName struct {
 func (n KeyName) path() string         { return n.Region + "/" + n.Account.String() + "/" + n.ID.String() }
 func (n KeyName) key() string          { return root + "key/" + n.path() }
 func (n KeyName) policyKey() string    { return root + "policy/" + n.path() }
-func (n KeyName) tombstoneKey() string { return root + "tombstone/" + n.path() }
+func (n KeyName) tombstoneKey() string { return tombstonePrefix + n.path() }
 
-// deletionKey sorts by date because the date has a fixed width.
-func (n KeyName) deletionKey(date time.Time) string {
-	return deletionPrefix(n.Region) + date.UTC().Format(deletionLayout) + "/" + n.Account.String() + "/" + n.ID.String()
+// Errand is what a worker has to do with a key at a date, and the name of the index of such dates.
+type Errand string
+
+const (
+	Deletion Errand = "deletion" // at DeletionDate; at AtOnce until a worker has seen that the waiting period began
+	Rotating Errand = "rotation" // of an Enabled key: at Rotation.Next; at AtOnce if it was asked for
+	Expiry   Errand = "expiry"   // when the first of the imported materials that have not expired does; at AtOnce while one of them is Unseen
+	Expired  Errand = "expired"  // of material that has expired by the wall clock and is still there: when the first did
+
+	Replicating Errand = "replication" // at AtOnce, of a primary that has something to tell another Region
+)
+
+var errands = [...]Errand{Deletion, Rotating, Expiry, Expired, Replicating}
+
+// AtOnce is the date of what is to be done whatever the wall clock says, which may have been set back since.
+var AtOnce = time.Unix(0, 0).UTC()
+
+// Never is later than every date that there can be in an index.
+var Never = time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC)
+
+// due is the date of an errand, zero if there is none.
+func (k *Key) due(e Errand) (date time.Time) {
+	earliest := func(t time.Time) {
+		if !t.IsZero() && (date.IsZero() || t.Before(date)) {
+			date = t
+		}
+	}
+	switch e {
+	case Deletion:
+		earliest(k.DeletionDate)
+		if k.State == kmsapi.StatePendingDeletion && k.DeletionSeen == Unseen {
+			return AtOnce
+		}
+	case Rotating:
+		if k.IsReplica() {
+			break // its primary does it
+		}
+		if k.State != kmsapi.StateEnabled {
+			return time.Time{}
+		}
+		earliest(k.Rotation.Next)
+		if !k.Rotation.OnDemand.IsZero() {
+			return AtOnce
+		}
+	case Replicating:
+		if m := k.MultiRegion; k.IsPrimary() && (m.Promoting != "" || m.Former != "" || !m.Synchronized()) {
+			return AtOnce
+		}
+	case Expiry, Expired:
+		see := func(f *Import) {
+			switch {
+			case f == nil || f.Expires.IsZero() || f.Expired != (e == Expired):
+			case f.Seen == Unseen:
+				earliest(AtOnce)
+			default:
+				earliest(f.Expires)
+			}
+		}
+		if k.Private != nil {
+			see(k.Import)
+		}
+		for i := range k.Versions {
+			if v := &k.Versions[i]; !v.Missing {
+				see(v.Import)
+			}
+		}
+	}
+	return date
 }
 
-const deletionLayout = "2006-01-02T15:04:05.000Z"
+// dueKeys are the entries of the key in the indexes, in the order of errands, "" where it has none.
+func (k *Key) dueKeys() (keys [len(errands)]string) {
+	for i, e := range errands {
+		if date := k.due(e); !date.IsZero() {
+			keys[i] = k.dueKey(e, date)
+		}
+	}
+	return keys
+}
 
-func deletionPrefix(region string) string { return root + "deletion/" + region + "/" }
+// dueKey sorts by date because the date has a fixed width.
+func (n KeyName) dueKey(e Errand, date time.Time) string {
+	return duePrefix(e, n.Region) + date.UTC().Format(dueLayout) + "/" + n.Account.String() + "/" + n.ID.String()
+}
+
+const dueLayout = "2006-01-02T15:04:05.000Z"
+
+func duePrefix(e Errand, region string) string { return root + string(e) + "/" + region + "/" }
 
 func keyPrefix(region string, a keyid.Account) string {
 	return root + "key/" + region + "/" + a.String() + "/"

@@ -70,7 +70,7 @@ func TestReopenKeepsEverything(t *testing.T) {
 	if alias, err := s.Alias(t.Context(), "r", k.Account, "alias/x"); err != nil || alias.Target != k.ID || !alias.Created.Equal(t0) {
 		t.Errorf("alias %+v %v", alias, err)
 	}
-	if due, err := s.DueDeletions(t.Context(), "r", t0.Add(time.Hour), 10); err != nil || len(due) != 1 || due[0].KeyName != k.KeyName {
+	if due, err := s.Due(t.Context(), Deletion, "r", t0.Add(time.Hour), nil, 10); err != nil || len(due) != 1 || due[0].KeyName != k.KeyName {
 		t.Errorf("due %v %v", due, err)
 	}
 	if a, err := s.AccessKey(t.Context(), "AKIA1"); err != nil || !a.Secret.Equal([]byte("s")) {
@@ -199,7 +199,7 @@ func TestOpenRefuses(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	s := openAt(t, dir) // both attempts were cut short in etcd's first start, from which etcd itself does not come back
-	if _, err := s.client.Put(t.Context(), formatKey, "2"); err != nil {
+	if _, err := s.client.Put(t.Context(), formatKey, "3"); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Close(); err != nil {
@@ -680,7 +680,7 @@ func TestDeleteKey(t *testing.T) {
 	pending := func(at time.Time) {
 		t.Helper()
 		if _, err := shared.UpdateKey(ctx, k.KeyName, func(k *Key) error {
-			k.State, k.DeletionDate = kmsapi.StatePendingDeletion, at
+			k.State, k.DeletionDate, k.DeletionDays, k.DeletionSeen = kmsapi.StatePendingDeletion, at, 1, time.Millisecond
 			return nil
 		}); err != nil {
 			t.Fatal(err)
@@ -688,31 +688,35 @@ func TestDeleteKey(t *testing.T) {
 	}
 	pending(date)
 	for at, n := range map[time.Time]int{date.Add(-time.Millisecond): 0, date: 1, date.Add(time.Millisecond): 1} {
-		if due, err := shared.DueDeletions(ctx, "delete", at, 10); err != nil || len(due) != n {
+		if due, err := shared.Due(ctx, Deletion, "delete", at, nil, 10); err != nil || len(due) != n {
 			t.Errorf("at %s: %v %v", at, due, err)
 		}
 	}
-	due, err := shared.DueDeletions(ctx, "delete", date, 10)
+	due, err := shared.Due(ctx, Deletion, "delete", date, nil, 10)
 	if err != nil {
 		t.Fatal(err)
 	}
 	// The date holds in the transaction too, whatever the index said.
-	if _, _, done, err := shared.DeleteKey(ctx, due[0], date.Add(-time.Millisecond), func() error { return nil }); done || err != nil {
+	if _, _, done, err := shared.DeleteKey(ctx, due[0], date.Add(-time.Millisecond), 24*time.Hour, func(*Key) error { return nil }); done || err != nil {
 		t.Errorf("early: %v %v", done, err)
 	}
 	// A date that moved leaves the key alone and the new index entry in place.
 	moved := date.Add(time.Hour)
 	pending(moved)
-	if _, _, done, err := shared.DeleteKey(ctx, due[0], moved, func() error { return nil }); done || err != nil {
+	if _, _, done, err := shared.DeleteKey(ctx, due[0], moved, 24*time.Hour, func(*Key) error { return nil }); done || err != nil {
 		t.Errorf("moved: %v %v", done, err)
 	}
-	if due, err = shared.DueDeletions(ctx, "delete", moved, 10); err != nil || len(due) != 1 || !due[0].Date.Equal(moved) {
+	if due, err = shared.Due(ctx, Deletion, "delete", moved, nil, 10); err != nil || len(due) != 1 || !due[0].Date.Equal(moved) {
 		t.Fatalf("due %v %v", due, err)
 	}
 	if err := shared.CreateAlias(ctx, k.KeyName, "alias/d", 50, t0, allow); err != nil {
 		t.Fatal(err)
 	}
-	aliases, revision, done, err := shared.DeleteKey(ctx, due[0], moved, func() error { return nil })
+	// Not a millisecond before the waiting period has really passed, whatever the wall clock says.
+	if _, _, done, err := shared.DeleteKey(ctx, due[0], moved.AddDate(10, 0, 0), 24*time.Hour, func(*Key) error { return nil }); done || err != nil {
+		t.Errorf("a clock that jumped: %v %v", done, err)
+	}
+	aliases, revision, done, err := shared.DeleteKey(ctx, due[0], moved, 24*time.Hour+time.Millisecond, func(*Key) error { return nil })
 	if err != nil || !done || fmt.Sprint(aliases) != "[alias/d]" {
 		t.Fatalf("%v %v %v", aliases, done, err)
 	}
@@ -746,24 +750,24 @@ func TestDeleteKey(t *testing.T) {
 		t.Errorf("after compaction: %v", old)
 	}
 	// An index entry without a record goes away.
-	if _, err := shared.client.Put(ctx, k.deletionKey(moved), "\x01"); err != nil {
+	if _, err := shared.client.Put(ctx, k.dueKey(Deletion, moved), "\x01"); err != nil {
 		t.Fatal(err)
 	}
-	if due, err = shared.DueDeletions(ctx, "delete", moved, 10); err != nil || len(due) != 1 {
+	if due, err = shared.Due(ctx, Deletion, "delete", moved, nil, 10); err != nil || len(due) != 1 {
 		t.Fatalf("due %v %v", due, err)
 	}
-	if _, _, done, err := shared.DeleteKey(ctx, due[0], moved, func() error { return nil }); done || err != nil {
+	if _, _, done, err := shared.DeleteKey(ctx, due[0], moved, 24*time.Hour, func(*Key) error { return nil }); done || err != nil {
 		t.Errorf("%v %v", done, err)
 	}
-	if due, err = shared.DueDeletions(ctx, "delete", moved, 10); err != nil || len(due) != 0 {
+	if due, err = shared.Due(ctx, Deletion, "delete", moved, nil, 10); err != nil || len(due) != 0 {
 		t.Errorf("due %v %v", due, err)
 	}
 	for _, bad := range []string{"x", "2026-01-01T00:00:00.000Z/1/2", "2026-01-01T00:00:00.000Z/111122223333/x", "2026-13-01T00:00:00.000Z/111122223333/" + k.ID.String()} {
-		at := deletionPrefix("damaged") + bad
+		at := duePrefix(Deletion, "damaged") + bad
 		if _, err := shared.client.Put(ctx, at, "\x01"); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := shared.DueDeletions(ctx, "damaged", t0.AddDate(100, 0, 0), 10); err == nil && bad != "x" {
+		if _, err := shared.Due(ctx, Deletion, "damaged", t0.AddDate(100, 0, 0), nil, 10); err == nil && bad != "x" {
 			t.Errorf("index entry %q was accepted", bad)
 		}
 		if _, err := shared.client.Delete(ctx, at); err != nil {
@@ -855,6 +859,10 @@ func TestAccessKeys(t *testing.T) {
 	}
 	if err := s.AccessKeys(ctx, func(*AccessKey) error { return nil }); !errors.Is(err, ErrDamaged) {
 		t.Errorf("got %v", err)
+	}
+	told := 0
+	if err := s.AccessKeys(ctx, func(*AccessKey) error { return nil }, func(err error) { told++ }); err != nil || told == 0 {
+		t.Errorf("without those that are damaged, of which %d were told: %v", told, err)
 	}
 	again := &AccessKey{ID: "AKIA0002", Account: 1, Created: t0, Secret: secret.New([]byte("s"))}
 	if err := s.PutAccessKey(ctx, again); !errors.Is(err, ErrExists) {

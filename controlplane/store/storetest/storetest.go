@@ -30,6 +30,10 @@ func Run(tests interface{ Run() int }, opened func(*store.Store)) int {
 		log.Print(err)
 		return 1
 	}
+	if err := s.Authenticate(context.Background(), store.Trust{}); err != nil {
+		log.Print(err)
+		return 1
+	}
 	opened(s)
 	code := tests.Run()
 	if err := errors.Join(s.Close(), os.RemoveAll(dir)); err != nil {
@@ -65,7 +69,11 @@ func (s sealer) Seal(plaintext, aad []byte) ([]byte, error) {
 
 func (s sealer) Open(sealed, aad []byte) ([]byte, error) {
 	if len(sealed) < s.aead.NonceSize() {
-		return nil, errors.New("short")
+		return nil, store.ErrSealed
 	}
-	return s.aead.Open(nil, sealed[:s.aead.NonceSize()], sealed[s.aead.NonceSize():], aad)
+	plaintext, err := s.aead.Open(nil, sealed[:s.aead.NonceSize()], sealed[s.aead.NonceSize():], aad)
+	if err != nil {
+		return nil, store.ErrSealed
+	}
+	return plaintext, nil
 }
