@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/keyplane/keyplane/controlplane/store"
 	"github.com/keyplane/keyplane/internal/cloudtrail"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
@@ -134,6 +135,9 @@ func (s *Server) describe(c *call, signed *sigv4.Request, resp *Response) {
 	if c.grant != "" {
 		r.AdditionalEventData = append(cloudtrail.AppendMember([]byte{'{'}, "grantId", []byte(c.grant)), '}')
 	}
+	if c.details != nil {
+		r.AdditionalEventData = append(c.details, '}')
+	}
 	if resp.Code != kmsapi.OK {
 		return
 	}
@@ -158,18 +162,70 @@ func objectOf(begin, object []byte, members []shown) []byte {
 	return append(begin, '}')
 }
 
+// auditCreation leaves the record of an AWS managed key, before it is made (service event CreateKey): nobody's call makes one.
+func (s *Server) auditCreation(arn string, owner keyid.Account, now time.Time) error {
+	if err := s.auditEvent("CreateKey", arn, owner, now, nil, nil); err != nil {
+		return fmt.Errorf("the creation of %s cannot be recorded: %w", arn, err)
+	}
+	return nil
+}
+
 // auditDeletion leaves the record of a key's deletion (service event DeleteKey), before it: without it the deletion is postponed. One that then
-// fails has a record for each time it is tried.
-func (s *Server) auditDeletion(arn string, owner keyid.Account, now time.Time) error {
+// fails has a record for each time it is tried. more is its additionalEventData, nil for none.
+func (s *Server) auditDeletion(arn string, owner keyid.Account, now time.Time, more []byte) error {
+	if err := s.auditEvent("DeleteKey", arn, owner, now, nil, more); err != nil {
+		return fmt.Errorf("the deletion of %s cannot be recorded and is postponed: %w", arn, err)
+	}
+	return nil
+}
+
+// auditExpiry leaves the record of the expiry of key material (service event DeleteExpiredKeyMaterial), before it: without it the expiry is postponed. id is "" of
+// material that has none.
+func (s *Server) auditExpiry(n store.KeyName, id string, now time.Time) error {
+	arn := s.keyARN(n)
+	details := cloudtrail.AppendMember([]byte{'{'}, "keyId", []byte(arn))
+	if id != "" {
+		details = cloudtrail.AppendMember(details, "keyMaterialId", []byte(id))
+	}
+	if err := s.auditEvent("DeleteExpiredKeyMaterial", arn, n.Account, now, append(details, '}'), nil); err != nil {
+		return fmt.Errorf("the expiry of key material of %s cannot be recorded and is postponed: %w", arn, err)
+	}
+	return nil
+}
+
+// auditRotation leaves the record of a rotation of k to a version (service event RotateKey), before it: without it the rotation is postponed. A rotation that then
+// fails leaves a record of key material that the key does not have, or of which there is a second record when it succeeds: what the key has as
+// currentKeyMaterialId is what was rotated to.
+func (s *Server) auditRotation(k *store.Key, v *store.Version, how string, now time.Time) error {
+	arn := s.keyARN(k.KeyName)
+	details := cloudtrail.AppendMember([]byte{'{'}, "rotationType", []byte(how))
+	details = cloudtrail.AppendMember(details, "keyOrigin", []byte(k.Origin))
+	for i := range k.Versions {
+		if old := &k.Versions[i]; old.Number == k.Current {
+			details = cloudtrail.AppendMember(details, "previousKeyMaterialId", old.MaterialID[:])
+		}
+	}
+	details = cloudtrail.AppendMember(details, "currentKeyMaterialId", v.MaterialID[:])
+	details = append(cloudtrail.AppendMember(details, "keyId", []byte(arn)), '}')
+	if err := s.auditEvent("RotateKey", arn, k.Account, now, details, nil); err != nil {
+		return fmt.Errorf("the rotation of %s cannot be recorded and is postponed: %w", arn, err)
+	}
+	return nil
+}
+
+// auditEvent leaves the record of a service event. details are its serviceEventDetails and more its additionalEventData, nil for none.
+func (s *Server) auditEvent(name, arn string, owner keyid.Account, now time.Time, details, more []byte) error {
 	if s.sink == nil {
 		return nil
 	}
-	r := &cloudtrail.Record{Time: now, Source: cloudtrail.KMS, Name: "DeleteKey", Region: s.region, Type: cloudtrail.AwsServiceEvent, Recipient: owner}
+	r := &cloudtrail.Record{
+		Time: now, Source: cloudtrail.KMS, Name: name, Region: s.region, Type: cloudtrail.AwsServiceEvent, Recipient: owner, ServiceEventDetails: details, AdditionalEventData: more,
+	}
 	s.events.Fill(&r.EventID)
 	r.AddResource([]byte(arn), owner)
 	if err := s.sink(r.Append(nil)); err != nil {
 		s.unrecorded.Add(1)
-		return fmt.Errorf("the deletion of %s cannot be recorded and is postponed: %w", arn, err)
+		return err
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"github.com/keyplane/keyplane/controlplane/iam"
+	"github.com/keyplane/keyplane/internal/cloudtrail"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/sigv4"
 )
@@ -30,7 +31,8 @@ func TestTrailsAreTheHandlers(t *testing.T) {
 			t.Errorf("%s is no operation", name)
 			continue
 		}
-		if (row.keyID || row.reply != nil) != op.Write {
+		// AWS's examples of UpdatePrimaryRegion have none, nor have those of custom key stores, but of their creation.
+		if (row.keyID || row.reply != nil) != (op.Write && name != "UpdatePrimaryRegion" && (!strings.Contains(name, "CustomKeyStore") || name == "CreateCustomKeyStore")) {
 			t.Errorf("%s: responseElements are for what changes something, and for all of that", name)
 		}
 	}
@@ -38,7 +40,7 @@ func TestTrailsAreTheHandlers(t *testing.T) {
 
 // secretMembers are never shown (CloudTrail records of KMS leave them out).
 var secretMembers = strings.Fields("Plaintext SharedSecret PrivateKeyPlaintext Message Mac Signature CiphertextBlob CiphertextForRecipient " +
-	"EncryptedKeyMaterial ImportToken GrantToken GrantTokens KeyStorePassword XksProxyAuthenticationCredential Recipient")
+	"EncryptedKeyMaterial ImportToken GrantToken GrantTokens KeyStorePassword XksProxyAuthenticationCredential AccessKeyId RawSecretAccessKey Recipient")
 
 func TestNoSecretIsShown(t *testing.T) {
 	var walk func(operation string, members []shown)
@@ -240,11 +242,75 @@ func TestRecordOfEveryOperation(t *testing.T) {
 	ok("RetireGrant", obj("GrantToken", grant.GrantToken), `null `+keyID+` {"grantId":"`+grant.GrantId+`"} `+key)
 	no("RetireGrant", obj("GrantToken", grant.GrantToken), `NotFoundException null null {"grantId":"`+grant.GrantId+`"} `+key)
 
+	ok("EnableKeyRotation", obj("KeyId", m.KeyId, "RotationPeriodInDays", 90), `{"keyId":"`+m.KeyId+`","rotationPeriodInDays":90} `+keyID+" null "+key)
+	no("EnableKeyRotation", obj("KeyId", m.KeyId, "RotationPeriodInDays", 1), `ValidationException {"keyId":"`+m.KeyId+`","rotationPeriodInDays":1} null null `)
+	for _, operation := range []string{"GetKeyRotationStatus", "ListKeyRotations"} {
+		ok(operation, obj("KeyId", m.KeyId), id+" null null "+key)
+		notFound(operation, obj("KeyId", gone), goneID)
+	}
+	for _, operation := range []string{"DisableKeyRotation", "RotateKeyOnDemand"} {
+		ok(operation, obj("KeyId", m.KeyId), id+" "+keyID+" null "+key)
+		notFound(operation, obj("KeyId", gone), goneID)
+	}
+
 	ok("ScheduleKeyDeletion", obj("KeyId", m.KeyId, "PendingWindowInDays", 7), `{"keyId":"`+m.KeyId+`","pendingWindowInDays":7} {"deletionDate":`+
 		`"Nov 30, 2026, 12:00:00 PM","keyId":"`+key+`","keyState":"PendingDeletion","pendingWindowInDays":7} null `+key)
 	no("ScheduleKeyDeletion", obj("KeyId", m.KeyId), "KMSInvalidStateException "+id+" null null "+key)
 	ok("CancelKeyDeletion", obj("KeyId", m.KeyId), id+" "+keyID+" null "+key)
 	no("CancelKeyDeletion", obj("KeyId", m.KeyId), "KMSInvalidStateException "+id+" null null "+key)
+
+	for operation, member := range map[string]string{"ReplicateKey": "replicaRegion", "UpdatePrimaryRegion": "primaryRegion"} {
+		shown := `{"keyId":"` + gone + `","` + member + `":"eu-west-1"}`
+		notFound(operation, obj("KeyId", gone, strings.ToUpper(member[:1])+member[1:], "eu-west-1"), shown)
+		seen[operation] = true // TestReplicateKey, TestReplicationFaults
+	}
+	imported := e.external("{}")
+	ext := "KEY:" + imported.KeyId
+	extID, extKeyID := `{"keyId":"`+imported.KeyId+`"`, `{"keyId":"`+ext+`"`
+	e.trail.take()
+	wrapping := `,"wrappingAlgorithm":"RSAES_OAEP_SHA_256","wrappingKeySpec":"RSA_2048"}`
+	ok("GetParametersForImport", e.parametersBody(imported.KeyId), extID+wrapping+" null null "+ext)
+	notFound("GetParametersForImport", e.parametersBody(gone), `{"keyId":"`+gone+`"`+wrapping)
+	token := e.token(imported.KeyId)
+	e.trail.take()
+	validity := `{"expirationModel":"KEY_MATERIAL_EXPIRES","importType":"NEW_KEY_MATERIAL","keyId":"` + imported.KeyId + `","keyMaterialDescription":"d","validTo":"Nov 23, 2026, 12:01:40 PM"} `
+	with := []any{"ExpirationModel", materialExpires, "ImportType", newMaterial, "ValidTo", 1795435300, "KeyMaterialDescription", "d"}
+	no("ImportKeyMaterial", importing64(imported.KeyId, token, "bad", with...), "InvalidCiphertextException "+validity+"null null "+ext)
+	resp = e.call("ImportKeyMaterial", importing64(imported.KeyId, token, "one", with...))
+	var done importReply
+	if err := json.Unmarshal(resp.Body, &done); err != nil || resp.Code != kmsapi.OK {
+		t.Fatalf("%s %v", resp.Body, err)
+	}
+	material := `,"keyMaterialId":"` + done.KeyMaterialId + `"}`
+	e.expect("ImportKeyMaterial " + validity + extKeyID + material + " null " + ext)
+	seen["ImportKeyMaterial"] = true
+	ok("DeleteImportedKeyMaterial", obj("KeyId", imported.KeyId, "KeyMaterialId", done.KeyMaterialId), extID+material+" "+extKeyID+material+" null "+ext)
+	notFound("DeleteImportedKeyMaterial", obj("KeyId", gone), goneID)
+
+	resp = e.call("CreateCustomKeyStore", clusterBody("CustomKeyStoreName", "first", "CloudHsmClusterId", "cluster-abcdefghijk"))
+	var ks createCustomKeyStoreOut
+	if err := json.Unmarshal(resp.Body, &ks); err != nil || resp.Code != kmsapi.OK {
+		t.Fatalf("%s %v", resp.Body, err)
+	}
+	storeID, of := `{"customKeyStoreId":"`+ks.CustomKeyStoreId+`"}`, `{"clusterId":"cluster-abcdefghijk","customKeyStoreName":"first"}`
+	e.expect(`CreateCustomKeyStore {"clusterId":"cluster-abcdefghijk","customKeyStoreName":"first"} ` + storeID + " null ")
+	seen["CreateCustomKeyStore"] = true
+	no("CreateCustomKeyStore", proxyBody("CustomKeyStoreName", "first", "XksProxyUriEndpoint", "https://p.example"), `CustomKeyStoreNameInUseException {"customKeyStoreName":"first",`+
+		`"customKeyStoreType":"EXTERNAL_KEY_STORE","xksProxyConnectivity":"PUBLIC_ENDPOINT","xksProxyUriEndpoint":"https://p.example","xksProxyUriPath":"/kms/xks/v1"} null null `)
+	goneStore := obj("CustomKeyStoreId", "cks-00000000000000000")
+	goneStoreID := `CustomKeyStoreNotFoundException {"customKeyStoreId":"cks-00000000000000000"} null null `
+	ok("ConnectCustomKeyStore", obj("CustomKeyStoreId", ks.CustomKeyStoreId), storeID+" null "+of+" ")
+	e.turns()
+	ok("UpdateCustomKeyStore", obj("CustomKeyStoreId", ks.CustomKeyStoreId, "NewCustomKeyStoreName", "second"), `{"customKeyStoreId":"`+ks.CustomKeyStoreId+`","newCustomKeyStoreName":"second"} null `+of+" ")
+	of = strings.Replace(of, "first", "second", 1)
+	no("DeleteCustomKeyStore", obj("CustomKeyStoreId", ks.CustomKeyStoreId), "CustomKeyStoreInvalidStateException "+storeID+" null "+of+" ")
+	no("UpdateCustomKeyStore", obj("CustomKeyStoreId", ks.CustomKeyStoreId, "KeyStorePassword", "kmsPassword2"), "CustomKeyStoreInvalidStateException "+storeID+" null "+of+" ")
+	no("ConnectCustomKeyStore", goneStore, goneStoreID)
+	no("DisconnectCustomKeyStore", goneStore, goneStoreID)
+	no("DescribeCustomKeyStores", goneStore, goneStoreID)
+	ok("DescribeCustomKeyStores", "{}", "null null null ")
+	ok("DisconnectCustomKeyStore", obj("CustomKeyStoreId", ks.CustomKeyStoreId), storeID+" null "+of+" ")
+	ok("DeleteCustomKeyStore", obj("CustomKeyStoreId", ks.CustomKeyStoreId), storeID+" null "+of+" ")
 
 	for name := range handlers {
 		if !seen[name] || !refused[name] {
@@ -298,6 +364,7 @@ func TestDeletionIsRecordedFirst(t *testing.T) {
 	e := newEnvIn(t, shared, "eu-audit-1")
 	m := e.create("{}")
 	e.ok("ScheduleKeyDeletion", obj("KeyId", m.KeyId, "PendingWindowInDays", 7), new(map[string]any))
+	e.work()
 	e.clock.add(8 * 24 * time.Hour)
 	e.trail.take()
 	e.trail.refuse(errSink)
@@ -376,7 +443,7 @@ func TestStrangersCannotFillTheLog(t *testing.T) {
 // Requests to IAM and STS leave their records here too; without one the credentials that were made do not get out.
 func TestIAMIsRecorded(t *testing.T) {
 	e := newEnv(t)
-	query, err := iam.NewServer(iam.ServerConfig{Table: e.creds, First: e.account, Region: e.region, Logger: quiet})
+	query, err := iam.NewServer(iam.ServerConfig{Table: e.creds, First: e.account, Regions: []string{e.region}, Logger: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -384,6 +451,7 @@ func TestIAMIsRecorded(t *testing.T) {
 	if e.verifier, err = sigv4.New(sigv4.Config{Regions: []string{e.region}, Keys: e.creds, Others: []sigv4.Service{{Name: "iam", Regions: []string{"us-east-1"}}}}); err != nil {
 		t.Fatal(err)
 	}
+	secure := false
 	send := func(body string) Response {
 		t.Helper()
 		r := &sigv4.Request{Method: []byte("POST"), Path: []byte("/"), Body: []byte(body), Headers: []sigv4.Header{
@@ -400,7 +468,7 @@ func TestIAMIsRecorded(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.Headers = append(r.Headers, sigv4.Header{Name: []byte("authorization"), Value: authorization})
-		return e.Serve(t.Context(), &Request{Signed: r, RequestID: "test", SourceIP: "127.0.0.1"})
+		return e.Serve(t.Context(), &Request{Signed: r, RequestID: "test", SourceIP: "127.0.0.1", SecureTransport: secure})
 	}
 	const create = "Action=CreateUser&Version=2010-05-08&UserName=u"
 	if resp := send(create); resp.Status != 200 {
@@ -416,11 +484,25 @@ func TestIAMIsRecorded(t *testing.T) {
 	if list := e.trail.take(); len(list) != 1 || list[0]["errorCode"] != "EntityAlreadyExists" || list[0]["responseElements"] != nil {
 		t.Errorf("%v", list)
 	}
+	e.iam = secureIAM{}
+	for _, secure = range []bool{true, false} {
+		if resp := send(create); string(resp.Body) != fmt.Sprint(secure) {
+			t.Errorf("%s is told of a request whose transport is secure: %t", resp.Body, secure)
+		}
+	}
+	e.iam = query
 	e.trail.refuse(errSink)
 	resp := send("Action=CreateAccessKey&Version=2010-05-08&UserName=u")
 	if text := string(resp.Body); resp.Status != 500 || !strings.Contains(text, "<Code>InternalFailure</Code>") || strings.Contains(text, "SecretAccessKey") {
 		t.Errorf("%d %s", resp.Status, text)
 	}
+}
+
+// secureIAM answers whether a request came over TLS.
+type secureIAM struct{}
+
+func (secureIAM) Serve(_ context.Context, _ sigv4.Identity, _ string, _ []byte, _, _ string, secure bool, _ []byte, _ time.Time, _ *cloudtrail.Record) (int, []byte) {
+	return 200, fmt.Append(nil, secure)
 }
 
 // A caller of another account: one record, in the caller's account, with what it asked for; the refusal says no more than the client heard.

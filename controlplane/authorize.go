@@ -178,12 +178,15 @@ func (s *Server) view(ctx context.Context, c *call, n store.KeyName) (*store.Key
 	return k, nil
 }
 
-// admit is what every operation on a key asks of the key's record before it does anything: authorisation, then the key state.
+// admit is what every operation on a key asks of the key's record before it does anything: authorisation, then the kind of key, then the key state.
 func (s *Server) admit(ctx context.Context, c *call, k *store.Key) error {
 	if err := s.authorize(ctx, c, k); err != nil {
 		return err
 	}
-	return stateError(c.op.Name, k.State, s.keyARN(k.KeyName))
+	if err := s.unfit(c.op.Name, k); err != nil {
+		return err
+	}
+	return stateError(c.op.Name, s.state(k), s.keyARN(k.KeyName))
 }
 
 // change edits a key in one transaction, with authorisation and key state decided on the very record that is replaced, and publishes it.
@@ -204,6 +207,7 @@ func (s *Server) change(ctx context.Context, c *call, n store.KeyName, edit func
 	if err != nil {
 		return nil, s.keyError(c, n, err)
 	}
+	s.kickFor(k)
 	return k, nil
 }
 

@@ -29,6 +29,10 @@ func (c *cast) IsService(name string) bool {
 	return c.services[name] || c.table.IsService(name)
 }
 
+func (c *cast) Service(label, region string, a keyid.Account) string {
+	return c.table.Service(label, region, a)
+}
+
 func (c *cast) AccessKey(id []byte) *sigv4.AccessKey {
 	c.mu.Lock()
 	k := c.keys[string(id)]

@@ -63,6 +63,18 @@ func checkAliasName(v *kmsapi.Violations, s *string) {
 	checkPattern(v, "aliasName", s, "^[a-zA-Z0-9:/_-]+$", func(r rune) bool { return isWord(r) || strings.ContainsRune(":/-", r) })
 }
 
+// checkBlob is for a required blob.
+func checkBlob(v *kmsapi.Violations, path string, b []byte, most int) {
+	switch {
+	case b == nil:
+		v.Null(path)
+	case len(b) == 0:
+		v.MinLength(path, nil, 1)
+	case len(b) > most:
+		v.MaxLength(path, nil, most)
+	}
+}
+
 func checkGrantTokens(v *kmsapi.Violations, tokens []*string) {
 	if len(tokens) > kmsapi.GrantTokensMax {
 		v.MaxLength("grantTokens", nil, kmsapi.GrantTokensMax)
@@ -87,6 +99,35 @@ func checkPolicy(v *kmsapi.Violations, s *string) {
 	checkLength(v, "policy", s, 1, kmsapi.PolicyModelMax)
 	checkPattern(v, "policy", s, `[\u0009\u000A\u000D\u0020-\u00FF]+`,
 		func(r rune) bool { return r == '\t' || r == '\n' || r == '\r' || r >= 0x20 && r <= 0xff })
+}
+
+// checkRegion is for a required member that names a Region.
+func checkRegion(v *kmsapi.Violations, path string, s *string) {
+	if s == nil {
+		v.Null(path)
+		return
+	}
+	checkLength(v, path, s, 1, 32)
+	if !isRegion(*s) {
+		v.Pattern(path, []byte(*s), `^([a-z]+-){2,3}\d+$`)
+	}
+}
+
+// isRegion matches ^([a-z]+-){2,3}\d+$.
+func isRegion(s string) bool {
+	parts := strings.Split(s, "-")
+	if len(parts) < 3 || len(parts) > 4 {
+		return false
+	}
+	for i, p := range parts {
+		number := i == len(parts)-1
+		if p == "" || strings.ContainsFunc(p, func(r rune) bool {
+			return number != (r >= '0' && r <= '9') || !number && !(r >= 'a' && r <= 'z')
+		}) {
+			return false
+		}
+	}
+	return true
 }
 
 func checkPolicyName(v *kmsapi.Violations, s *string) {
@@ -145,16 +186,16 @@ func (s *Server) offered(in *createKeyIn) (keyspec.Spec, error) {
 		return keyspec.None, kmsapi.New(kmsapi.Validation, "You must specify a KeyUsage value for all KMS keys except for symmetric encryption keys.")
 	case in.KeyUsage != nil && !slices.Contains(specUsages[spec], *in.KeyUsage):
 		return keyspec.None, kmsapi.New(kmsapi.Validation, "KeyUsage "+*in.KeyUsage+" is not compatible with KeySpec "+spec)
-	case spec != kmsapi.SymmetricDefault && (s.newKey == nil || keyspec.Of(spec) == keyspec.None): // SM2 is for China Regions
+	case spec != kmsapi.SymmetricDefault && (s.keys == nil || keyspec.Of(spec) == keyspec.None): // SM2 is for China Regions
 		return keyspec.None, notOffered("KeySpec " + spec)
-	case in.Origin != nil && *in.Origin != originKMS:
-		return keyspec.None, notOffered("Origin " + *in.Origin)
-	case in.MultiRegion != nil && *in.MultiRegion:
-		return keyspec.None, notOffered("MultiRegion")
-	case in.CustomKeyStoreId != nil:
-		return keyspec.None, notOffered("CustomKeyStoreId")
-	case in.XksKeyId != nil:
-		return keyspec.None, notOffered("XksKeyId")
+	}
+	if err := in.inKeyStore(spec); err != nil {
+		return keyspec.None, err
+	}
+	if deref(in.Origin) == originExternal {
+		if err := s.unimportable(spec); err != nil {
+			return keyspec.None, err
+		}
 	}
 	return keyspec.Of(spec), nil
 }

@@ -80,7 +80,9 @@ func mismatch(err error) string {
 	if e.GoType != nil {
 		switch e.GoType.Kind() {
 		case reflect.Slice:
-			want = "list"
+			if want = "list"; e.GoType.Elem().Kind() == reflect.Uint8 {
+				want = "a Blob"
+			}
 		case reflect.Struct, reflect.Map:
 			want = "structure"
 		case reflect.Bool:

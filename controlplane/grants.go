@@ -47,7 +47,7 @@ func (s *Server) createGrant(ctx context.Context, c *call, in *createGrantIn) (c
 			if err := checkTokens(in.GrantTokens); err != nil {
 				return nil, "", err
 			}
-			if err := stateError(c.op.Name, k.State, s.keyARN(n)); err != nil {
+			if err := stateError(c.op.Name, s.state(k), s.keyARN(n)); err != nil {
 				return nil, "", err
 			}
 			g := &store.Grant{Grant: terms, Name: deref(in.Name), Issuer: c.account(), Created: c.now}
@@ -511,7 +511,7 @@ func (s *Server) removeGrant(ctx context.Context, c *call, n store.KeyName, id s
 			if err := may(k, g); err != nil {
 				return err
 			}
-			return stateError(c.op.Name, k.State, s.keyARN(n))
+			return stateError(c.op.Name, s.state(k), s.keyARN(n))
 		},
 	})
 	switch {

@@ -811,6 +811,7 @@ func TestListRetirableGrants(t *testing.T) {
 	if len(out.Grants) != 3 {
 		t.Errorf("of the session: %+v", out)
 	}
+	e.work()
 	e.clock.add(8 * 24 * time.Hour)
 	if err := e.deleteDue(t.Context()); err != nil {
 		t.Fatal(err)
@@ -845,6 +846,7 @@ func TestDeletedKeyHasNoGrants(t *testing.T) {
 	g := e.grant(m.KeyId, user.who.ARN, []string{"RetireGrant"}, "RetiringPrincipal", user.who.ARN, "Name", "n")
 	e.ok("ScheduleKeyDeletion", obj("KeyId", m.KeyId, "PendingWindowInDays", 7), &map[string]any{})
 	e.grants("KeyId", m.KeyId) // still there
+	e.work()
 	e.clock.add(8 * 24 * time.Hour)
 	if err := e.deleteDue(t.Context()); err != nil {
 		t.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 	"github.com/keyplane/keyplane/controlplane/iam"
 	"github.com/keyplane/keyplane/controlplane/store"
 	"github.com/keyplane/keyplane/controlplane/store/storetest"
+	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/keyspec"
@@ -30,7 +32,9 @@ import (
 var shared *store.Store
 
 func TestMain(m *testing.M) {
-	os.Exit(storetest.Run(m, func(s *store.Store) { shared = s }))
+	code := storetest.Run(m, func(s *store.Store) { shared = s })
+	closeHSM()
+	os.Exit(code)
 }
 
 var quiet = storetest.Quiet
@@ -55,6 +59,8 @@ func (r *recorder) GrantsChanged(_ keyid.Account, id keyid.ID, grantee string) {
 func (r *recorder) GrantMade(_ keyid.Account, id keyid.ID, grantee string, g *authz.Grant) {
 	r.grant(id, grantee+" has "+g.ID)
 }
+
+func (r *recorder) Spread() {}
 
 func (r *recorder) GrantRemoved(_ keyid.Account, id keyid.ID, grantee, grant string) {
 	r.grant(id, grantee+" has no more "+grant)
@@ -137,25 +143,48 @@ func (s *sink) take() []map[string]any {
 	return records
 }
 
-// clock is a settable time.
+// clock is a settable time, and the time for which it was running; or where live is set the time itself, which is that of a testing/synctest bubble.
 type clock struct {
-	mu sync.Mutex
-	t  time.Time
+	mu   sync.Mutex
+	t    time.Time
+	ran  time.Duration
+	live time.Time // when it began
 }
 
 func (c *clock) now() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if !c.live.IsZero() {
+		return time.Now()
+	}
 	return c.t
 }
 
-func (c *clock) set(t time.Time) {
+func (c *clock) running() time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.t = t
+	if !c.live.IsZero() {
+		return time.Since(c.live)
+	}
+	return c.ran
 }
 
-func (c *clock) add(d time.Duration) { c.set(c.now().Add(d)) }
+// set lets time pass until t.
+func (c *clock) set(t time.Time) { c.add(t.Sub(c.now())) }
+
+// add lets time pass.
+func (c *clock) add(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.t, c.ran = c.t.Add(d), c.ran+d
+}
+
+// jump sets the clock by d, without time passing.
+func (c *clock) jump(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.t = c.t.Add(d)
+}
 
 // env is a server of its own with an account and a Region that no other test uses.
 type env struct {
@@ -171,7 +200,9 @@ type env struct {
 	keyID     string        // access key of the account's administrator
 	who       *authz.Caller // whose access key it is, where that is one of cast's
 	secret    string
-	made      []keyspec.Spec // what newKey made
+	made      []keyspec.Spec // what makeKey made
+	stores    *fakeKeyStores
+	shelf     string // ID of oneKeyStore's
 }
 
 var (
@@ -187,10 +218,19 @@ func newEnvIn(t testing.TB, st *store.Store, region string) *env {
 	envs++
 	account := keyid.Account(500_000_000_000 + envs)
 	envMu.Unlock()
+	return newEnvOf(t, st, region, account, newClock())
+}
+
+func newClock() *clock { return &clock{t: time.Date(2026, 11, 23, 12, 0, 0, 123_000_000, time.UTC)} }
+
+// newEnvOf is a server in a Region for an account that may have others, by a clock that may be others' too.
+func newEnvOf(t testing.TB, st *store.Store, region string, account keyid.Account, clock *clock) *env {
+	t.Helper()
 	e := &env{
-		TB: t, account: account, published: &recorder{}, trail: &sink{TB: t}, clock: &clock{t: time.Date(2026, 11, 23, 12, 0, 0, 123_000_000, time.UTC)},
+		TB: t, account: account, published: &recorder{}, trail: &sink{TB: t}, clock: clock,
 		keyID: "AKIA" + account.String(), secret: "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
 	}
+	e.stores = newFakeKeyStores()
 	var err error
 	e.creds, err = iam.NewTable(iam.TableConfig{Store: st, Region: region, Changed: e.published.AccessKeyChanged})
 	if err != nil {
@@ -208,16 +248,50 @@ func newEnvIn(t testing.TB, st *store.Store, region string) *env {
 		t.Fatal(err)
 	}
 	e.Server, err = New(Config{
-		Region: region, Store: st, Verifier: verifier, Publisher: e.published, Audit: e.trail.append, LastUses: e.uses, Principals: e.cast, Now: e.clock.now, Logger: quiet,
+		Region: region, Store: st, Verifier: verifier, Publisher: e.published, Audit: e.trail.append, LastUses: e.uses, Principals: e.cast, Now: e.clock.now, Running: e.clock.running, Logger: quiet,
 		Random: func(b []byte) error { _, err := rand.Read(b); return err },
 		Root:   func() [8]byte { return [8]byte{'t', 'e', 's', 't', 'r', 'o', 'o', 't'} },
-		NewKey: e.makeKey,
+		Keys:   fakeKeys{make: e.makeKey}, Sealer: storetest.NewSealer(), KeyStores: e.stores,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	e.published.take()
 	return e
+}
+
+// work does what is due now.
+func (e *env) work() {
+	e.Helper()
+	if err := e.Work(e.Context()); err != nil {
+		e.Fatal(err)
+	}
+}
+
+// fakeKeys make keys with a function. What is imported is not wrapped: a key whose material begins with "bad" does not unwrap, others are made of it.
+type fakeKeys struct {
+	Keys
+	make func(keyspec.Spec) (*snapshot.PrivateKey, error)
+}
+
+func (k fakeKeys) New(s keyspec.Spec) (*snapshot.PrivateKey, error) { return k.make(s) }
+
+func (k fakeKeys) Imports(keyspec.Spec, keyspec.Wrapping) (bool, error) { return true, nil }
+
+func (k fakeKeys) Import(s, _ keyspec.Spec, _ *snapshot.PrivateKey, _ keyspec.Wrapping, material []byte) (*snapshot.PrivateKey, error) {
+	if bytes.HasPrefix(material, []byte("bad")) {
+		return nil, hsm.ErrMaterial
+	}
+	p := &snapshot.PrivateKey{Root: [8]byte{'t', 'o', 'k', 'e', 'n'}, Wrapped: bytes.Clone(material)}
+	if n := s.Info().Public; n > 0 {
+		p.Public = append(make([]byte, n), material...)
+	}
+	return p, nil
+}
+
+func (k fakeKeys) Images(_ keyspec.Spec, p *snapshot.PrivateKey) (*[32]byte, error) {
+	sum := sha256.Sum256(p.Wrapped)
+	return &sum, nil
 }
 
 // makeKey stands for the HSM: bytes that are no key, of which the control plane knows as little as of real ones. ML-DSA keys are software keys.
@@ -310,13 +384,29 @@ func short(s string) string {
 type wire struct {
 	AWSAccountId, KeyId, Arn, Description, KeyUsage, KeyState, Origin, KeyManager, CustomerMasterKeySpec, KeySpec, CurrentKeyMaterialId string
 
-	CreationDate, DeletionDate float64
-	Enabled, MultiRegion       bool
+	ExpirationModel string
+
+	CreationDate, DeletionDate, ValidTo float64
+	Enabled, MultiRegion                bool
 
 	EncryptionAlgorithms, SigningAlgorithms, MacAlgorithms, KeyAgreementAlgorithms, EncapsulationAlgorithms []string
 
 	KeyplaneProtection string
+
+	CustomKeyStoreId, CloudHsmClusterId string
+	XksKeyConfiguration                 *struct{ Id string }
+
+	MultiRegionConfiguration    *relatedKeys
+	PendingDeletionWindowInDays int
 }
+
+type relatedKeys struct {
+	MultiRegionKeyType string
+	PrimaryKey         relatedKey
+	ReplicaKeys        []relatedKey
+}
+
+type relatedKey struct{ Arn, Region string }
 
 type metadataReply struct{ KeyMetadata wire }
 

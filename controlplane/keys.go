@@ -53,7 +53,11 @@ type keyMetadata struct {
 	KeyUsage                string
 	KeyState                string
 	DeletionDate            timestamp `json:",omitzero"`
+	ValidTo                 timestamp `json:",omitzero"`
 	Origin                  string
+	CustomKeyStoreId        string `json:",omitempty"`
+	CloudHsmClusterId       string `json:",omitempty"`
+	ExpirationModel         string `json:",omitempty"`
 	KeyManager              string
 	CustomerMasterKeySpec   string
 	KeySpec                 string
@@ -63,26 +67,46 @@ type keyMetadata struct {
 	KeyAgreementAlgorithms  []string `json:",omitempty"`
 	EncapsulationAlgorithms []string `json:",omitempty"`
 	MultiRegion             bool
-	CurrentKeyMaterialId    string `json:",omitempty"`
-	KeyplaneProtection      string `json:",omitempty"` // of ours: SOFTWARE, of a key that is used outside of the HSM
+
+	MultiRegionConfiguration    *multiRegionConfiguration `json:",omitzero"`
+	XksKeyConfiguration         *xksKeyConfiguration      `json:",omitzero"`
+	PendingDeletionWindowInDays int32                     `json:",omitzero"` // of a primary that waits for its replicas to be deleted
+
+	CurrentKeyMaterialId string `json:",omitempty"`
+	KeyplaneProtection   string `json:",omitempty"` // of ours: SOFTWARE, of a key that is used outside of the HSM
 }
+
+type xksKeyConfiguration struct{ Id string }
 
 // protectionSoftware says that a key is made and used outside of the HSM.
 const protectionSoftware = "SOFTWARE"
 
 type keyMetadataOut struct{ KeyMetadata keyMetadata }
 
-// metadata is what CreateKey and DescribeKey show of a key. Every key is of origin AWS_KMS.
-func (s *Server) metadata(k *store.Key) keyMetadata {
+// metadata is what CreateKey and DescribeKey show of a key. cluster is that of its CloudHSM key store, if it is in one.
+func (s *Server) metadata(k *store.Key, cluster string) keyMetadata {
+	state := s.state(k)
 	m := keyMetadata{
 		AWSAccountId: k.Account.String(), KeyId: k.ID.String(), Arn: s.keyARN(k.KeyName), CreationDate: timestamp{k.Created},
-		Enabled: k.State == kmsapi.StateEnabled, Description: k.Description, KeyUsage: k.Usage, KeyState: k.State.String(),
-		DeletionDate: timestamp{k.DeletionDate}, Origin: k.Origin, KeyManager: "CUSTOMER", CustomerMasterKeySpec: k.Spec, KeySpec: k.Spec,
+		Enabled: state == kmsapi.StateEnabled, Description: k.Description, KeyUsage: k.Usage, KeyState: state.String(),
+		DeletionDate: timestamp{k.DeletionDate}, Origin: k.Origin, KeyManager: keyManager(k), CustomerMasterKeySpec: k.Spec, KeySpec: k.Spec,
 		MultiRegion: k.ID.MultiRegion,
 	}
+	m.MultiRegionConfiguration = s.related(k)
+	if k.State == kmsapi.StatePendingReplicaDeletion {
+		m.PendingDeletionWindowInDays = k.DeletionDays
+	}
 	m.setAlgorithms(k.Spec, k.Usage)
+	m.expiration(k)
 	if k.Private != nil && k.Private.Software {
 		m.KeyplaneProtection = protectionSoftware
+	}
+	if k.Store != nil {
+		m.CustomKeyStoreId, m.CloudHsmClusterId = k.Store.ID, cluster
+		if k.Store.External() {
+			m.XksKeyConfiguration = &xksKeyConfiguration{k.Store.XksKeyID}
+		}
+		return m
 	}
 	for i := range k.Versions {
 		if v := &k.Versions[i]; v.Number == k.Current {
@@ -90,6 +114,13 @@ func (s *Server) metadata(k *store.Key) keyMetadata {
 		}
 	}
 	return m
+}
+
+func keyManager(k *store.Key) string {
+	if k.Manager != "" {
+		return k.Manager
+	}
+	return "CUSTOMER"
 }
 
 // setAlgorithms fills the one list of algorithms that the key's usage has.
@@ -117,8 +148,9 @@ func (m *keyMetadata) setAlgorithms(spec, usage string) {
 	}
 }
 
-// CreateKey: a new key, Enabled. The first backing key of a symmetric encryption key is a salt from the HSM (docs/ciphertext.md §3); that of
-// another key is made in the HSM, which can take seconds and is therefore the last thing before the record is written.
+// CreateKey: a new key, Enabled, or PendingImport and without a backing key if that is to be imported. The first backing key of a symmetric encryption key is a
+// salt from the HSM (docs/ciphertext.md §3); that of another key is made in the HSM, which can take seconds and is therefore the last thing before the record is
+// written; so is one in a custom key store, which the cluster makes or the proxy is asked for.
 func (s *Server) createKey(ctx context.Context, c *call, in *createKeyIn) (keyMetadataOut, error) {
 	c.context.Extra = in.conditions()
 	if err := c.permitAccount(c.action, "*"); err != nil {
@@ -142,12 +174,22 @@ func (s *Server) createKey(ctx context.Context, c *call, in *createKeyIn) (keyMe
 		document = []byte(*in.Policy)
 	}
 	k := s.draft(c, spec, deref(in.KeyUsage), deref(in.Description), tags)
+	if in.MultiRegion != nil && *in.MultiRegion {
+		k.ID.MultiRegion, k.MultiRegion = true, &store.MultiRegion{Primary: s.region, Epoch: 1, Revision: 1}
+	}
+	if deref(in.Origin) == originExternal {
+		k.State, k.Origin, k.Versions, k.Current = kmsapi.StatePendingImport, originExternal, nil, 0
+	}
+	if in.CustomKeyStoreId != nil {
+		k.Origin, k.Store = *in.Origin, &snapshot.KeyStore{ID: *in.CustomKeyStoreId, XksKeyID: deref(in.XksKeyId)}
+	}
 	if k.Policy, err = s.newPolicy(c, k, s.anyKeyARN(c.account()), document, in.BypassPolicyLockoutSafetyCheck); err != nil {
 		return keyMetadataOut{}, err
 	}
 	defer k.Wipe()
 	limit := s.quotaOf(k.Account, quota.KeysPerAccount)
-	if spec != keyspec.None {
+	var images *[32]byte // of a resident first version
+	if k.Origin == originKMS && (spec != keyspec.None || k.ID.MultiRegion) {
 		n, err := s.store.KeyCount(ctx, s.region, k.Account)
 		if err != nil {
 			return keyMetadataOut{}, err
@@ -155,17 +197,30 @@ func (s *Server) createKey(ctx context.Context, c *call, in *createKeyIn) (keyMe
 		if n >= limit { // decided again in the transaction
 			return keyMetadataOut{}, keyLimit()
 		}
-		if k.Private, err = s.newKey(spec); err != nil {
+		if spec == keyspec.None {
+			images, err = s.resident(k)
+		} else {
+			k.Private, err = s.keys.New(spec)
+		}
+		if err != nil {
 			return keyMetadataOut{}, fmt.Errorf("controlplane: making a key: %w", err)
 		}
-		// The HSM may have taken all of the operation's time.
+	}
+	cluster := ""
+	if k.Store != nil {
+		if cluster, images, err = s.storeMaterial(ctx, c, k, limit); err != nil {
+			return keyMetadataOut{}, err
+		}
+	}
+	if k.Origin != originKMS || spec != keyspec.None || k.ID.MultiRegion {
+		// The HSM may have taken all of the operation's time, to make the key or to say what it imports.
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
 		defer cancel()
 	}
 	// A fresh key ID is taken, or was once, only if the random numbers are broken; a second try tells a collision from that.
 	for range 2 {
-		if err := s.draw(k); err != nil {
+		if err := s.draw(k, images); err != nil {
 			return keyMetadataOut{}, err
 		}
 		err = s.store.CreateKey(ctx, k, limit)
@@ -177,10 +232,12 @@ func (s *Server) createKey(ctx context.Context, c *call, in *createKeyIn) (keyMe
 			return keyMetadataOut{}, keyLimit()
 		}
 		if err != nil {
-			return keyMetadataOut{}, err
+			return keyMetadataOut{}, keyStoreError(err)
 		}
+		s.completeCopies(ctx, k)
 		c.touchKey(s.keyARN(k.KeyName), k.Account)
-		return keyMetadataOut{s.metadata(k)}, nil
+		c.noteKeyIn(k, cluster)
+		return keyMetadataOut{s.metadata(k, cluster)}, nil
 	}
 	return keyMetadataOut{}, errors.New("controlplane: the HSM's random numbers repeat")
 }
@@ -205,21 +262,31 @@ func (s *Server) draft(c *call, spec keyspec.Spec, usage, description string, ta
 	return k
 }
 
-// draw gives a draft its ID, and its first version a salt or its private key the name that goes with the ID.
-func (s *Server) draw(k *store.Key) error {
+// draw gives a draft its ID, and its first version a salt, or its backing key the name that goes with the ID, if it has either. images are those of a resident
+// version.
+func (s *Server) draw(k *store.Key, images *[32]byte) error {
 	var random [16 + 32]byte
 	defer clear(random[:])
 	if err := s.random(random[:]); err != nil {
 		return fmt.Errorf("controlplane: random bytes for a key: %w", err)
 	}
-	k.ID = keyid.NewID([16]byte(random[:16]), false)
+	k.ID = keyid.NewID([16]byte(random[:16]), k.MultiRegion != nil)
 	if k.Private != nil {
-		named := *k.Private
-		named.ID = snapshot.PrivateKeyID(k.Account, k.ID, k.Spec, k.Usage, &named)
-		k.Private = &named
+		k.Private = named(k, k.Private)
+		return nil
+	}
+	if k.Origin == originExternal {
 		return nil
 	}
 	v := &k.Versions[0]
+	if v.Resident != nil {
+		v.Resident = named(k, v.Resident)
+		for i, p := range v.Copies {
+			v.Copies[i] = named(k, p)
+		}
+		v.Root, v.MaterialID = v.Resident.Root, snapshot.ResidentMaterialID(k.Account, k.ID, images)
+		return nil
+	}
 	v.Root = s.root()
 	copy(v.Salt[:], random[16:])
 	v.MaterialID = snapshot.MaterialID(k.Account, k.ID, v.Number, &v.Salt)
@@ -245,6 +312,9 @@ func (s *Server) describeKey(ctx context.Context, c *call, in *describeKeyIn) (k
 	if ref.Alias != nil {
 		c.context.RequestAlias = ref.Alias
 		alias, err := s.store.Alias(ctx, s.region, ref.Account, string(ref.Alias))
+		if errors.Is(err, store.ErrNotFound) && ref.Account == c.account() {
+			alias, err = s.firstUse(ctx, c, string(ref.Alias))
+		}
 		if err != nil {
 			return keyMetadataOut{}, s.aliasError(c, ref.Account, string(ref.Alias), err)
 		}
@@ -255,7 +325,23 @@ func (s *Server) describeKey(ctx context.Context, c *call, in *describeKeyIn) (k
 		return keyMetadataOut{}, err
 	}
 	defer k.Wipe()
-	return keyMetadataOut{s.metadata(k)}, nil
+	cluster, err := s.clusterOf(ctx, k)
+	if err != nil {
+		return keyMetadataOut{}, err
+	}
+	return keyMetadataOut{s.metadata(k, cluster)}, nil
+}
+
+// firstUse makes the AWS managed key that an alias of the caller's account stands for, if it does, and the caller may see it. store.ErrNotFound: it does not.
+func (s *Server) firstUse(ctx context.Context, c *call, alias string) (*store.Alias, error) {
+	service := s.managedService(c.account(), alias)
+	if service == "" {
+		return nil, store.ErrNotFound
+	}
+	if err := s.makeManaged(ctx, c.account(), alias, service, c.now, func(k *store.Key) error { return s.authorize(ctx, c, k) }); err != nil {
+		return nil, err
+	}
+	return s.store.Alias(ctx, s.region, c.account(), alias)
 }
 
 type listKeysIn struct {
@@ -331,11 +417,20 @@ func (s *Server) switchState(ctx context.Context, c *call, keyID string) error {
 		return err
 	}
 	k, err := s.change(ctx, c, n, func(k *store.Key) error {
-		k.State, k.Resume = after(c.op.Name, k.State)
+		if k.State = after(c.op.Name, k.State); k.State == kmsapi.StateEnabled {
+			elapsed, err := s.seen(ctx)
+			if err != nil {
+				return err
+			}
+			s.healSchedule(k, c.now, elapsed)
+		}
 		return nil
 	})
 	if err != nil {
 		return err
+	}
+	if dueRotation(k, c.now) != "" { // it was due, or asked for, while the key was disabled
+		s.hurry()
 	}
 	k.Wipe()
 	return nil

@@ -83,12 +83,8 @@ func TestCreateKeyRefusals(t *testing.T) {
 		{obj("KeySpec", "SM2", "KeyUsage", "SIGN_VERIFY"), kmsapi.UnsupportedOperation, "KeySpec SM2" + unsupported},
 		{obj("CustomerMasterKeySpec", "SM2", "KeyUsage", "KEY_AGREEMENT"), kmsapi.UnsupportedOperation, "KeySpec SM2" + unsupported},
 		{obj("CustomerMasterKeySpec", "ML_DSA_44", "KeyUsage", "SIGN_VERIFY"), kmsapi.Validation, "*"}, // the old member's enum lacks it
-		{obj("KeySpec", "RSA_2048", "KeyUsage", "SIGN_VERIFY", "Origin", "EXTERNAL"), kmsapi.UnsupportedOperation, "Origin EXTERNAL" + unsupported},
-		{obj("Origin", "EXTERNAL"), kmsapi.UnsupportedOperation, "Origin EXTERNAL" + unsupported},
-		{obj("Origin", "AWS_CLOUDHSM", "CustomKeyStoreId", "cks-1"), kmsapi.UnsupportedOperation, "Origin AWS_CLOUDHSM" + unsupported},
-		{obj("MultiRegion", true), kmsapi.UnsupportedOperation, "MultiRegion" + unsupported},
-		{obj("CustomKeyStoreId", "cks-1"), kmsapi.UnsupportedOperation, "CustomKeyStoreId" + unsupported},
-		{obj("XksKeyId", "k"), kmsapi.UnsupportedOperation, "XksKeyId" + unsupported},
+		{obj("KeySpec", "ML_DSA_65", "KeyUsage", "SIGN_VERIFY", "Origin", "EXTERNAL"), kmsapi.UnsupportedOperation, "Origin EXTERNAL is not valid for KMS keys with KeySpec ML_DSA_65."},
+		{obj("KeySpec", "ML_KEM_512", "KeyUsage", "ENCAPSULATE_DECAPSULATE", "Origin", "EXTERNAL"), kmsapi.UnsupportedOperation, "Origin EXTERNAL is not valid for KMS keys with KeySpec ML_KEM_512."},
 		{obj("KeySpec", "AES"), kmsapi.Validation, "1 validation error detected: Value 'AES' at 'keySpec' failed to satisfy constraint: " +
 			"Member must satisfy enum value set: [" + strings.Join(keySpecs, ", ") + "]"},
 		{obj("Origin", "", "XksKeyId", "k/"), kmsapi.Validation, "2 validation errors detected: Value '' at 'origin' failed to satisfy constraint: " +
@@ -151,10 +147,12 @@ func TestKeyReferences(t *testing.T) {
 
 	members := map[string]string{ // what each operation needs besides KeyId
 		"UpdateKeyDescription": `"Description":"",`, "TagResource": `"Tags":[],`, "UntagResource": `"TagKeys":[],`, "PutKeyPolicy": `"Policy":"{}",`,
+		"GetParametersForImport": `"WrappingAlgorithm":"RSAES_OAEP_SHA_256","WrappingKeySpec":"RSA_2048",`,
+		"ImportKeyMaterial":      `"ImportToken":"AAAA","EncryptedKeyMaterial":"AAAA","ExpirationModel":"KEY_MATERIAL_DOES_NOT_EXPIRE",`,
 	}
 	for _, op := range []string{
-		"CancelKeyDeletion", "DescribeKey", "DisableKey", "EnableKey", "GetKeyPolicy", "ListAliases", "ListKeyPolicies", "ListResourceTags",
-		"PutKeyPolicy", "ScheduleKeyDeletion", "TagResource", "UntagResource", "UpdateKeyDescription",
+		"CancelKeyDeletion", "DeleteImportedKeyMaterial", "DescribeKey", "DisableKey", "DisableKeyRotation", "EnableKey", "EnableKeyRotation", "GetKeyPolicy", "GetKeyRotationStatus", "GetParametersForImport", "ImportKeyMaterial",
+		"ListAliases", "ListKeyPolicies", "ListKeyRotations", "ListResourceTags", "PutKeyPolicy", "RotateKeyOnDemand", "ScheduleKeyDeletion", "TagResource", "UntagResource", "UpdateKeyDescription",
 	} {
 		with := func(ref string) string {
 			return "{" + members[op] + `"KeyId":` + string(kmsapi.AppendString(nil, ref)) + "}"

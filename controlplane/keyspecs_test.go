@@ -129,8 +129,8 @@ func TestCreateKeyRefusedFirst(t *testing.T) {
 		{[]any{"Policy", "[]"}, kmsapi.MalformedPolicyDocument},
 		{[]any{"Policy", statement("Deny", "kms:*", anyone, anyResource)}, kmsapi.MalformedPolicyDocument},
 		{[]any{"Tags", tags("aws:x", "")}, kmsapi.Tag},
-		{[]any{"MultiRegion", true}, kmsapi.UnsupportedOperation},
-		{[]any{"XksKeyId", "k"}, kmsapi.UnsupportedOperation},
+		{[]any{"CustomKeyStoreId", "cks-1", "Origin", "AWS_CLOUDHSM"}, kmsapi.UnsupportedOperation},
+		{[]any{"XksKeyId", "k"}, kmsapi.Validation},
 	} {
 		e.fails("CreateKey", obj(append(c.with, rsa...)...), c.code, "*")
 	}
@@ -149,22 +149,22 @@ func TestCreateKeyRefusedFirst(t *testing.T) {
 func TestCreateKeyRefusedByHSM(t *testing.T) {
 	e := newEnv(t)
 	body := obj("KeySpec", "ML_DSA_44", "KeyUsage", "SIGN_VERIFY")
-	e.newKey = func(s keyspec.Spec) (*snapshot.PrivateKey, error) {
+	e.keys = fakeKeys{make: func(s keyspec.Spec) (*snapshot.PrivateKey, error) {
 		return nil, kmsapi.New(kmsapi.UnsupportedOperation, "The KeySpec "+s.String()+" is not offered by this key store.")
-	}
+	}}
 	e.fails("CreateKey", body, kmsapi.UnsupportedOperation, "The KeySpec ML_DSA_44 is not offered by this key store.")
-	e.newKey = func(keyspec.Spec) (*snapshot.PrivateKey, error) { return nil, errors.New("CKR_DEVICE_ERROR in slot 7") }
+	e.keys = fakeKeys{make: func(keyspec.Spec) (*snapshot.PrivateKey, error) { return nil, errors.New("CKR_DEVICE_ERROR in slot 7") }}
 	e.fails("CreateKey", body, kmsapi.KMSInternal, kmsapi.KMSInternal.Text())
-	e.newKey = nil
+	e.keys = nil
 	e.fails("CreateKey", body, kmsapi.UnsupportedOperation, "KeySpec ML_DSA_44 is not offered by this version of keyplane.")
 	e.create("{}")
 
 	// A key that took longer than the operation may take is kept all the same.
 	ctx, cancel := context.WithCancel(t.Context())
-	e.newKey = func(s keyspec.Spec) (*snapshot.PrivateKey, error) {
+	e.keys = fakeKeys{make: func(s keyspec.Spec) (*snapshot.PrivateKey, error) {
 		cancel()
 		return e.makeKey(s)
-	}
+	}}
 	if resp := e.Serve(ctx, &Request{Signed: e.sign("CreateKey", []byte(body)), RequestID: "late"}); resp.Code != kmsapi.OK {
 		t.Errorf("after a slow HSM: %s", resp.Body)
 	}

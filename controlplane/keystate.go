@@ -11,6 +11,7 @@ const (
 	refused    // KMSInvalidStateException "<key ARN> is <state>."
 	notPending // KMSInvalidStateException "<key ARN> is not pending deletion."
 	disabled   // DisabledException "<key ARN> is disabled."
+	external   // UnsupportedOperationException: only keys whose material is imported are in that state
 )
 
 // states is a row of the key state matrix (AWS KMS Developer Guide, "Key states of AWS KMS keys"), one verdict per column.
@@ -22,31 +23,42 @@ var (
 	everyState = states{allowed, allowed, allowed, allowed, allowed, allowed, allowed}
 	notPD      = states{allowed, allowed, refused, allowed, allowed, allowed, allowed}
 	switching  = states{allowed, allowed, refused, refused, allowed, refused, refused}
+	scheduling = states{allowed, disabled, refused, external, refused, refused, allowed}
 )
 
 // matrix has the operations of the control plane that concern one key. For UpdateAlias it is the state of the new target that counts.
 var matrix = map[string]states{
-	"CancelKeyDeletion":    {notPending, notPending, allowed, notPending, notPending, notPending, notPending},
-	"CreateAlias":          notPD,
-	"CreateGrant":          {allowed, disabled, refused, refused, allowed, refused, allowed},
-	"DeleteAlias":          everyState,
-	"DescribeKey":          everyState,
-	"DisableKey":           switching,
-	"EnableKey":            switching,
-	"GetKeyLastUsage":      everyState,
-	"GetKeyPolicy":         everyState,
-	"ListAliases":          everyState,
-	"ListGrants":           everyState,
-	"ListKeyPolicies":      everyState,
-	"ListResourceTags":     everyState,
-	"PutKeyPolicy":         everyState,
-	"RetireGrant":          everyState,
-	"RevokeGrant":          everyState,
-	"ScheduleKeyDeletion":  {allowed, allowed, refused, allowed, allowed, allowed, refused},
-	"TagResource":          notPD,
-	"UntagResource":        notPD,
-	"UpdateAlias":          notPD,
-	"UpdateKeyDescription": notPD,
+	"CancelKeyDeletion":         {notPending, notPending, allowed, notPending, notPending, notPending, notPending},
+	"CreateAlias":               notPD,
+	"CreateGrant":               {allowed, disabled, refused, refused, allowed, refused, allowed},
+	"DeleteAlias":               everyState,
+	"DeleteImportedKeyMaterial": {allowed, allowed, allowed, allowed, refused, refused, refused},
+	"DescribeKey":               everyState,
+	"DisableKey":                switching,
+	"DisableKeyRotation":        scheduling,
+	"EnableKey":                 switching,
+	"EnableKeyRotation":         scheduling,
+	"GetKeyLastUsage":           everyState,
+	"GetKeyPolicy":              everyState,
+	"GetKeyRotationStatus":      {allowed, allowed, allowed, external, refused, allowed, allowed},
+	"GetParametersForImport":    {allowed, allowed, refused, allowed, refused, refused, refused},
+	"ImportKeyMaterial":         {allowed, allowed, refused, allowed, refused, refused, allowed},
+	"ListAliases":               everyState,
+	"ListGrants":                everyState,
+	"ListKeyPolicies":           everyState,
+	"ListKeyRotations":          {allowed, allowed, allowed, allowed, refused, allowed, allowed},
+	"ListResourceTags":          everyState,
+	"PutKeyPolicy":              everyState,
+	"ReplicateKey":              {allowed, disabled, refused, refused, refused, refused, refused},
+	"RetireGrant":               everyState,
+	"RevokeGrant":               everyState,
+	"RotateKeyOnDemand":         {allowed, disabled, refused, refused, refused, refused, allowed},
+	"ScheduleKeyDeletion":       {allowed, allowed, refused, allowed, allowed, allowed, refused},
+	"TagResource":               notPD,
+	"UntagResource":             notPD,
+	"UpdateAlias":               notPD,
+	"UpdateKeyDescription":      notPD,
+	"UpdatePrimaryRegion":       {allowed, disabled, refused, refused, refused, refused, allowed},
 }
 
 // in is the verdict of the column that state belongs to.
@@ -92,25 +104,21 @@ func stateError(operation string, state kmsapi.KeyState, arn string) error {
 		return kmsapi.New(kmsapi.Disabled, arn+stateTexts[state])
 	case notPending:
 		return kmsapi.New(kmsapi.KMSInvalidState, arn+" is not pending deletion.")
+	case external:
+		return wrongOrigin(arn, originExternal)
 	}
 	return kmsapi.E(kmsapi.KMSInternal)
 }
 
-// after is the state of a key once an operation that switches states was allowed and done. A key whose key store is unavailable stays so;
-// resume, otherwise 0, is what it becomes when the store is back.
-func after(operation string, state kmsapi.KeyState) (next, resume kmsapi.KeyState) {
+// after is the state of a key once an operation that switches states was allowed and done.
+func after(operation string, state kmsapi.KeyState) kmsapi.KeyState {
 	switch operation {
 	case "EnableKey":
-		next = kmsapi.StateEnabled
+		return kmsapi.StateEnabled
 	case "DisableKey", "CancelKeyDeletion":
-		next = kmsapi.StateDisabled
+		return kmsapi.StateDisabled
 	case "ScheduleKeyDeletion":
-		return kmsapi.StatePendingDeletion, 0
-	default:
-		return state, 0
+		return kmsapi.StatePendingDeletion
 	}
-	if state == kmsapi.StateUnavailable {
-		return state, next
-	}
-	return next, 0
+	return state
 }

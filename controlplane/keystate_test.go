@@ -2,7 +2,6 @@ package controlplane
 
 import (
 	_ "embed"
-	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -17,7 +16,7 @@ var keyStateTSV string
 // TestKeyStateMatrix runs every cell of testdata/keystate.tsv that is the control plane's through Serve, on a key that is put into the column's
 // state in the store, and looks at what state the key is in then. apitest runs the whole table through a server.
 func TestKeyStateMatrix(t *testing.T) {
-	e := newEnv(t)
+	e, related := newEnv(t), oneToken(t, 2)
 	other := e.create("{}")
 	var columns []string
 	cells, rows := 0, map[string]bool{}
@@ -37,12 +36,16 @@ func TestKeyStateMatrix(t *testing.T) {
 				}
 				for _, state := range states {
 					cells++
-					e.cell(fields[0], state, cell, other)
+					if fields[1] == "multi-Region" {
+						related.cell(fields[0], state, cell)
+						continue
+					}
+					e.cell(fields[0], fields[1], state, cell, other)
 				}
 			}
 		}
 	}
-	if cells != 21*8 {
+	if cells != 31*8 {
 		t.Errorf("%d cells were run", cells)
 	}
 	for op := range matrix {
@@ -61,9 +64,17 @@ func controlPlanes(name string) bool {
 	return op != nil && op.Plane == kmsapi.ControlPlane && op.Built
 }
 
-func (e *env) cell(op string, state kmsapi.KeyState, cell string, other wire) {
+func (e *env) cell(op, kind string, state kmsapi.KeyState, cell string, other wire) {
 	e.Helper()
-	m := e.create("{}")
+	unavailable := state == kmsapi.StateUnavailable && cell != "-" // of what is in custom key stores nothing is imported
+	kinds := map[string]func() wire{
+		"symmetric": func() wire { return e.create("{}") }, "EXTERNAL": func() wire { return e.external("{}", "0") },
+		"unavailable": func() wire { return e.createIn(e.oneKeyStore()) },
+	}
+	if unavailable {
+		kind = "unavailable"
+	}
+	m := kinds[kind]()
 	alias := "alias/of-" + m.KeyId
 	if op == "UpdateAlias" {
 		e.ok("CreateAlias", aliasBody(alias, other.KeyId), nil) // the key in the state is the target
@@ -76,29 +87,44 @@ func (e *env) cell(op string, state kmsapi.KeyState, cell string, other wire) {
 	if op == "RetireGrant" || op == "RevokeGrant" {
 		e.ok("CreateGrant", grant, &granted)
 	}
-	e.force(m.KeyId, state)
 	body := map[string]string{
 		"CreateAlias": aliasBody(alias, m.KeyId), "UpdateAlias": aliasBody(alias, m.KeyId), "DeleteAlias": obj("AliasName", alias),
-		"TagResource":          obj("KeyId", m.KeyId, "Tags", tags("a", "b")),
-		"UntagResource":        obj("KeyId", m.KeyId, "TagKeys", []string{"a"}),
-		"UpdateKeyDescription": obj("KeyId", m.KeyId, "Description", "d"),
-		"PutKeyPolicy":         obj("KeyId", m.KeyId, "Policy", keyPolicyOf(e)),
-		"CreateGrant":          grant,
-		"RetireGrant":          obj("GrantToken", granted.GrantToken),
-		"RevokeGrant":          obj("KeyId", m.KeyId, "GrantId", granted.GrantId),
+		"TagResource":            obj("KeyId", m.KeyId, "Tags", tags("a", "b")),
+		"UntagResource":          obj("KeyId", m.KeyId, "TagKeys", []string{"a"}),
+		"UpdateKeyDescription":   obj("KeyId", m.KeyId, "Description", "d"),
+		"PutKeyPolicy":           obj("KeyId", m.KeyId, "Policy", keyPolicyOf(e)),
+		"CreateGrant":            grant,
+		"RetireGrant":            obj("GrantToken", granted.GrantToken),
+		"RevokeGrant":            obj("KeyId", m.KeyId, "GrantId", granted.GrantId),
+		"GetParametersForImport": e.parametersBody(m.KeyId),
 	}[op]
+	if op == "ImportKeyMaterial" && unavailable {
+		body = obj("KeyId", m.KeyId, "ImportToken", "AAAA", "EncryptedKeyMaterial", "AAAA", "ExpirationModel", materialStays)
+	} else if op == "ImportKeyMaterial" {
+		body = e.importBody(m.KeyId, "0")
+	}
 	if body == "" {
 		body = obj("KeyId", m.KeyId)
 	}
+	if unavailable {
+		e.ok("DisconnectCustomKeyStore", obj("CustomKeyStoreId", m.CustomKeyStoreId), &noMembers{})
+	} else {
+		e.force(m.KeyId, state)
+	}
 	texts := map[string]string{
+		"8": " is pending deletion.", "-": " is unavailable.",
 		"3": " is pending deletion.", "4": " is not pending deletion.", "5": " is pending import.", "4,13": " is not pending deletion.",
 		"10": " is pending deletion.", "14": " is creating.", "15": " is updating.",
 	}
 	if state == kmsapi.StatePendingReplicaDeletion {
-		texts["3"], texts["10"] = " is pending replica deletion.", " is pending replica deletion."
+		texts["3"], texts["8"], texts["10"] = " is pending replica deletion.", " is pending replica deletion.", " is pending replica deletion."
 	}
 	next := state
-	if cell == "1" {
+	if cell == "7" || cell == "9" {
+		e.fails(op, body, kmsapi.UnsupportedOperation, m.Arn+" origin is AWS_CLOUDHSM which is not valid for this operation.")
+	} else if cell == "6" {
+		e.fails(op, body, kmsapi.UnsupportedOperation, m.Arn+" origin is EXTERNAL which is not valid for this operation.")
+	} else if cell == "1" {
 		e.fails(op, body, kmsapi.Disabled, m.Arn+" is disabled.")
 	} else if text, refused := texts[cell]; refused {
 		e.fails(op, body, kmsapi.KMSInvalidState, m.Arn+text)
@@ -115,6 +141,10 @@ func (e *env) cell(op string, state kmsapi.KeyState, cell string, other wire) {
 			next = kmsapi.StateEnabled
 		case op == "DisableKey", op == "CancelKeyDeletion":
 			next = kmsapi.StateDisabled
+		case op == "ImportKeyMaterial" && state == kmsapi.StatePendingImport:
+			next = kmsapi.StateEnabled
+		case op == "DeleteImportedKeyMaterial" && (state == kmsapi.StateEnabled || state == kmsapi.StateDisabled):
+			next = kmsapi.StatePendingImport
 		case op == "ScheduleKeyDeletion":
 			next = kmsapi.StatePendingDeletion
 		}
@@ -123,16 +153,53 @@ func (e *env) cell(op string, state kmsapi.KeyState, cell string, other wire) {
 	if err != nil {
 		e.Fatal(err)
 	}
-	var resume kmsapi.KeyState
-	if cell == "12" {
-		resume = map[string]kmsapi.KeyState{"EnableKey": kmsapi.StateEnabled, "DisableKey": kmsapi.StateDisabled}[op]
+	record := next
+	if unavailable && next == state {
+		record = kmsapi.StateEnabled // unless it was switched, which shows when the key store is back
+		if op == "DisableKey" {
+			record = kmsapi.StateDisabled
+		}
 	}
-	if k.State != next || k.Resume != resume {
-		e.Errorf("%s in state %s: the key is %s, resumes %q; want %s, %q", op, state, k.State, k.Resume, next, resume)
+	if k.State != record || k.Resume != 0 {
+		e.Errorf("%s in state %s: the record has %s, resumes %q; want %s", op, state, k.State, k.Resume, record)
 	}
 	if d := e.describe(m.KeyId); d.KeyState != next.String() || d.Enabled != (next == kmsapi.StateEnabled) ||
 		(d.DeletionDate != 0) != (next == kmsapi.StatePendingDeletion) {
 		e.Errorf("%s in state %s: described as %+v", op, state, d)
+	}
+	if unavailable {
+		e.ok("ConnectCustomKeyStore", obj("CustomKeyStoreId", m.CustomKeyStoreId), &noMembers{})
+		e.turns()
+		if d := e.describe(m.KeyId); d.KeyState != record.String() {
+			e.Errorf("%s in state %s: when the key store is back, described as %+v", op, state, d)
+		}
+	}
+}
+
+// cell is env.cell for the operations with the primary of related keys.
+func (w *world) cell(op string, state kmsapi.KeyState, cell string) {
+	w.Helper()
+	e, there := w.regions[0], w.regions[1].region
+	m := e.create(obj("MultiRegion", true))
+	body := obj("KeyId", m.KeyId, "ReplicaRegion", there)
+	if op == "UpdatePrimaryRegion" {
+		e.replicateTo(m.KeyId, there)
+		w.settle()
+		body = obj("KeyId", m.KeyId, "PrimaryRegion", there)
+	}
+	e.force(m.KeyId, state)
+	text := m.Arn + stateTexts[state]
+	switch cell {
+	case "ok":
+		if resp := e.call(op, body); resp.Code != kmsapi.OK {
+			w.Errorf("%s in state %s: %s", op, state, resp.Body)
+		}
+	case "1":
+		e.fails(op, body, kmsapi.Disabled, text)
+	case "3", "5", "14", "15", "-":
+		e.fails(op, body, kmsapi.KMSInvalidState, text)
+	default:
+		w.Fatalf("%s %s: what is %q?", op, state, cell)
 	}
 }
 
@@ -165,7 +232,7 @@ func TestStateErrorUnknown(t *testing.T) {
 			t.Errorf("no text for %s", state)
 		}
 	}
-	if fmt.Sprint(after("DescribeKey", kmsapi.StateCreating)) != fmt.Sprint(kmsapi.StateCreating, kmsapi.KeyState(0)) {
+	if after("DescribeKey", kmsapi.StateCreating) != kmsapi.StateCreating {
 		t.Error("an operation that switches nothing switched the state")
 	}
 }

@@ -12,7 +12,7 @@ import (
 
 // LastUses knows the last use of each key: *lastuse.Index.
 type LastUses interface {
-	Last(keyid.Account, keyid.ID) (lastuse.Use, bool)
+	Last(region string, a keyid.Account, id keyid.ID) (lastuse.Use, bool)
 	Start() time.Time // since when every use is known
 }
 
@@ -48,7 +48,7 @@ func (s *Server) getKeyLastUsage(ctx context.Context, c *call, in *keyIn) (getKe
 		return getKeyLastUsageOut{}, kmsapi.New(kmsapi.UnsupportedOperation, noLastUses)
 	}
 	out := getKeyLastUsageOut{KeyId: s.keyARN(n), KeyLastUsage: struct{}{}, KeyCreationDate: timestamp{k.Created}}
-	if u, ok := s.lastUses.Last(n.Account, n.ID); ok {
+	if u, ok := s.lastUses.Last(n.Region, n.Account, n.ID); ok {
 		out.KeyLastUsage = keyLastUsage{
 			Operation: u.Operation.String(), Timestamp: timestamp{time.Unix(u.Seconds, 0)},
 			CloudTrailEventId: string(uuid.Append(nil, &u.EventID)), KmsRequestId: string(uuid.Append(nil, &u.RequestID)),

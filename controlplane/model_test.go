@@ -134,6 +134,11 @@ func TestModel(t *testing.T) {
 		if got.Code != want {
 			t.Fatalf("seed %d, step %d: %s %s: got %s, the model says %s", seed, step, op, body, got.Body, want)
 		}
+		if op == "ScheduleKeyDeletion" {
+			if err := e.seeDeletions(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
 		if step%100 == 99 {
 			e.compare(m, ids, seed, step)
 		}

@@ -23,12 +23,26 @@ const lockedOut = "The new key policy will not allow you to update the key polic
 // newPolicy checks a key policy that a caller puts on the key k, whose ARN is arn, and binds the principals that it names. Unless bypass says so, it has to
 // leave PutKeyPolicy to the caller, or to the caller's account.
 func (s *Server) newPolicy(c *call, k *store.Key, arn string, document []byte, bypass *bool) (store.Policy, error) {
+	put, p, err := s.parsePolicy(document, s.bind)
+	if err != nil {
+		return store.Policy{}, err
+	}
+	return put, s.lockout(c, k, arn, p, bypass)
+}
+
+// bind is a policy.Binder over the principals that there are.
+func (s *Server) bind(arn string) (string, bool) {
+	return s.principals.Bind(policy.PrincipalARN(arn, s.partition))
+}
+
+// parsePolicy checks a key policy and binds its principals.
+func (s *Server) parsePolicy(document []byte, bind policy.Binder) (store.Policy, *policy.Policy, error) {
 	if len(document) > kmsapi.PolicyMax {
-		return store.Policy{}, kmsapi.New(kmsapi.LimitExceeded, "The key policy is larger than 32768 bytes.")
+		return store.Policy{}, nil, kmsapi.New(kmsapi.LimitExceeded, "The key policy is larger than 32768 bytes.")
 	}
 	put := store.Policy{Document: document, Bound: map[string]string{}}
 	p, err := policy.Parse(document, policy.KeyPolicy, func(arn string) (string, bool) {
-		id, ok := s.principals.Bind(policy.PrincipalARN(arn, s.partition))
+		id, ok := bind(arn)
 		if ok {
 			put.Bound[arn] = id
 		}
@@ -39,16 +53,21 @@ func (s *Server) newPolicy(c *call, k *store.Key, arn string, document []byte, b
 	}
 	if err != nil {
 		if e, ok := errors.AsType[*policy.Error](err); ok {
-			return store.Policy{}, malformedPolicy(e.Message)
+			return store.Policy{}, nil, malformedPolicy(e.Message)
 		}
-		return store.Policy{}, err
+		return store.Policy{}, nil, err
 	}
+	return put, p, nil
+}
+
+// lockout refuses a policy of the key k, whose ARN is arn, that its maker could not change any more.
+func (s *Server) lockout(c *call, k *store.Key, arn string, p *policy.Policy, bypass *bool) error {
 	if bypass != nil && *bypass {
-		return put, nil
+		return nil
 	}
 	w := c.principal()
 	if w == nil {
-		return store.Policy{}, malformedPolicy(lockedOut)
+		return malformedPolicy(lockedOut)
 	}
 	facts := k.Facts()
 	c.context.Key = &facts
@@ -57,9 +76,9 @@ func (s *Server) newPolicy(c *call, k *store.Key, arn string, document []byte, b
 		Scratch: &c.scratch,
 	})
 	if result.Deny != 0 || result.Allow == (policy.Result{}).Allow {
-		return store.Policy{}, malformedPolicy(lockedOut)
+		return malformedPolicy(lockedOut)
 	}
-	return put, nil
+	return nil
 }
 
 func malformedPolicy(text string) error { return kmsapi.New(kmsapi.MalformedPolicyDocument, text) }

@@ -2,6 +2,7 @@ package controlplane
 
 import (
 	"errors"
+	"time"
 
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
@@ -18,7 +19,8 @@ func (s *Server) charge(c *call) error {
 	if !ok {
 		return errors.New("controlplane: an operation without a pool of requests")
 	}
-	if !s.quotas.Charge(c.account(), pool, s.now()) {
+	// Rates are counted by the time that passes, whatever the clock says that dates are decided by.
+	if !s.quotas.Charge(c.account(), pool, time.Now()) {
 		return kmsapi.E(kmsapi.Throttling)
 	}
 	return nil

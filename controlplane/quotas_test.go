@@ -40,7 +40,7 @@ func (f *fixedQuotas) Max(_ keyid.Account, name string) int {
 	return int(quota.Find(name).Value(quota.Default, "us-east-1"))
 }
 
-func (f *fixedQuotas) Serve(_ context.Context, who sigv4.Identity, target, body []byte, _, _ string, _ []byte, _ time.Time, _ *cloudtrail.Record) (int, []byte) {
+func (f *fixedQuotas) Serve(_ context.Context, who sigv4.Identity, target, body []byte, _, _ string, _ bool, _ []byte, _ time.Time, _ *cloudtrail.Record) (int, []byte) {
 	return 207, fmt.Appendf(nil, "%s %s %s", who.Service(), target, body)
 }
 
@@ -75,11 +75,11 @@ func TestChargedPools(t *testing.T) {
 	// One pool says nothing about another.
 	f.full = map[ratelimit.Pool]bool{poolOf(t, "CreateKey"): true}
 	e.ok("DescribeKey", obj("KeyId", m.KeyId), new(struct{ KeyMetadata wire }))
-	// What is malformed or not offered is not charged.
+	// What is malformed is not charged.
 	f.charged = nil
 	e.fails("DescribeKey", `{`, kmsapi.Serialization, "*")
 	e.fails("DescribeKey", `{}`, kmsapi.Validation, "*")
-	e.fails("EnableKeyRotation", obj("KeyId", m.KeyId), kmsapi.UnsupportedOperation, "*")
+	e.fails("ConnectCustomKeyStore", "{}", kmsapi.Validation, "*")
 	if len(f.charged) != 0 {
 		t.Errorf("charged %v", f.charged)
 	}
@@ -88,12 +88,20 @@ func TestChargedPools(t *testing.T) {
 // minimal is a body that passes the constraints of an operation.
 func minimal(operation, keyID string) string {
 	switch operation {
-	case "CreateKey", "ListKeys", "ListAliases":
+	case "CreateKey", "ListKeys", "ListAliases", "DescribeCustomKeyStores":
 		return "{}"
+	case "CreateCustomKeyStore":
+		return obj("CustomKeyStoreName", "x")
+	case "ConnectCustomKeyStore", "DisconnectCustomKeyStore", "DeleteCustomKeyStore", "UpdateCustomKeyStore":
+		return obj("CustomKeyStoreId", "cks-1234567890abcdef0")
 	case "CreateAlias", "UpdateAlias":
 		return aliasBody("alias/x", keyID)
 	case "DeleteAlias":
 		return obj("AliasName", "alias/x")
+	case "ReplicateKey":
+		return obj("KeyId", keyID, "ReplicaRegion", "eu-west-1")
+	case "UpdatePrimaryRegion":
+		return obj("KeyId", keyID, "PrimaryRegion", "eu-west-1")
 	case "CreateGrant":
 		return obj("KeyId", keyID, "GranteePrincipal", "arn:aws:iam::111122223333:root", "Operations", describing)
 	case "RevokeGrant":
@@ -108,6 +116,10 @@ func minimal(operation, keyID string) string {
 		return `{"KeyId":"` + keyID + `","Tags":[{"TagKey":"a","TagValue":"b"}]}`
 	case "UntagResource":
 		return `{"KeyId":"` + keyID + `","TagKeys":["a"]}`
+	case "GetParametersForImport":
+		return obj("KeyId", keyID, "WrappingAlgorithm", "RSAES_OAEP_SHA_256", "WrappingKeySpec", "RSA_2048")
+	case "ImportKeyMaterial":
+		return obj("KeyId", keyID, "ImportToken", "AAAA", "EncryptedKeyMaterial", "AAAA")
 	case "UpdateKeyDescription":
 		return obj("KeyId", keyID, "Description", "d")
 	}
@@ -145,6 +157,7 @@ func TestKeyQuota(t *testing.T) {
 	e.ok("ScheduleKeyDeletion", obj("KeyId", list.Keys[0].KeyId), new(map[string]any))
 	e.ok("DisableKey", obj("KeyId", list.Keys[1].KeyId), nil)
 	e.fails("CreateKey", "{}", kmsapi.LimitExceeded, "*") // every state counts
+	e.work()
 	e.clock.add(31 * 24 * time.Hour)
 	if err := e.deleteDue(t.Context()); err != nil {
 		t.Fatal(err)
@@ -172,6 +185,7 @@ func TestAliasQuota(t *testing.T) {
 	}
 	// The largest transaction that a deletion can be.
 	e.ok("ScheduleKeyDeletion", obj("KeyId", m.KeyId), new(map[string]any))
+	e.work()
 	e.clock.add(31 * 24 * time.Hour)
 	if err := e.deleteDue(t.Context()); err != nil {
 		t.Fatal(err)

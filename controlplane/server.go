@@ -4,17 +4,21 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/keyplane/keyplane/controlplane/replication"
 	"github.com/keyplane/keyplane/controlplane/store"
 	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/awsquery"
 	"github.com/keyplane/keyplane/internal/cloudtrail"
+	"github.com/keyplane/keyplane/internal/fence"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/keyspec"
 	"github.com/keyplane/keyplane/internal/kmsapi"
@@ -38,32 +42,49 @@ type Publisher interface {
 	GrantMade(a keyid.Account, id keyid.ID, grantee string, g *authz.Grant)
 	GrantRemoved(a keyid.Account, id keyid.ID, grantee, grant string)
 	AccessKeyChanged(id string)
+	// Spread returns when every process has what this one has read and written of the store: what is answered may be another's change, or one that no other method
+	// here is for. Where there is one process it has nothing to do.
+	Spread()
 }
 
 // Principals knows who exists. Safe for concurrent use.
 type Principals interface {
 	Bind(arn string) (id string, ok bool) // a policy.Binder over all accounts
 	IsService(name string) bool           // whether a service is registered under a name in lower case, with its Region or without
+	// Service is the name, without Region, of the service registered for the account whose first label is the one given, in the Region or without one; "" if
+	// there is none.
+	Service(label, region string, a keyid.Account) string
 }
 
 // Config is what a Server is made of. Every field is required that has no word on what nil or 0 is.
 type Config struct {
-	Region   string
+	Region   string // requests to KMS and Service Quotas are for it; other Regions have Servers of their own, also over the same Store
 	Store    *store.Store
 	Verifier *sigv4.Verifier
 	Random   func([]byte) error // fills the slice from the HSM: salts and key IDs; an error may wrap a *kmsapi.Error
 	Root     func() [8]byte     // hsm.RootID that new key versions are made under
 
-	// NewKey makes a private or HMAC key of the spec in the HSM, without an ID. It can take many seconds. What is not offered is a *kmsapi.Error,
-	// UnsupportedOperation; other errors may wrap one. nil: no spec but SYMMETRIC_DEFAULT is offered.
-	NewKey func(keyspec.Spec) (*snapshot.PrivateKey, error)
+	Keys Keys // nil: no spec but SYMMETRIC_DEFAULT is offered, of origin AWS_KMS and in one Region
+	// KeyStores are the connections to custom key stores. nil: there can be none.
+	KeyStores KeyStores
+	// Sealer protects what is given away and comes back, the import tokens, under the derivation root. nil: there are none.
+	Sealer store.Sealer
+	// Wrapping has the requests for wrapping keys take turns, those of all Servers that have it. nil: this one's alone.
+	Wrapping *WrappingSeats
 
 	Publisher  Publisher
 	Principals Principals
-	Now        func() time.Time // nil: time.Now
-	Logger     *slog.Logger     // nil: slog.Default
-	IAM        IAM              // nil: requests to IAM and STS are refused
-	Quotas     Quotas           // nil: nothing is charged, resource quotas are the usual ones, requests to Service Quotas are refused
+	// Lease is until when this process may answer from what it knows of principals and their rights: while it has run out every request is refused. nil: for ever,
+	// it has the only view there is.
+	Lease *fence.Lease
+	Now   func() time.Time // nil: time.Now
+	// Replication is how keys come to other Regions. nil: they come to none.
+	Replication *Replication
+	// Running is the time since some moment, by a clock that nobody can set. nil: that of this process since New.
+	Running func() time.Duration
+	Logger  *slog.Logger // nil: slog.Default
+	IAM     IAM          // nil: requests to IAM and STS are refused
+	Quotas  Quotas       // nil: nothing is charged, resource quotas are the usual ones, requests to Service Quotas are refused
 
 	LastUses LastUses // nil: GetKeyLastUsage is refused
 
@@ -71,13 +92,29 @@ type Config struct {
 	// record it refuses fails. nil: nothing is recorded, which is for tests.
 	Audit func(record []byte) error
 
-	DeletionInterval time.Duration // how often Run looks for keys whose deletion is due; 0: one minute
+	WorkInterval time.Duration // how often Run looks for what is due (Work); 0: one minute
+}
+
+// Keys makes, moves and compares private, HMAC and resident AES keys in the HSM. Keys have no ID yet when they come out of it. What is not offered is a
+// *kmsapi.Error, UnsupportedOperation; other errors may wrap one. Methods can take many seconds. Safe for concurrent use.
+// A keyring.Ring is one.
+type Keys interface {
+	// New makes a key of the spec, which may be keyspec.AES256.
+	New(keyspec.Spec) (*snapshot.PrivateKey, error)
+	// Imports says whether keys of the spec come in with the wrapping algorithm. The error wraps an exception: it cannot be told now.
+	Imports(keyspec.Spec, keyspec.Wrapping) (bool, error)
+	// Import brings in a key of the spec whose material was wrapped for an RSA key that New made. hsm.ErrMaterial for whatever is wrong with the material.
+	Import(s, wrapping keyspec.Spec, k *snapshot.PrivateKey, w keyspec.Wrapping, material []byte) (*snapshot.PrivateKey, error)
+	// Export wraps a key of the spec for the RSA public key of another HSM, DER SubjectPublicKeyInfo.
+	Export(s keyspec.Spec, k *snapshot.PrivateKey, w keyspec.Wrapping, public []byte) (material []byte, err error)
+	// Images are those of snapshot.ResidentBlocks under an AES256 key, and of an HMAC key 32 bytes of a MAC of them: equal for equal key material, and no secret.
+	Images(keyspec.Spec, *snapshot.PrivateKey) (*[32]byte, error)
 }
 
 // IAM answers requests to IAM and STS, whose signature was verified: *iam.Server.
 type IAM interface {
 	// record is filled with what the call asked for and what came of it: eventName, readOnly, error, parameters, elements, resources.
-	Serve(ctx context.Context, who sigv4.Identity, service string, body []byte, requestID, sourceIP string, userAgent []byte, now time.Time,
+	Serve(ctx context.Context, who sigv4.Identity, service string, body []byte, requestID, sourceIP string, secure bool, userAgent []byte, now time.Time,
 		record *cloudtrail.Record) (status int, reply []byte)
 }
 
@@ -85,7 +122,7 @@ type IAM interface {
 type Quotas interface {
 	Charge(a keyid.Account, p ratelimit.Pool, now time.Time) bool
 	Max(a keyid.Account, name string) int // of a resource quota
-	Serve(ctx context.Context, who sigv4.Identity, target, body []byte, requestID, sourceIP string, userAgent []byte, now time.Time,
+	Serve(ctx context.Context, who sigv4.Identity, target, body []byte, requestID, sourceIP string, secure bool, userAgent []byte, now time.Time,
 		record *cloudtrail.Record) (status int, reply []byte)
 }
 
@@ -93,7 +130,7 @@ const (
 	// requestTimeout bounds one operation, so that a lost etcd quorum becomes a DependencyTimeoutException.
 	requestTimeout = 5 * time.Second
 
-	deletionIntervalDefault = time.Minute
+	workIntervalDefault = time.Minute
 )
 
 // Server is the control plane. Serve is safe for concurrent use.
@@ -103,21 +140,44 @@ type Server struct {
 	verifier          *sigv4.Verifier
 	random            func([]byte) error
 	root              func() [8]byte
-	newKey            func(keyspec.Spec) (*snapshot.PrivateKey, error) // nil: none
+	keys              Keys         // nil: none
+	keyStores         KeyStores    // nil: none
+	sealer            store.Sealer // nil: none
+	running           func() time.Duration
 	publisher         Publisher
+	lease             *fence.Lease
 	principals        Principals
 	now               func() time.Time
 	log               *slog.Logger
-	deletionInterval  time.Duration
+	workInterval      time.Duration
+	ticker            *store.Ticker
+	hurried           chan struct{} // capacity 1: there is a rotation to do at once
 	iam               IAM
 	unsettled         unsettled
+	wrapping          *WrappingSeats
 	quotas            Quotas
+
+	endpoint *replication.Endpoint // nil: there are no other Regions
+	kicked   chan struct{}         // capacity 1: there is something to replicate
+	away     away
 
 	sink       func(record []byte) error // nil: none
 	lastUses   LastUses                  // nil: none
 	events     *uuid.Generator           // IDs of records
 	strangers  ratelimit.Sampler
 	unrecorded atomic.Uint64
+
+	reburying sync.Mutex
+	reburied  []store.KeyName // whose second deletion is to be recorded
+
+	connections connections
+	repairing   sync.Mutex
+	repaired    map[store.KeyStoreName]*keyid.ID // the last key that the worker looked at in each connected cluster; nil: it has come to the end
+
+	healing  sync.Mutex
+	latest   time.Time  // wall clock at the last heal
+	healed   time.Time  // when it last looked at all schedules
+	unhealed []unhealed // with which keys it failed then
 }
 
 // New checks the configuration.
@@ -130,19 +190,40 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		region: cfg.Region, partition: keyid.Partition(cfg.Region), store: cfg.Store, verifier: cfg.Verifier, random: cfg.Random,
-		root: cfg.Root, newKey: cfg.NewKey, publisher: cfg.Publisher, principals: cfg.Principals, now: cfg.Now, log: cfg.Logger,
-		deletionInterval: cfg.DeletionInterval, iam: cfg.IAM, quotas: cfg.Quotas,
+		root: cfg.Root, keys: cfg.Keys, keyStores: cfg.KeyStores, sealer: cfg.Sealer, running: cfg.Running, publisher: cfg.Publisher, lease: cfg.Lease, principals: cfg.Principals, now: cfg.Now, log: cfg.Logger,
+		workInterval: cfg.WorkInterval, iam: cfg.IAM, quotas: cfg.Quotas,
 	}
 	s.lastUses, s.sink, s.events, s.strangers.Limit = cfg.LastUses, cfg.Audit, uuid.New(), strangers
+	if s.wrapping = cfg.Wrapping; s.wrapping == nil {
+		s.wrapping = new(WrappingSeats)
+	}
 	s.unsettled.again, s.unsettled.arrived = map[string]func(){}, make(chan struct{}, 1)
 	if s.now == nil {
 		s.now = time.Now
 	}
+	if s.running == nil {
+		start := time.Now()
+		s.running = func() time.Duration { return time.Since(start) }
+	}
+	s.ticker, s.hurried, s.reburied = s.store.NewTicker(s.region, s.running), make(chan struct{}, 1), s.store.Reburied()
 	if s.log == nil {
 		s.log = slog.Default()
 	}
-	if s.deletionInterval <= 0 {
-		s.deletionInterval = deletionIntervalDefault
+	s.connections.init()
+	s.kicked = make(chan struct{}, 1)
+	if r := cfg.Replication; r != nil {
+		var err error
+		if s.endpoint, err = replication.New(replication.Config{Region: s.region, Sign: r.Sign, Public: r.Public, Peers: r.Peers, Now: s.now, Since: s.running}); err != nil {
+			return nil, err
+		}
+		for _, region := range s.endpoint.Regions() {
+			if !validRegion(region) || keyid.Partition(region) != s.partition {
+				return nil, errors.New("controlplane: keys are not replicated to Region " + region + ": it is in another partition")
+			}
+		}
+	}
+	if s.workInterval <= 0 {
+		s.workInterval = workIntervalDefault
 	}
 	return s, nil
 }
@@ -191,6 +272,7 @@ type call struct {
 	named     resource // the key that the request names, found or not
 	keyARN    string   // of the key that the call is about
 	grant     string   // ID of the grant that is retired
+	details   []byte   // additionalEventData of what concerns a custom key store, without its end; nil: none
 }
 
 // form reports whether the request is one to IAM or STS, whose refusals are XML.
@@ -217,10 +299,21 @@ func (s *Server) Serve(ctx context.Context, r *Request) (resp Response) {
 
 var errPanic = errors.New("controlplane: a handler panicked")
 
+// errFenced refuses a request that this process must not answer: it may not know what others were told (internal/fence). The lease is asked before anything is
+// looked up: the view is then as new as the lease says, and only gets newer, so that whatever was in force when the client sent the request is in the decision. It
+// is asked again before what was read leaves, so that what was decided before a process was stopped for a while is not told after.
+//
+// What was written is told all the same. It was decided by a view that was good when the request came, and it is done: another answer would make the client do it
+// twice. The answer waits for all who have to know (Publisher), whose wait does not hang on this process's lease.
+var errFenced = fmt.Errorf("controlplane: the process may not answer now: %w", kmsapi.E(kmsapi.KMSInternal))
+
 func (s *Server) serve(ctx context.Context, c *call) ([]byte, error) {
 	signed := c.request.Signed
 	if len(signed.Body) > kmsapi.BodyMax {
 		return nil, kmsapi.E(kmsapi.RequestEntityTooLarge)
+	}
+	if !s.lease.Valid() {
+		return nil, errFenced
 	}
 	var scratch sigv4.Scratch
 	defer scratch.Reset()
@@ -228,13 +321,16 @@ func (s *Server) serve(ctx context.Context, c *call) ([]byte, error) {
 	if code != kmsapi.OK {
 		return nil, kmsapi.New(code, string(scratch.Message()))
 	}
+	if service := identity.Service(); identity.Region() != s.region && (service == kmsapi.SigningName || service == quota.SigningName) {
+		return nil, kmsapi.New(kmsapi.InvalidSignature, "Credential should be scoped to a valid region, not '"+identity.Region()+"'.")
+	}
 	c.caller = identity
 	if identity.Service() == quota.SigningName {
 		if s.quotas == nil {
 			return nil, kmsapi.New(kmsapi.UnknownOperation, kmsapi.UnknownOperationText)
 		}
 		var body []byte
-		c.status, body = s.quotas.Serve(ctx, identity, header(signed, "x-amz-target"), signed.Body, c.request.RequestID, c.request.SourceIP, header(signed, "user-agent"), c.now, &c.record)
+		c.status, body = s.quotas.Serve(ctx, identity, header(signed, "x-amz-target"), signed.Body, c.request.RequestID, c.request.SourceIP, c.request.SecureTransport, header(signed, "user-agent"), c.now, &c.record)
 		return body, nil
 	}
 	if service := identity.Service(); service != kmsapi.SigningName {
@@ -244,7 +340,7 @@ func (s *Server) serve(ctx context.Context, c *call) ([]byte, error) {
 		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 		defer cancel()
 		var body []byte
-		c.status, body = s.iam.Serve(ctx, identity, service, signed.Body, c.request.RequestID, c.request.SourceIP, header(signed, "user-agent"), c.now, &c.record)
+		c.status, body = s.iam.Serve(ctx, identity, service, signed.Body, c.request.RequestID, c.request.SourceIP, c.request.SecureTransport, header(signed, "user-agent"), c.now, &c.record)
 		return body, nil
 	}
 	if c.op = kmsapi.Route(header(signed, "x-amz-target")); c.op == nil {
@@ -263,7 +359,31 @@ func (s *Server) serve(ctx context.Context, c *call) ([]byte, error) {
 	c.fillContext(s.region)
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	return run(s, ctx, c, signed.Body)
+	body, err := run(s, ctx, c, signed.Body)
+	s.spreadRefusal(c, err)
+	return body, err
+}
+
+// spreadRefusal sees to it that a write that is refused because of how things are promises no more than holds: the change that made them so may be another process's,
+// which has not answered it yet.
+func (s *Server) spreadRefusal(c *call, err error) {
+	e, refused := errors.AsType[*kmsapi.Error](err)
+	if !refused || !c.op.Write {
+		return
+	}
+	switch e.Code {
+	case kmsapi.AccessDenied, kmsapi.Validation, kmsapi.Throttling, kmsapi.DryRunOperation: // they say nothing of what there is
+	default:
+		s.publisher.Spread()
+	}
+}
+
+// reads says that a call that succeeded has changed nothing.
+func (c *call) reads() bool {
+	if c.op != nil {
+		return !c.op.Write
+	}
+	return c.record.ReadOnly
 }
 
 // fillContext says of condition keys what every request does.
@@ -303,11 +423,15 @@ func (s *Server) finish(c *call, body []byte, err error) Response {
 	if c.status != 0 {
 		resp.Status = c.status
 	}
+	if err == nil && c.reads() && !s.lease.Valid() {
+		clear(resp.Body)
+		err = errFenced
+	}
 	if err != nil {
 		e := exception(err)
 		message = e.Message
 		c.refuseWith(&resp, e)
-		if resp.Status >= http.StatusInternalServerError {
+		if resp.Status >= http.StatusInternalServerError && !errors.Is(err, errFenced) { // of which who follows the store has told
 			attrs := []any{"operation", operation, "requestId", c.request.RequestID, "error", err.Error()}
 			if errors.Is(err, errPanic) {
 				attrs = append(attrs, "stack", string(debug.Stack()))
@@ -319,6 +443,10 @@ func (s *Server) finish(c *call, body []byte, err error) Response {
 		s.unrecorded.Add(1)
 		s.log.Error("an operation could not be recorded and was answered with an internal error", "operation", operation, "requestId", c.request.RequestID,
 			"code", resp.Code.String(), "error", err.Error())
+		clear(resp.Body)
+		c.refuseWith(&resp, kmsapi.E(kmsapi.KMSInternal))
+	}
+	if err == nil && c.reads() && !s.lease.Valid() { // while it was recorded: there is the record of the success that was not told
 		clear(resp.Body)
 		c.refuseWith(&resp, kmsapi.E(kmsapi.KMSInternal))
 	}
@@ -347,6 +475,8 @@ func exception(err error) *kmsapi.Error {
 	switch {
 	case errors.As(err, &e):
 		return e
+	case errors.Is(err, store.ErrFrozen):
+		return kmsapi.New(kmsapi.KMSInvalidState, "The primary Region of the key is updating.")
 	case store.Unavailable(err):
 		return kmsapi.E(kmsapi.DependencyTimeout)
 	}

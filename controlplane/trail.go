@@ -14,6 +14,7 @@ type shown struct {
 	name    string // as in the service model; records have it with a small first letter
 	form    form
 	members []shown // of structures
+	as      string  // what records call it; "": name
 }
 
 type form uint8
@@ -45,25 +46,35 @@ type trail struct {
 }
 
 var (
-	tagsShown = shown{"Tags", structures, scalars("TagKey TagValue")}
+	tagsShown = shown{name: "Tags", form: structures, members: scalars("TagKey TagValue")}
 
-	constraintsShown = shown{"Constraints", structure, []shown{
+	clusterShown = shown{name: "CloudHsmClusterId", as: "clusterId"}
+	proxyShown   = scalars("XksProxyConnectivity XksProxyUriEndpoint XksProxyUriPath XksProxyVpcEndpointServiceName XksProxyVpcEndpointServiceOwner")
+
+	constraintsShown = shown{name: "Constraints", form: structure, members: []shown{
 		{name: "EncryptionContextSubset", form: texts}, {name: "EncryptionContextEquals", form: texts}, {name: "SourceArn"},
 	}}
 
-	metadataShown = shown{"KeyMetadata", structure, with(
+	metadataShown = shown{name: "KeyMetadata", form: structure, members: with(
 		scalars("AWSAccountId KeyId Arn"), shown{name: "CreationDate", form: date}, shown{name: "Enabled"}, shown{name: "Description"}, shown{name: "KeyUsage"},
-		shown{name: "KeyState"}, shown{name: "DeletionDate", form: date}, shown{name: "Origin"}, shown{name: "KeyManager"},
+		shown{name: "KeyState"}, shown{name: "DeletionDate", form: date}, shown{name: "ValidTo", form: date}, shown{name: "Origin"}, shown{name: "ExpirationModel"}, shown{name: "KeyManager"},
 		shown{name: "CustomerMasterKeySpec"}, shown{name: "KeySpec"}, shown{name: "EncryptionAlgorithms", form: list}, shown{name: "SigningAlgorithms", form: list},
 		shown{name: "MacAlgorithms", form: list}, shown{name: "KeyAgreementAlgorithms", form: list}, shown{name: "EncapsulationAlgorithms", form: list},
-		shown{name: "MultiRegion"}, shown{name: "CurrentKeyMaterialId"}, shown{name: "KeyplaneProtection"},
+		shown{name: "MultiRegion"}, shown{name: "MultiRegionConfiguration", form: structure, members: []shown{
+			{name: "MultiRegionKeyType"}, {name: "PrimaryKey", form: structure, members: scalars("Arn Region")}, {name: "ReplicaKeys", form: structures, members: scalars("Arn Region")},
+		}}, shown{name: "CustomKeyStoreId"}, shown{name: "CloudHsmClusterId"}, shown{name: "XksKeyConfiguration", form: structure, members: scalars("Id")},
+		shown{name: "PendingDeletionWindowInDays"}, shown{name: "CurrentKeyMaterialId"}, shown{name: "KeyplaneProtection"},
 	)}
 )
 
 // trails has a row for every operation of handlers; a test compares the two.
 var trails = map[string]trail{
-	"CancelKeyDeletion": {request: scalars("KeyId"), keyID: true},
-	"CreateAlias":       {request: scalars("AliasName TargetKeyId"), keyID: true},
+	"CancelKeyDeletion":     {request: scalars("KeyId"), keyID: true},
+	"ConnectCustomKeyStore": {request: scalars("CustomKeyStoreId")},
+	"CreateAlias":           {request: scalars("AliasName TargetKeyId"), keyID: true},
+	"CreateCustomKeyStore": {
+		request: with(append(scalars("CustomKeyStoreName CustomKeyStoreType"), clusterShown), proxyShown...), reply: scalars("CustomKeyStoreId"),
+	},
 	"CreateGrant": {
 		request: with(scalars("KeyId GranteePrincipal RetiringPrincipal GranteeServicePrincipal RetiringServicePrincipal Name DryRun"),
 			shown{name: "Operations", form: list}, constraintsShown),
@@ -74,21 +85,39 @@ var trails = map[string]trail{
 			"CustomKeyStoreId XksKeyId"), tagsShown),
 		reply: []shown{metadataShown},
 	},
-	"DeleteAlias":         {request: scalars("AliasName"), keyID: true},
-	"DescribeKey":         {request: scalars("KeyId")},
-	"DisableKey":          {request: scalars("KeyId"), keyID: true},
-	"EnableKey":           {request: scalars("KeyId"), keyID: true},
-	"GetKeyLastUsage":     {request: scalars("KeyId")},
-	"GetKeyPolicy":        {request: scalars("KeyId PolicyName")},
+	"DeleteAlias":               {request: scalars("AliasName"), keyID: true},
+	"DeleteCustomKeyStore":      {request: scalars("CustomKeyStoreId")},
+	"DeleteImportedKeyMaterial": {request: scalars("KeyId KeyMaterialId"), reply: scalars("KeyMaterialId"), keyID: true},
+	"DescribeCustomKeyStores":   {request: scalars("CustomKeyStoreId CustomKeyStoreName Limit Marker")},
+	"DescribeKey":               {request: scalars("KeyId")},
+	"DisableKey":                {request: scalars("KeyId"), keyID: true},
+	"DisableKeyRotation":        {request: scalars("KeyId"), keyID: true},
+	"DisconnectCustomKeyStore":  {request: scalars("CustomKeyStoreId")},
+	"EnableKey":                 {request: scalars("KeyId"), keyID: true},
+	"EnableKeyRotation":         {request: scalars("KeyId RotationPeriodInDays"), keyID: true},
+	"GetKeyLastUsage":           {request: scalars("KeyId")},
+	"GetKeyPolicy":              {request: scalars("KeyId PolicyName")},
+	"GetKeyRotationStatus":      {request: scalars("KeyId")},
+	"GetParametersForImport":    {request: scalars("KeyId WrappingAlgorithm WrappingKeySpec")},
+	"ImportKeyMaterial": {
+		request: with(scalars("KeyId"), shown{name: "ValidTo", form: date}, shown{name: "ExpirationModel"}, shown{name: "ImportType"}, shown{name: "KeyMaterialDescription"}),
+		reply:   scalars("KeyMaterialId"), keyID: true,
+	},
 	"ListAliases":         {request: scalars("KeyId Limit Marker")},
 	"ListGrants":          {request: scalars("KeyId GrantId GranteePrincipal GranteeServicePrincipal Limit Marker")},
 	"ListKeyPolicies":     {request: scalars("KeyId Limit Marker")},
+	"ListKeyRotations":    {request: scalars("KeyId IncludeKeyMaterial Limit Marker")},
 	"ListKeys":            {request: scalars("Limit Marker")},
 	"ListResourceTags":    {request: scalars("KeyId Limit Marker")},
 	"ListRetirableGrants": {request: scalars("RetiringPrincipal RetiringServicePrincipal Limit Marker")},
 	"PutKeyPolicy":        {request: scalars("KeyId PolicyName Policy BypassPolicyLockoutSafetyCheck"), keyID: true},
-	"RetireGrant":         {keyID: true},
-	"RevokeGrant":         {request: scalars("KeyId GrantId DryRun"), keyID: true},
+	"ReplicateKey": {
+		request: scalars("KeyId ReplicaRegion BypassPolicyLockoutSafetyCheck Description"),
+		reply:   []shown{{name: "ReplicaKeyMetadata", form: structure, members: metadataShown.members}, {name: "ReplicaPolicy"}},
+	},
+	"RetireGrant":       {keyID: true},
+	"RevokeGrant":       {request: scalars("KeyId GrantId DryRun"), keyID: true},
+	"RotateKeyOnDemand": {request: scalars("KeyId"), keyID: true},
 	"ScheduleKeyDeletion": {
 		request: scalars("KeyId PendingWindowInDays"),
 		reply:   with(scalars("KeyState PendingWindowInDays"), shown{name: "DeletionDate", form: date}), keyID: true,
@@ -96,7 +125,9 @@ var trails = map[string]trail{
 	"TagResource":          {request: with(scalars("KeyId"), tagsShown), keyID: true},
 	"UntagResource":        {request: with(scalars("KeyId"), shown{name: "TagKeys", form: list}), keyID: true},
 	"UpdateAlias":          {request: scalars("AliasName TargetKeyId"), keyID: true},
+	"UpdateCustomKeyStore": {request: with(append(scalars("CustomKeyStoreId NewCustomKeyStoreName"), clusterShown), proxyShown...)},
 	"UpdateKeyDescription": {request: scalars("KeyId Description"), keyID: true},
+	"UpdatePrimaryRegion":  {request: scalars("KeyId PrimaryRegion")},
 }
 
 // appendShown appends those members of a JSON object that are shown, in the order of the list. What has not the form that it should have is
@@ -113,11 +144,19 @@ func appendShown(dst []byte, object []byte, members []shown) []byte {
 			continue
 		}
 		start := len(dst)
-		if dst, ok = m.append(cloudtrail.AppendName(dst, strings.ToLower(m.name[:1])+m.name[1:]), value); !ok {
+		if dst, ok = m.append(cloudtrail.AppendName(dst, m.label()), value); !ok {
 			dst = dst[:start]
 		}
 	}
 	return dst
+}
+
+// label is the member's name in records.
+func (m *shown) label() string {
+	if m.as != "" {
+		return m.as
+	}
+	return strings.ToLower(m.name[:1]) + m.name[1:]
 }
 
 // append appends a value, false if it has another form.
@@ -130,7 +169,7 @@ func (m *shown) append(dst []byte, value jsontext.Value) ([]byte, bool) {
 		if json.Unmarshal(value, &seconds) != nil {
 			return dst, false
 		}
-		return cloudtrail.AppendDate(dst, int64(seconds)), true
+		return cloudtrail.AppendDate(dst, calendarSeconds(seconds)), true
 	case list, structures:
 		var values []jsontext.Value
 		if json.Unmarshal(value, &values) != nil {
@@ -167,6 +206,12 @@ func (m *shown) append(dst []byte, value jsontext.Value) ([]byte, bool) {
 		return append(appendShown(append(dst, '{'), value, m.members), '}'), true
 	}
 	return dst, false
+}
+
+// calendarSeconds is seconds since 1970 as a whole number: of a number that is no date of a calendar, the first or the last date that is one.
+func calendarSeconds(seconds float64) int64 {
+	const year0, year9999 = -62167219200, 253402300799
+	return int64(min(max(seconds, year0), year9999))
 }
 
 func appendScalar(dst []byte, value jsontext.Value) ([]byte, bool) {

@@ -28,48 +28,73 @@ func (t *Table) awsPolicy(arn string) string {
 	return awsPolicies[arn[len(prefix):]]
 }
 
-// fill reads everything into an empty table. What does not compile or open is an error: to serve without a part of it would hide that.
+// fill reads everything into an empty table. What does not compile or open is an error, to serve without a part of it would hide that; or it is left out (Spare), with
+// all rights of whom it is of.
 func (t *Table) fill(ctx context.Context) error {
+	var damaged []func(error)
+	without := func(err error) error { return err }
+	if t.spare {
+		tell := func(err error) {
+			t.log.Error("a record of a principal cannot be used; whoever it is of has no rights until it is put right", "error", err.Error())
+		}
+		damaged = append(damaged, tell)
+		without = func(err error) error {
+			if !untrusted(err) {
+				return err
+			}
+			tell(err)
+			return nil
+		}
+	}
 	if err := t.store.AllAccounts(ctx, func(a *store.Account) error {
-		t.accounts[a.ID] = t.rootUser(a.ID)
+		t.accounts[a.ID] = heir(t.loaded.accounts[a.ID], t.rootUser(a.ID))
 		return nil
-	}); err != nil {
+	}, damaged...); err != nil {
 		return err
 	}
-	if err := t.store.AllPolicies(ctx, func(m *store.ManagedPolicy) (err error) {
+	if err := t.store.AllPolicies(ctx, func(m *store.ManagedPolicy) error {
 		p, err := compile(m.Document)
+		if err != nil {
+			return without(err)
+		}
 		t.policies[m.ARN(t.partition)] = managed{m.ID, p}
-		return err
-	}); err != nil {
+		return nil
+	}, damaged...); err != nil {
 		return err
 	}
 	if err := t.store.AllPrincipals(ctx, func(r *store.Principal) error {
 		p, err := t.principal(ctx, r)
-		t.principals[r.PrincipalName] = p
-		return err
-	}); err != nil {
+		if err != nil {
+			return without(err)
+		}
+		t.principals[r.PrincipalName] = heir(t.loaded.principals[r.PrincipalName], p)
+		return nil
+	}, damaged...); err != nil {
 		return err
 	}
 	for after := ""; ; {
-		list, more, err := t.store.Services(ctx, after, store.ServicesMax)
+		list, more, err := t.store.Services(ctx, after, store.ServicesMax, damaged...)
 		if err != nil {
 			return err
 		}
 		for _, v := range list {
-			t.services[v.Name], after = registered(v), v.Name
+			t.services[v.Name], after = heir(t.loaded.services[v.Name], registered(v)), v.Name
 		}
-		if !more {
+		if !more || len(list) == 0 {
 			break
 		}
 	}
 	keys := *t.keys.Load()
 	if err := t.store.AccessKeys(ctx, func(r *store.AccessKey) error {
 		k, err := t.accessKey(r)
-		if err == nil && k != nil {
+		if err != nil {
+			return without(err)
+		}
+		if k != nil {
 			keys[r.ID] = k
 		}
-		return err
-	}); err != nil {
+		return nil
+	}, damaged...); err != nil {
 		return err
 	}
 	now := t.now()
@@ -78,16 +103,17 @@ func (t *Table) fill(ctx context.Context) error {
 		if now.After(v.Expires.Add(store.SessionGrace)) {
 			return nil
 		}
-		p := t.principals[v.Principal]
-		if p == nil || p.ID != v.PrincipalID || v.Via != "" && !t.actsFor(v.Via, v.ViaID, v.Principal.Account) {
-			return nil // deleted since
+		p := t.sessionOwner(v)
+		if p == nil {
+			return nil
 		}
 		k, err := t.temporaryKey(p, v)
-		if err == nil {
-			t.sessions.put(k, v.Policies)
+		if err != nil {
+			return without(err)
 		}
-		return err
-	})
+		t.sessions.put(k, v.Policies)
+		return nil
+	}, damaged...)
 }
 
 func (t *Table) rootUser(a keyid.Account) *principal {
@@ -154,6 +180,9 @@ func (t *Table) managed(ctx context.Context, arn string) (*policy.Policy, error)
 		return compile(text)
 	}
 	m, err := t.store.ManagedPolicy(ctx, arn)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, fmt.Errorf("%w: %w", errNoPolicy, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -206,7 +235,11 @@ func (t *Table) accessKey(r *store.AccessKey) (*sigv4.AccessKey, error) {
 	if !r.Active || p == nil {
 		return nil, nil
 	}
-	return sigv4.NewAccessKey(r.ID, r.Secret.Expose(), signer(t.caller(p, "")))
+	k, err := sigv4.NewAccessKey(r.ID, r.Secret.Expose(), signer(t.caller(p, "")))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errBadKey, err)
+	}
+	return k, nil
 }
 
 // ownerOf is the principal that an access key belongs to, nil if it is gone: one of the same name that was made later is another.
@@ -258,18 +291,34 @@ func (t *Table) reload(ctx context.Context, id string) error {
 	return nil
 }
 
+// policyReads is how often a principal is read before a policy of its that is not there is taken for missing. One that was detached and deleted since the principal
+// was read is not there either, and each such time was another change.
+const policyReads = 10
+
 // reloadPrincipal reads a user or role again. mu is held.
 func (t *Table) reloadPrincipal(ctx context.Context, n store.PrincipalName) error {
-	r, err := t.store.Principal(ctx, n)
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
-		return fmt.Errorf("iam: reloading a principal: %w", err)
-	}
-	var p *principal
-	if r != nil {
-		if p, err = t.principal(ctx, r); err != nil {
+	for tries := policyReads; ; tries-- {
+		r, err := t.store.Principal(ctx, n)
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
 			return fmt.Errorf("iam: reloading a principal: %w", err)
 		}
+		var p *principal
+		if r != nil {
+			p, err = t.principal(ctx, r)
+			if errors.Is(err, errNoPolicy) && tries > 0 {
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("iam: reloading a principal: %w", err)
+			}
+		}
+		t.setPrincipal(n, p)
+		return nil
 	}
+}
+
+// setPrincipal puts a user or role in its place, nil for one that is gone. mu is held.
+func (t *Table) setPrincipal(n store.PrincipalName, p *principal) {
 	t.names.Lock()
 	old := t.principals[n]
 	next := renew(old, p)
@@ -281,7 +330,6 @@ func (t *Table) reloadPrincipal(ctx context.Context, n store.PrincipalName) erro
 	if old != nil && (next == nil || next.holder != old.holder) { // nobody can use them any more, and they count
 		t.end(func(c *authz.Caller) bool { return c.Holder == old.holder })
 	}
-	return nil
 }
 
 // renew hands the Holder of a principal on to its new form, or ends it if the principal is gone or another's now.
@@ -324,6 +372,12 @@ func (t *Table) reloadService(ctx context.Context, name string) error {
 	if v != nil {
 		p = registered(v)
 	}
+	t.setService(name, p)
+	return nil
+}
+
+// setService puts a registered service in its place, nil for one that is gone. mu is held.
+func (t *Table) setService(name string, p *principal) {
 	t.names.Lock()
 	old := t.services[name]
 	t.services[name] = renew(old, p)
@@ -333,7 +387,6 @@ func (t *Table) reloadService(ctx context.Context, name string) error {
 	t.names.Unlock()
 	another := p == nil || old == nil || old.unique != p.unique
 	t.end(func(c *authz.Caller) bool { return c.Via == name && (another || !p.service.ActsFor(c.Account)) })
-	return nil
 }
 
 // actsFor reports whether a service is still the registered one of that ID and may act for an account.

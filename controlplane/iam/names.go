@@ -1,6 +1,10 @@
 package iam
 
-import "strings"
+import (
+	"strings"
+
+	"github.com/keyplane/keyplane/controlplane/store"
+)
 
 // validName is IAM's form of a name: letters, digits and +=,.@_-
 func validName(name string, most int) bool {
@@ -14,27 +18,6 @@ func validName(name string, most int) bool {
 
 // withoutRegion is a service's name without the Region that is its second label: s3.us-east-1.amazonaws.com becomes s3.amazonaws.com.
 func withoutRegion(service string) string {
-	first, rest, _ := strings.Cut(service, ".")
-	region, domain, ok := strings.Cut(rest, ".")
-	if ok && isRegion(region) {
-		return first + "." + domain
-	}
-	return service
-}
-
-// isRegion reports whether s is a Region's name: us-east-1, us-gov-west-1.
-func isRegion(s string) bool {
-	parts := strings.Split(s, "-")
-	for i, p := range parts {
-		for _, c := range []byte(p) {
-			digit := c >= '0' && c <= '9'
-			if i == len(parts)-1 != digit || !digit && (c < 'a' || c > 'z') {
-				return false
-			}
-		}
-		if p == "" {
-			return false
-		}
-	}
-	return len(parts) > 2
+	label, _, domain := store.ServiceParts(service)
+	return label + "." + domain
 }

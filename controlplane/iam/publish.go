@@ -44,6 +44,9 @@ func (t *Table) publish(ctx context.Context, name string, err error, reload func
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), reloadTimeout)
 	defer cancel()
 	failed := locked(ctx)
+	if failed == nil && !uncertain {
+		t.spread()
+	}
 	if uncertain || failed != nil {
 		t.unsettled.mu.Lock()
 		t.unsettled.again[name] = locked

@@ -96,7 +96,7 @@ func listAccounts(ctx context.Context, c *call) error {
 }
 
 // registerService makes a service with its first access key. Accounts are those it may act for; without any it is registered for itself, and
-// AllAccounts is for every one.
+// AllAccounts is for every one. Of services that would have one AWS managed key there is one: s3.amazonaws.com and s3.<Region>.amazonaws.com are the same.
 func registerService(ctx context.Context, c *call) error {
 	v := &store.Service{Name: c.text("ServiceName", 3, 128), ID: newID("ASVC"), Account: c.account(), Created: c.now}
 	if c.err == nil && !store.ValidServiceName(v.Name) {
@@ -127,6 +127,9 @@ func registerService(ctx context.Context, c *call) error {
 	err := c.store.RegisterService(ctx, v, k)
 	if errors.Is(err, store.ErrExists) {
 		return awsquery.NewError("EntityAlreadyExists", "Service "+v.Name+" already exists.")
+	}
+	if o, ok := errors.AsType[*store.Overlap](err); ok {
+		return awsquery.NewError("EntityAlreadyExists", "Service "+v.Name+" would have the same AWS managed key as service "+o.Service+", which exists and acts for an account that it would act for.")
 	}
 	if err := c.table.publishService(ctx, v.Name, err); err != nil {
 		return err

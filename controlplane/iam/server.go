@@ -19,17 +19,16 @@ import (
 	"github.com/keyplane/keyplane/internal/sigv4"
 )
 
-// ServerConfig is what a Server is made of. Table is required.
+// ServerConfig is what a Server is made of. Table and Regions are required.
 type ServerConfig struct {
-	Table  *Table
-	First  keyid.Account // the account whose principals may make accounts and register services
-	Region string        // aws:RequestedRegion
-	TLS    bool          // requests come over TLS: aws:SecureTransport
-	Logger *slog.Logger  // nil: slog.Default
-	Keys   Keys          // nil: decisions about KMS keys are not simulated
+	Table   *Table
+	First   keyid.Account // the account whose principals may make accounts and register services
+	Regions []string      // those that keys can be of, the home Region first
+	Logger  *slog.Logger  // nil: slog.Default
+	Keys    Keys          // nil: decisions about KMS keys are not simulated
 }
 
-// Keys finds the KMS key that an ARN of this Region names, by alias or by its ID, with all that decides about it. An ARN of nothing is a
+// Keys finds the KMS key that an ARN of one of the Regions names, by alias or by its ID, with all that decides about it. An ARN of nothing is a
 // *awsquery.Error.
 type Keys func(context.Context, keyid.Ref) (*Key, error)
 
@@ -43,21 +42,20 @@ type Key struct {
 
 // Server answers the query APIs of STS and IAM. Serve is safe for concurrent use.
 type Server struct {
-	table  *Table
-	store  *store.Store
-	first  keyid.Account
-	region string
-	tls    bool
-	log    *slog.Logger
-	keys   Keys
+	table   *Table
+	store   *store.Store
+	first   keyid.Account
+	regions []string
+	log     *slog.Logger
+	keys    Keys
 }
 
 // NewServer makes a Server.
 func NewServer(cfg ServerConfig) (*Server, error) {
-	if cfg.Table == nil {
-		return nil, errors.New("iam: a server needs a table")
+	if cfg.Table == nil || len(cfg.Regions) == 0 {
+		return nil, errors.New("iam: a server needs a table and a Region")
 	}
-	s := &Server{table: cfg.Table, store: cfg.Table.store, first: cfg.First, region: cfg.Region, tls: cfg.TLS, log: cfg.Logger, keys: cfg.Keys}
+	s := &Server{table: cfg.Table, store: cfg.Table.store, first: cfg.First, regions: cfg.Regions, log: cfg.Logger, keys: cfg.Keys}
 	if s.log == nil {
 		s.log = slog.Default()
 	}
@@ -88,10 +86,10 @@ func (c *call) account() keyid.Account { return c.caller.Account }
 // operation is one action of a query API. It reads its input, asks for permission, acts, and writes its reply.
 type operation func(context.Context, *call) error
 
-// Serve answers one request whose signature was verified. It never panics and always has an answer. userAgent is nil for none. It fills what the
+// Serve answers one request whose signature was verified. It never panics and always has an answer. secure says that it came over TLS; userAgent is nil for none. It fills what the
 // audit record says of the call itself.
 func (s *Server) Serve(
-	ctx context.Context, identity sigv4.Identity, service string, body []byte, requestID, sourceIP string, userAgent []byte, now time.Time,
+	ctx context.Context, identity sigv4.Identity, service string, body []byte, requestID, sourceIP string, secure bool, userAgent []byte, now time.Time,
 	record *cloudtrail.Record,
 ) (status int, reply []byte) {
 	action := "unknown"
@@ -150,7 +148,7 @@ func (s *Server) Serve(
 		Server: s, input: &input{q: q}, caller: identity.Principal().Caller, now: now.UTC().Truncate(time.Millisecond), action: action,
 		reply: awsquery.NewReply(name, namespace),
 	}
-	c.context = authz.Context{Caller: c.caller, Now: now, Region: s.region, SecureTransport: s.tls, UserAgent: userAgent}
+	c.context = authz.Context{Caller: c.caller, Now: now, Region: identity.Region(), SecureTransport: secure, UserAgent: userAgent}
 	if addr, err := netip.ParseAddr(sourceIP); err == nil {
 		c.context.SourceIP = addr.Unmap()
 	}

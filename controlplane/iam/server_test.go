@@ -31,13 +31,14 @@ type api struct {
 	verifier *sigv4.Verifier
 	admin    *caller
 	last     *cloudtrail.Record // of the last call
+	secure   bool               // calls come over TLS
 }
 
 func newAPI(t testing.TB) *api { return newAPIIn(t, newEnv(t)) }
 
 func newAPIIn(t testing.TB, e *env) *api {
 	t.Helper()
-	server, err := NewServer(ServerConfig{Table: e.table, First: e.account, Region: "us-east-1", Logger: quiet})
+	server, err := NewServer(ServerConfig{Table: e.table, First: e.account, Regions: []string{"us-east-1"}, Logger: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +97,7 @@ func (w *caller) do(action string, pairs ...string) (int, string) {
 		e := awsquery.FromKMS(kmsapi.E(code))
 		return e.Status, string(awsquery.AppendError(nil, e, "test"))
 	}
-	status, reply := w.server.Serve(w.Context(), identity, service, body, "test", "127.0.0.1", []byte("keyplane-test/1"), w.clock.now(), w.record())
+	status, reply := w.server.Serve(w.Context(), identity, service, body, "test", "127.0.0.1", w.secure, []byte("keyplane-test/1"), w.clock.now(), w.record())
 	w.checkRecord(status, string(reply))
 	if err := xml.Unmarshal(reply, new(struct{ XMLName xml.Name })); err != nil {
 		w.Errorf("%s: %v in %s", action, err, reply)
@@ -197,12 +198,12 @@ func TestGetCallerIdentity(t *testing.T) {
 		"of IAM":    {"InvalidAction", "Action=ListUsers&Version=2011-06-15"},
 	} {
 		identity, _ := a.admin.sign("sts", []byte(c[1]))
-		status, reply := a.server.Serve(t.Context(), identity, "sts", []byte(c[1]), "test", "127.0.0.1", nil, a.clock.now(), new(cloudtrail.Record))
+		status, reply := a.server.Serve(t.Context(), identity, "sts", []byte(c[1]), "test", "127.0.0.1", false, nil, a.clock.now(), new(cloudtrail.Record))
 		if status != 400 || field(string(reply), "Code") != c[0] {
 			t.Errorf("%s: %d %s", name, status, reply)
 		}
 	}
-	if status, reply := a.server.Serve(t.Context(), sigv4.Identity{}, "sts", []byte("Action=GetCallerIdentity&Version=2011-06-15"), "test", "", nil, a.clock.now(), new(cloudtrail.Record)); status != 403 {
+	if status, reply := a.server.Serve(t.Context(), sigv4.Identity{}, "sts", []byte("Action=GetCallerIdentity&Version=2011-06-15"), "test", "", false, nil, a.clock.now(), new(cloudtrail.Record)); status != 403 {
 		t.Errorf("nobody's request: %d %s", status, reply)
 	}
 }
@@ -800,4 +801,13 @@ func TestForeignRoleIsAnotherAccounts(t *testing.T) {
 	if s, body := u.do("sts:AssumeRole", "RoleArn", "arn:aws:iam::"+other.String()+":role/foreign", "RoleSessionName", "sess"); s == 200 {
 		t.Errorf("assumed a foreign role against the Deny: %s", field(body, "Arn"))
 	}
+}
+
+// aws:SecureTransport is of each request: whoever has it on its way here has no endpoint of its own.
+func TestSecureTransport(t *testing.T) {
+	a := newAPI(t)
+	u := a.newUser("u", `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"iam:ListUsers","Resource":"*","Condition":{"Bool":{"aws:SecureTransport":"true"}}}]}`)
+	u.fails("AccessDenied", "*", "iam:ListUsers")
+	a.secure = true
+	u.ok("iam:ListUsers")
 }

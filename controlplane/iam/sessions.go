@@ -42,6 +42,16 @@ type sessions struct {
 	swept  time.Time             // of the last sweep for room
 
 	documents map[keyid.Account]*held // session policies, with those of sessions that are being made
+
+	making  sync.RWMutex // held for reading while a session is made, from its reservation on: what is counted of it is not lost with take
+	loading bool         // a Load reads the store
+	begun   []begun      // since then: it may not have read them
+}
+
+// begun is a session with the texts of its session policies.
+type begun struct {
+	key      *sigv4.AccessKey
+	policies []string
 }
 
 func (s *sessions) init() {
@@ -107,12 +117,24 @@ func (s *sessions) release(a keyid.Account, policies []*policy.Policy) {
 	}
 }
 
-// add puts a key for which reserve made room.
-func (s *sessions) add(k *sigv4.AccessKey) {
+// add puts a key for which reserve made room, and returns the one that is there then. Whoever begins a session may hear of it as of anybody else's change before
+// it adds it: the first one stays, and the other is not counted.
+func (s *sessions) add(k *sigv4.AccessKey, texts []string) *sigv4.AccessKey {
 	shard := &s.shards[shardOf(k.ID())]
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
+	if other := shard.m[k.ID()]; other != nil {
+		k.Wipe()
+		s.release(k.Principal().Account, k.Principal().Caller.Session)
+		return other
+	}
 	shard.m[k.ID()] = k
+	s.mu.Lock()
+	if s.loading {
+		s.begun = append(s.begun, begun{k, texts})
+	}
+	s.mu.Unlock()
+	return k
 }
 
 // put adds a key whatever the maximum. texts are its session policies.
@@ -121,7 +143,19 @@ func (s *sessions) put(k *sigv4.AccessKey, texts []string) {
 	s.mu.Lock()
 	s.counts[k.Principal().Account]++
 	s.mu.Unlock()
-	s.add(k)
+	s.add(k, texts)
+}
+
+// dropID removes one session, if it is there.
+func (s *sessions) dropID(id string) {
+	shard := &s.shards[shardOf(id)]
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+	if k := shard.m[id]; k != nil {
+		delete(shard.m, id)
+		k.Wipe()
+		s.release(k.Principal().Account, k.Principal().Caller.Session)
+	}
 }
 
 // sweep removes what expired before the instant.
@@ -188,25 +222,61 @@ func (t *Table) deleteEnded(ctx context.Context) {
 // deleteTimeout bounds the deletion of ended sessions' records: ten thousand are a hundred transactions.
 const deleteTimeout = time.Minute
 
-// take replaces all sessions by those of o, nil for none, which nobody else uses.
+// load says that take will come: sessions that are begun until then are not lost.
+func (s *sessions) load() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.loading, s.begun = true, nil
+}
+
+// loaded is called if take does not come.
+func (s *sessions) loaded() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.loading, s.begun = false, nil
+}
+
+// take replaces all sessions by those of o, nil for none, which nobody else uses, and those that were begun since load. It waits for those that are being made.
 func (s *sessions) take(o *sessions) {
+	s.making.Lock()
+	defer s.making.Unlock()
 	for i := range s.shards {
 		shard := &s.shards[i]
 		shard.mu.Lock()
 		old := shard.m
 		if shard.m = map[string]*sigv4.AccessKey{}; o != nil {
 			shard.m = o.shards[i].m
+			s.keepBegun(uint32(i), old, o)
 		}
-		for _, k := range old {
-			k.Wipe()
+		for id, k := range old {
+			if shard.m[id] != k {
+				k.Wipe()
+			}
 		}
 		shard.mu.Unlock()
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.loading, s.begun = false, nil
 	s.counts, s.documents = map[keyid.Account]int{}, map[keyid.Account]*held{}
 	if o != nil {
 		s.counts, s.documents = o.counts, o.documents
+	}
+}
+
+// keepBegun adds to a shard of o what was begun since load and is in the old one still. The shard's lock is held.
+func (s *sessions) keepBegun(shard uint32, old map[string]*sigv4.AccessKey, o *sessions) {
+	s.mu.Lock()
+	begun := s.begun
+	s.mu.Unlock()
+	for _, b := range begun {
+		w, id := b.key.Principal().Caller, b.key.ID()
+		if shardOf(id) != shard || old[id] != b.key || w.Holder.Subject() == nil || o.shards[shard].m[id] != nil {
+			continue
+		}
+		o.hold(w, b.policies, true)
+		o.counts[w.Account]++
+		o.shards[shard].m[id] = b.key
 	}
 }
 
@@ -236,6 +306,16 @@ type credentials struct {
 // begin makes temporary credentials of p. v has all but ID, Principal, token, secret. The Holder is the one that the decision to begin was made
 // on: if p is deleted meanwhile, the session is dead.
 func (t *Table) begin(ctx context.Context, p *principal, n store.PrincipalName, v *store.Session, now time.Time) (*credentials, error) {
+	c, err := t.make(ctx, p, n, v, now)
+	if err == nil {
+		t.spread() // its owner uses it at once, wherever
+	}
+	return c, err
+}
+
+func (t *Table) make(ctx context.Context, p *principal, n store.PrincipalName, v *store.Session, now time.Time) (*credentials, error) {
+	t.sessions.making.RLock()
+	defer t.sessions.making.RUnlock()
 	var b [10 + 30 + 96]byte
 	_, _ = rand.Read(b[:])
 	defer clear(b[:])
@@ -266,7 +346,7 @@ func (t *Table) begin(ctx context.Context, p *principal, n store.PrincipalName, 
 		t.sessions.release(p.Account, counted)
 		return nil, err
 	}
-	t.sessions.add(k)
+	k = t.sessions.add(k, v.Policies)
 	if v.Via != "" && !t.actsFor(v.Via, v.ViaID, n.Account) { // deregistered meanwhile, maybe before add
 		t.end(func(w *authz.Caller) bool { return w == k.Principal().Caller })
 		return nil, errServiceGone

@@ -3,6 +3,7 @@ package iam
 import (
 	"context"
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -183,7 +184,7 @@ func (c *call) sourceType(arn string) string {
 func (c *call) simulate(ctx context.Context, v *simulation, name, resource string) (a simulate.Answer, err error) {
 	who := *v.who
 	who.Tags = append([]authz.Tag(nil), who.Tags...)
-	context := authz.Context{Caller: &who, Now: c.now, Region: c.region, SecureTransport: c.context.SecureTransport}
+	context := authz.Context{Caller: &who, Now: c.now, Region: c.regions[0], SecureTransport: c.context.SecureTransport}
 	q := &authz.Question{Caller: &who, Owner: who.Account, Resource: []byte(resource), Alone: true, Context: &context, Scratch: &policy.Scratch{}}
 	policies := v.policies
 	action, ok := simulate.Find(name)
@@ -223,13 +224,14 @@ func (c *call) keyOf(ctx context.Context, action *authz.Action, resource string,
 	switch {
 	case resource == "*" || fault != keyid.None || ref.Kind != keyid.KeyARN && ref.Kind != keyid.AliasARN:
 		return nil, unusable(action.Name + " concerns a KMS key: ResourceArns has to name one by the ARN of the key or an alias, not " + clip(resource))
-	case string(ref.Region) != c.region || string(ref.Partition) != c.table.partition || ref.Account != c.account():
-		return nil, unusable("Only keys of this account and Region can be simulated, not " + clip(resource))
+	case !slices.Contains(c.regions, string(ref.Region)) || string(ref.Partition) != c.table.partition || ref.Account != c.account():
+		return nil, unusable("Only keys of this account, in Regions of this server, can be simulated, not " + clip(resource))
 	case ref.Kind == keyid.AliasARN && simulate.OnAlias(action):
 		return nil, nil
 	case c.keys == nil:
 		return nil, unusable("Decisions about keys are not simulated here.")
 	}
+	context.Region = string(ref.Region) // requests about the key are for it
 	if ref.Kind == keyid.AliasARN {
 		context.RequestAlias = ref.Alias
 	}

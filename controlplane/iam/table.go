@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"strings"
 	"sync"
@@ -23,7 +24,11 @@ type Table struct {
 	store     *store.Store
 	partition string
 	changed   func(id string)
+	spread    func()
 	now       func() time.Time
+	log       *slog.Logger
+	loaded    *Table // the table that this one, while it is loaded, takes the place of
+	spare     bool
 
 	mu       sync.Mutex // held from a read of the store to the new table, so that tables follow the store's order
 	keys     atomic.Pointer[map[string]*sigv4.AccessKey]
@@ -46,6 +51,7 @@ type principal struct {
 	holder           *authz.Holder
 
 	unique     string         // what access keys and sessions are bound to: the ID, also of a service
+	next       *authz.Subject // while a table is loaded: what the holder, which is in use, is to hold; nil: it is the holder's already
 	trust      *policy.Policy // of a role
 	maxSession time.Duration  // of a role
 	service    *store.Service // of a service
@@ -54,9 +60,15 @@ type principal struct {
 // TableConfig is what a Table is made of. Store and Region are required.
 type TableConfig struct {
 	Store   *store.Store
-	Region  string           // decides the partition of principals' ARNs
-	Changed func(id string)  // called after an access key changed in the table, before the change is acknowledged; nil: nobody else to tell
-	Now     func() time.Time // nil: time.Now
+	Region  string          // decides the partition of principals' ARNs
+	Changed func(id string) // called after an access key changed in the table, before the change is acknowledged; nil: nobody else to tell
+	// Spread returns when every process has what this one has read and written of the store. It is called before a change is acknowledged. nil: there are no others.
+	Spread func()
+	// Spare has Load take a record that is damaged for one that is gone, as Apply does, and tell it in the log. Without it Load fails. Of several processes, all would
+	// end for one record.
+	Spare  bool
+	Now    func() time.Time // nil: time.Now
+	Logger *slog.Logger     // nil: slog.Default
 }
 
 // NewTable makes an empty table. Load fills it.
@@ -64,12 +76,18 @@ func NewTable(cfg TableConfig) (*Table, error) {
 	if cfg.Store == nil || !validRegion(cfg.Region) {
 		return nil, errors.New("iam: a table needs a store and a Region")
 	}
-	t := &Table{store: cfg.Store, partition: keyid.Partition(cfg.Region), changed: cfg.Changed, now: cfg.Now}
+	t := &Table{store: cfg.Store, partition: keyid.Partition(cfg.Region), changed: cfg.Changed, spread: cfg.Spread, now: cfg.Now, log: cfg.Logger, spare: cfg.Spare}
 	if t.changed == nil {
 		t.changed = func(string) {}
 	}
+	if t.spread == nil {
+		t.spread = func() {}
+	}
 	if t.now == nil {
 		t.now = time.Now
+	}
+	if t.log == nil {
+		t.log = slog.Default()
 	}
 	t.empty()
 	t.unsettled.again, t.unsettled.arrived = map[string]func(context.Context) error{}, make(chan struct{}, 1)
@@ -127,6 +145,23 @@ func (t *Table) IsService(name string) bool {
 	return false
 }
 
+// Service is the name, without Region, of the service registered for the account whose first label is the one given, under a name with the Region, without
+// one, or both; "" if there is none. The store registers no two of them, of earlier ones it is the first in the order of their names.
+func (t *Table) Service(label, region string, a keyid.Account) (name string) {
+	t.names.RLock()
+	defer t.names.RUnlock()
+	for full, p := range t.services {
+		first, in, domain := store.ServiceParts(full)
+		if first != label || in != "" && in != region || !p.service.ActsFor(a) {
+			continue
+		}
+		if short := first + "." + domain; name == "" || short < name {
+			name = short
+		}
+	}
+	return name
+}
+
 // Subject is the principal that an ARN names now, of a role session its role, of a registered service's name the service; nil if there is none.
 func (t *Table) Subject(arn string) *authz.Subject {
 	p, _ := t.find(arn)
@@ -181,17 +216,24 @@ func (t *Table) find(arn string) (p *principal, session string) {
 	return p, session
 }
 
-// Load reads everything and replaces the table. On an error the table stays.
+// Load reads everything and replaces the table, also while it serves: after changes that nobody can tell any more (store.ErrHistory). Who is still there keeps
+// the Holder, so that requests under way are decided by what was read; who is gone has no rights from then on, and what was revoked is dead when Load returns. A
+// request whose signature is being verified meanwhile may be refused: the caller sees to it that nobody is served (fence.Lease). On an error the table stays.
 func (t *Table) Load(ctx context.Context) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	next := &Table{store: t.store, partition: t.partition, now: t.now}
+	t.sessions.load()
+	next := &Table{store: t.store, partition: t.partition, now: t.now, log: t.log, loaded: t, spare: t.spare}
 	next.empty()
 	if err := next.fill(ctx); err != nil {
 		next.wipe()
+		t.sessions.loaded()
 		return fmt.Errorf("iam: loading principals: %w", err)
 	}
 	t.names.Lock()
+	succeed(t.accounts, next.accounts)
+	succeed(t.principals, next.principals)
+	succeed(t.services, next.services)
 	t.accounts, t.principals, t.services, t.policies = next.accounts, next.principals, next.services, next.policies
 	t.names.Unlock()
 	old := t.keys.Swap(next.keys.Load())
@@ -200,6 +242,29 @@ func (t *Table) Load(ctx context.Context) error {
 	}
 	t.sessions.take(&next.sessions)
 	return nil
+}
+
+// heir gives a principal that was read the Holder of the one of its name, if it is the same one. What it is to hold is in force with succeed.
+func heir(old, p *principal) *principal {
+	if old != nil && old.unique == p.unique {
+		p.next, p.holder = p.holder.Subject(), old.holder
+	}
+	return p
+}
+
+// succeed puts in force what the heirs in next are, and ends who has none.
+func succeed[K comparable](old, next map[K]*principal) {
+	for n, p := range old {
+		if h := next[n]; h == nil || h.holder != p.holder {
+			p.holder.Replace(nil)
+		}
+	}
+	for _, p := range next {
+		if p.next != nil {
+			p.holder.Replace(p.next)
+			p.next = nil
+		}
+	}
 }
 
 // wipe clears the secrets of a table that nobody uses.

@@ -329,14 +329,18 @@ func (c *call) detail(ctx context.Context, a keyid.Account, e *quota.Quota) (quo
 	own := c.ownOf(a)
 	_, set := own[e.Name]
 	d := quotaDetail{Name: e.Name, Code: e.Code, Title: e.Title, Value: number(c.valueOf(e, own)), Usual: number(c.usual(e)), Set: set, Rate: e.Rate}
-	if e.Name == quota.KeysPerAccount {
-		n, err := c.cfg.Store.KeyCount(ctx, c.cfg.Region, a)
-		if err != nil {
-			return d, err
-		}
-		d.Usage = &n
+	var err error
+	n := 0
+	switch e.Name {
+	case quota.KeysPerAccount:
+		n, err = c.cfg.Store.KeyCount(ctx, c.cfg.Region, a)
+	case quota.CustomKeyStoresPerAccount:
+		n, err = c.cfg.Store.KeyStoreCount(ctx, c.cfg.Region, a)
+	default:
+		return d, nil
 	}
-	return d, nil
+	d.Usage = &n
+	return d, err
 }
 
 type showOut struct {

@@ -20,9 +20,13 @@ type Config struct {
 	Region  string
 	Profile quota.Profile
 	First   keyid.Account    // whose principals may change quotas, of every account
-	TLS     bool             // requests come over TLS: aws:SecureTransport
 	Logger  *slog.Logger     // nil: slog.Default
 	Now     func() time.Time // nil: time.Now
+	// Spread returns when every process has what this one has read and written of the store. It is called before a change is acknowledged. nil: there are no others.
+	Spread func()
+	// Leaser makes this process, of several, share the rates of all (ratelimit.NewLeasedTable); Renew is called then. Node is its name. nil: it has the whole rates.
+	Leaser func(rate func(keyid.Account, ratelimit.Pool) ratelimit.Rate) ratelimit.Leaser
+	Node   string
 }
 
 // Quotas is safe for concurrent use. Load it before it is asked.
@@ -56,10 +60,17 @@ func New(cfg Config) (*Quotas, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.Spread == nil {
+		cfg.Spread = func() {}
+	}
 	q := &Quotas{
 		cfg: cfg, change: make(chan struct{}, 1), strange: map[keyid.Account]map[string]float64{}, own: map[keyid.Account]map[string]float64{},
 	}
-	q.table = ratelimit.NewTable(q.rates(nil), cfg.Now())
+	if cfg.Leaser != nil {
+		q.table = ratelimit.NewLeasedTable(cfg.Leaser(q.Rate), cfg.Node, cfg.Now())
+	} else {
+		q.table = ratelimit.NewTable(q.rates(nil), cfg.Now())
+	}
 	return q, nil
 }
 
@@ -86,6 +97,28 @@ func (q *Quotas) Charge(a keyid.Account, p ratelimit.Pool, now time.Time) bool {
 	return q.table.Charge(a, p, 1, now)
 }
 
+// Rate is the rate of an account's pool, of which a process of several has a share.
+func (q *Quotas) Rate(a keyid.Account, p ratelimit.Pool) ratelimit.Rate {
+	e := ratePools[p]
+	if e == nil {
+		return ratelimit.Unlimited
+	}
+	return ratelimit.Rate(q.valueOf(e, q.ownOf(a)))
+}
+
+// ratePools are the request quotas by their pools.
+var ratePools = func() (of [ratelimit.PoolsMax]*quota.Quota) {
+	for i := range quota.Quotas {
+		if e := &quota.Quotas[i]; e.Rate {
+			of[e.Pool] = e
+		}
+	}
+	return of
+}()
+
+// Renew asks for new shares, where this process has a Leaser.
+func (q *Quotas) Renew(now time.Time) { q.table.Renew(now) }
+
 // Max is the value of a resource quota of an account.
 func (q *Quotas) Max(a keyid.Account, name string) int {
 	return int(q.valueOf(quota.Find(name), q.ownOf(a)))
@@ -99,17 +132,25 @@ func (q *Quotas) ownOf(a keyid.Account) map[string]float64 {
 }
 
 // Load reads what was set from the store and puts it into effect. A quota that this version does not know, or a value that it does not accept,
-// is left out, and told in the log when it appears.
+// is left out, and told in the log when it appears. A record that is damaged is an error; of several processes (Leaser) it changes nothing.
 func (q *Quotas) Load(ctx context.Context) error {
 	if err := q.lock(ctx); err != nil {
 		return err
 	}
 	defer q.unlock()
 	next := map[keyid.Account]map[string]float64{}
+	var damaged []func(error)
+	unread := false
+	if q.cfg.Leaser != nil {
+		damaged = append(damaged, func(err error) {
+			unread = true
+			q.cfg.Logger.Error("quotas of an account could not be read; those known stay in effect", "error", err.Error())
+		})
+	}
 	if err := q.cfg.Store.Quotas(ctx, q.cfg.Region, func(a keyid.Account, values map[string]float64) error {
 		next[a] = values
 		return nil
-	}); err != nil {
+	}, damaged...); err != nil {
 		return err
 	}
 	q.mu.RLock()
@@ -117,7 +158,7 @@ func (q *Quotas) Load(ctx context.Context) error {
 	q.mu.RUnlock()
 	maps.Copy(before, q.strange)
 	for a := range before {
-		if next[a] == nil {
+		if next[a] == nil && !unread { // or it may be whose record is damaged
 			q.apply(a, nil)
 		}
 	}
@@ -175,8 +216,46 @@ func keep(m map[keyid.Account]map[string]float64, a keyid.Account, values map[st
 	}
 }
 
-// set changes one quota of an account, nil to the usual value. It is in effect when set returns.
+// Apply brings changes of quotas into effect, whoever made them. When it returns, requests that arrive later are counted by what the store had when it was called,
+// or later. A record that cannot be trusted changes nothing, as in Load.
+func (q *Quotas) Apply(ctx context.Context, changes []store.Change) error {
+	for i := range changes {
+		c := &changes[i]
+		if c.What != store.QuotaChanged || c.Region != q.cfg.Region {
+			continue
+		}
+		if err := q.reread(ctx, c.Account); errors.Is(err, store.ErrDamaged) {
+			q.cfg.Logger.Error("quotas of an account could not be read; those known stay in effect", "account", c.Account.String(), "error", err.Error())
+		} else if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (q *Quotas) reread(ctx context.Context, a keyid.Account) error {
+	if err := q.lock(ctx); err != nil {
+		return err
+	}
+	defer q.unlock()
+	values, err := q.cfg.Store.AccountQuotas(ctx, q.cfg.Region, a)
+	if err != nil {
+		return err
+	}
+	q.apply(a, values)
+	return nil
+}
+
+// set changes one quota of an account, nil to the usual value. It is in effect when set returns, in every process.
 func (q *Quotas) set(ctx context.Context, a keyid.Account, e *quota.Quota, value *float64) error {
+	if err := q.write(ctx, a, e, value); err != nil {
+		return err
+	}
+	q.cfg.Spread()
+	return nil
+}
+
+func (q *Quotas) write(ctx context.Context, a keyid.Account, e *quota.Quota, value *float64) error {
 	if err := q.lock(ctx); err != nil {
 		return err
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/policy"
 	"github.com/keyplane/keyplane/internal/quota"
+	"github.com/keyplane/keyplane/internal/secret"
 	"github.com/keyplane/keyplane/internal/sigv4"
 )
 
@@ -111,7 +112,7 @@ func (q *Quotas) as(t testing.TB, a keyid.Account, statement string, edit ...fun
 // call returns the reply's members; a refusal has __type.
 func (c caller) call(target, body string) map[string]any {
 	c.Helper()
-	status, reply := c.Serve(c.Context(), c.identity, []byte(target), []byte(body), "test", "127.0.0.1", nil, now, new(cloudtrail.Record))
+	status, reply := c.Serve(c.Context(), c.identity, []byte(target), []byte(body), "test", "127.0.0.1", false, nil, now, new(cloudtrail.Record))
 	var out map[string]any
 	if err := json.Unmarshal(reply, &out); err != nil {
 		c.Fatalf("%s: %v in %s", target, err, reply)
@@ -175,7 +176,7 @@ func TestWhoMayWhat(t *testing.T) {
 	stranger := q.as(t, other, everything)
 	stranger.fails("AccessDeniedException", ownPrefix+"ShowQuotas", `{"AccountId":"111122223333"}`)
 	stranger.fails("AccessDeniedException", ownPrefix+"ResetQuota", `{"Quota":"CreateKey"}`)
-	status, reply := q.Serve(t.Context(), sigv4.Identity{}, []byte(ownPrefix+"ShowQuotas"), []byte("{}"), "test", "", nil, now, new(cloudtrail.Record))
+	status, reply := q.Serve(t.Context(), sigv4.Identity{}, []byte(ownPrefix+"ShowQuotas"), []byte("{}"), "test", "", false, nil, now, new(cloudtrail.Record))
 	if status != 400 || !strings.Contains(string(reply), "UnrecognizedClientException") {
 		t.Errorf("nobody: %d %s", status, reply)
 	}
@@ -361,7 +362,7 @@ func TestRecords(t *testing.T) {
 		{q.as(t, first, everything), ownPrefix + "Nothing", `{}`, "", "", "UnknownOperationException", false},
 	} {
 		var r cloudtrail.Record
-		q.Serve(t.Context(), c.who.identity, []byte(c.target), []byte(c.body), "test", "127.0.0.1", nil, now, &r)
+		q.Serve(t.Context(), c.who.identity, []byte(c.target), []byte(c.body), "test", "127.0.0.1", false, nil, now, &r)
 		if r.Name != c.name || string(r.RequestParameters) != c.params || r.ErrorCode != c.refuse || r.ReadOnly != c.readOnly {
 			t.Errorf("%s %s: %s, %s, %s, read only %v", c.target, c.body, r.Name, r.RequestParameters, r.ErrorCode, r.ReadOnly)
 		}
@@ -373,7 +374,7 @@ func TestStoreGone(t *testing.T) {
 	c := q.as(t, first, everything)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	status, reply := q.Serve(ctx, c.identity, []byte(ownPrefix+"SetQuota"), []byte(`{"Quota":"CreateKey","Value":7}`), "test", "127.0.0.1", nil, now, new(cloudtrail.Record))
+	status, reply := q.Serve(ctx, c.identity, []byte(ownPrefix+"SetQuota"), []byte(`{"Quota":"CreateKey","Value":7}`), "test", "127.0.0.1", false, nil, now, new(cloudtrail.Record))
 	if status != 503 || !strings.Contains(string(reply), "ServiceException") {
 		t.Errorf("%d %s", status, reply)
 	}
@@ -392,7 +393,7 @@ func TestNobodyWaitsForever(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
 	set := []byte(`{"Quota":"CreateKey","Value":7}`)
-	status, reply := q.Serve(ctx, c.identity, []byte(ownPrefix+"SetQuota"), set, "test", "127.0.0.1", nil, now, new(cloudtrail.Record))
+	status, reply := q.Serve(ctx, c.identity, []byte(ownPrefix+"SetQuota"), set, "test", "127.0.0.1", false, nil, now, new(cloudtrail.Record))
 	if status != 503 || !strings.Contains(string(reply), "ServiceException") {
 		t.Errorf("%d %s", status, reply)
 	}
@@ -483,6 +484,26 @@ func TestNewChecksItsConfig(t *testing.T) {
 	for _, cfg := range []Config{{Region: "r", Profile: quota.AWS}, {Store: shared, Profile: quota.AWS}, {Store: shared, Region: "r"}, {Store: shared, Region: "r", Profile: "AWS"}} {
 		if _, err := New(cfg); err == nil {
 			t.Errorf("%+v was accepted", cfg)
+		}
+	}
+}
+
+// Quotas of what there is are shown with how much there is of it.
+func TestUsage(t *testing.T) {
+	q := newQuotas(t, "eu-quota-7", quota.Default)
+	c := q.as(t, first, everything)
+	k := &store.KeyStore{
+		KeyStoreName: store.KeyStoreName{Region: "eu-quota-7", Account: first, ID: store.NewKeyStoreID([9]byte{1})}, CustomName: "n", Type: store.CloudHSM, Created: now, State: store.Disconnected,
+		Cluster: "cluster-quotaquota", TrustAnchor: "-----BEGIN", Secret: secret.New([]byte("password")),
+	}
+	if err := shared.CreateKeyStore(t.Context(), k, 10, func(string) bool { return false }); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]any{quota.KeysPerAccount: 0.0, quota.CustomKeyStoresPerAccount: 1.0}
+	for _, d := range c.ok(ownPrefix+"ShowQuotas", "{}")["Quotas"].([]any) {
+		d := d.(map[string]any)
+		if name := d["Name"].(string); d["Usage"] != want[name] {
+			t.Errorf("%s: %v are in use", name, d["Usage"])
 		}
 	}
 }

@@ -77,9 +77,9 @@ func handle[In any](run func(*call, context.Context, *In) (any, error)) func(*ca
 var errPanic = errors.New("quotas: an operation panicked")
 
 // Serve answers one request whose signature was verified. It never panics and always has an answer. target is X-Amz-Target; userAgent is nil
-// for none. It fills what the audit record says of the call itself.
+// for none. secure says that it came over TLS. It fills what the audit record says of the call itself.
 func (q *Quotas) Serve(
-	ctx context.Context, identity sigv4.Identity, target, body []byte, requestID, sourceIP string, userAgent []byte, now time.Time,
+	ctx context.Context, identity sigv4.Identity, target, body []byte, requestID, sourceIP string, secure bool, userAgent []byte, now time.Time,
 	record *cloudtrail.Record,
 ) (status int, reply []byte) {
 	var out any
@@ -109,7 +109,7 @@ func (q *Quotas) Serve(
 		return 0, nil
 	}
 	c := &call{Quotas: q, action: op.action, caller: p.Caller, now: now.UTC().Truncate(time.Millisecond)}
-	c.context = authz.Context{Caller: c.caller, Now: now, Region: q.cfg.Region, SecureTransport: q.cfg.TLS, UserAgent: userAgent}
+	c.context = authz.Context{Caller: c.caller, Now: now, Region: q.cfg.Region, SecureTransport: secure, UserAgent: userAgent}
 	if addr, err := netip.ParseAddr(sourceIP); err == nil {
 		c.context.SourceIP = addr.Unmap()
 	}
