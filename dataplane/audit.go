@@ -8,6 +8,7 @@ import (
 	"github.com/keyplane/keyplane/internal/cloudtrail"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/policy"
+	"github.com/keyplane/keyplane/internal/quota"
 	"github.com/keyplane/keyplane/internal/sigv4"
 	"github.com/keyplane/keyplane/ratelimit"
 )
@@ -36,7 +37,7 @@ func (s *Server) audit(c *conn, r *request, code kmsapi.Code) kmsapi.Code {
 			return code
 		}
 	}
-	v.Time, v.AccessKeyID, v.Source, v.Region = r.now, r.who.AccessKeyID(), cloudtrail.KMS, s.cfg.Region
+	v.Time, v.AccessKeyID, v.Source, v.Region = r.date, r.who.AccessKeyID(), cloudtrail.KMS, r.region.name
 	v.SourceIP, v.UserAgent = r.ip, r.header.userAgent
 	v.RequestID, v.ReadOnly = r.id[:], true
 	s.ids.Fill(&v.EventID)
@@ -47,6 +48,10 @@ func (s *Server) audit(c *conn, r *request, code kmsapi.Code) kmsapi.Code {
 		}
 	}
 	v.Name = r.eventName()
+	if r.unanswered {
+		op := kmsapi.Route(r.header.target)
+		v.Source, v.ReadOnly = sourceOf([]byte(r.who.Service())), op != nil && !op.Write
+	}
 	v.TLS = s.tlsOf(c, r)
 	if w := r.who.Principal(); w != nil {
 		v.Caller, v.Recipient = w.Caller, w.Account
@@ -97,6 +102,8 @@ func sourceOf(service []byte) string {
 		return cloudtrail.IAM
 	case "sts":
 		return cloudtrail.STS
+	case quota.SigningName:
+		return cloudtrail.ServiceQuotas
 	}
 	return cloudtrail.KMS
 }
@@ -104,12 +111,19 @@ func sourceOf(service []byte) string {
 // recordKeys says which keys the call is about, and of a success which key material. A caller that may not use another account's key does not learn from
 // its own trail which one an alias or a ciphertext means.
 func (s *Server) recordKeys(r *request, code kmsapi.Code) {
+	if r.key == nil && r.attested == nil {
+		return
+	}
 	v := &r.record
-	for _, k := range [...]*keyView{r.key, r.dest} {
+	r.extra = append(r.extra[:0], '{')
+	for i, k := range [...]*keyView{r.key, r.dest} {
 		if k == nil || k.Account != v.Recipient && code == kmsapi.AccessDenied {
 			continue
 		}
 		v.AddResource(k.ARN, k.Account)
+		if k.Store != nil {
+			r.appendStore(k, i == 1)
+		}
 		if k.Account == v.Recipient {
 			continue
 		}
@@ -120,19 +134,31 @@ func (s *Server) recordKeys(r *request, code kmsapi.Code) {
 			v.SharedEventID = r.shared[:]
 		}
 	}
-	succeeded := code == kmsapi.OK && (r.key != nil && r.key.symmetric() || r.dest != nil && r.dest.symmetric())
-	if !succeeded && r.attested == nil {
-		return
-	}
-	r.extra = append(r.extra[:0], '{')
-	if succeeded {
+	if code == kmsapi.OK && (r.key != nil && r.key.symmetric() || r.dest != nil && r.dest.symmetric()) {
 		r.appendMaterial()
 	}
 	if r.attested != nil {
 		r.extra = appendRecipient(r.extra, r.attested) // of a refusal too: it is why a condition did not match
 	}
-	r.extra = append(r.extra, '}')
-	v.AdditionalEventData = r.extra
+	if len(r.extra) > 1 {
+		r.extra = append(r.extra, '}')
+		v.AdditionalEventData = r.extra
+	}
+}
+
+// appendStore appends to r.extra in which custom key store a key is: whether the call succeeds can be up to that.
+func (r *request) appendStore(k *keyView, dest bool) {
+	store, external := "customKeyStoreId", "xksKeyId"
+	switch {
+	case dest:
+		store, external = "destinationCustomKeyStoreId", "destinationXksKeyId"
+	case r.op.members&mDestKeyID != 0:
+		store, external = "sourceCustomKeyStoreId", "sourceXksKeyId"
+	}
+	r.extra = cloudtrail.AppendMember(r.extra, store, bytesconv.Bytes(k.Store.ID))
+	if k.Store.External() {
+		r.extra = cloudtrail.AppendMember(r.extra, external, bytesconv.Bytes(k.Store.XksKeyID))
+	}
 }
 
 // appendMaterial appends to r.extra which key material the call used, of symmetric keys.
@@ -219,7 +245,7 @@ func (s *Server) auditAbandoned(r *request) {
 	if s.parts.Audit == nil || r.recorded != recordCall {
 		return
 	}
-	v := cloudtrail.Record{Time: r.now, Source: cloudtrail.KMS, Region: s.cfg.Region, Name: r.eventName(), RequestID: r.id[:], ReadOnly: true, SourceIP: r.ip,
+	v := cloudtrail.Record{Time: r.date, Source: r.source(), Region: r.region.name, Name: r.eventName(), RequestID: r.id[:], ReadOnly: true, SourceIP: r.ip,
 		ErrorCode: kmsapi.KMSInternal.Type(), AccessKeyID: r.who.AccessKeyID()}
 	s.ids.Fill(&v.EventID)
 	if w := r.who.Principal(); w != nil {
@@ -228,11 +254,24 @@ func (s *Server) auditAbandoned(r *request) {
 	_ = s.parts.Audit(v.Append(nil)) // the client hears of an internal error anyhow
 }
 
+// source is the eventSource of the request's record.
+func (r *request) source() string {
+	if r.xks.prefix != nil {
+		return cloudtrail.XKSProxy
+	}
+	return cloudtrail.KMS
+}
+
 // tlsOf is what records say of the connection a request came over; nil where it is not encrypted.
 func (s *Server) tlsOf(c *conn, r *request) *cloudtrail.TLSDetails {
 	if !s.cfg.TLS || c == nil {
 		return nil
 	}
+	return c.tlsOf(r)
+}
+
+// tlsOf is what records say of an encrypted connection and the request that came over it.
+func (c *conn) tlsOf(r *request) *cloudtrail.TLSDetails {
 	if c.tls == nil {
 		c.tls = c.tlsDetails()
 	}

@@ -5,7 +5,6 @@ import (
 
 	"github.com/keyplane/keyplane/cache"
 	"github.com/keyplane/keyplane/internal/authz"
-	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/policy"
 )
@@ -16,11 +15,13 @@ type question struct {
 	context authz.Context
 	scratch policy.Scratch
 
-	s      *Server
-	key    *keyView
-	leases [len(authz.Caller{}.Grantees)]cache.Lease[authz.GrantSet]
-	held   int
-	name   []byte // buffer: cache names
+	s       *Server
+	request *request // whose part it is
+	region  *region
+	key     *keyView
+	leases  [len(authz.Caller{}.Grantees)]cache.Lease[authz.GrantSet]
+	held    int
+	name    []byte // buffer: cache names
 }
 
 const grantNameCap = keyNameLen + 128
@@ -30,7 +31,7 @@ func (q *question) reset() {
 	q.Question = authz.Question{}
 	q.context.Reset()
 	q.scratch.Reset()
-	q.s, q.key = nil, nil
+	q.s, q.request, q.region, q.key = nil, nil, nil, nil
 	q.name = wiped(q.name, grantNameCap)
 }
 
@@ -45,7 +46,7 @@ func (q *question) release() {
 // Grants implements authz.Grants: from the cache, else from the store.
 func (q *question) Grants(grantee string) (*authz.GrantSet, error) {
 	s, k := q.s, q.key
-	q.name = append(appendKeyName(emptied(q.name), k.Account, k.ID), grantee...)
+	q.name = append(q.region.appendKeyName(emptied(q.name), k.Account, k.ID), grantee...)
 	lease, ok := s.grants.Get(q.name)
 	if !ok {
 		var err error
@@ -53,6 +54,7 @@ func (q *question) Grants(grantee string) (*authz.GrantSet, error) {
 			return nil, err
 		}
 	}
+	s.saw(q.request, lease.Mark())
 	set := lease.Value()
 	if set == nil {
 		lease.Release()
@@ -67,33 +69,11 @@ func (s *Server) loadGrants(name []byte, k *keyView, grantee string) (cache.Leas
 	return s.grants.Load(name, func() (*authz.GrantSet, int64, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), loadTimeout)
 		defer cancel()
-		grants, err := s.parts.Records.Grants(ctx, s.cfg.Region, k.Account, k.ID, grantee)
+		grants, err := s.parts.Records.Grants(ctx, k.Region, k.Account, k.ID, grantee)
 		if err != nil {
 			return nil, 0, err
 		}
 		set := authz.NewGrantSet(grants)
-		return set, set.Size(), nil
-	})
-}
-
-// GrantsChanged is KeyChanged for the grants of a key to one grantee, a name of authz.Caller.Grantees.
-func (s *Server) GrantsChanged(a keyid.Account, id keyid.ID, grantee string) {
-	s.grants.Invalidate(append(appendKeyName(nil, a, id), grantee...))
-}
-
-// GrantMade is GrantsChanged where a grant was made and nothing else changed.
-func (s *Server) GrantMade(a keyid.Account, id keyid.ID, grantee string, g *authz.Grant) {
-	s.changeGrants(a, id, grantee, func(old *authz.GrantSet) *authz.GrantSet { return old.With(*g) })
-}
-
-// GrantRemoved is GrantsChanged where a grant was removed and nothing else changed.
-func (s *Server) GrantRemoved(a keyid.Account, id keyid.ID, grantee, grant string) {
-	s.changeGrants(a, id, grantee, func(old *authz.GrantSet) *authz.GrantSet { return old.Without(grant) })
-}
-
-func (s *Server) changeGrants(a keyid.Account, id keyid.ID, grantee string, change func(*authz.GrantSet) *authz.GrantSet) {
-	s.grants.Change(append(appendKeyName(nil, a, id), grantee...), func(old *authz.GrantSet) (*authz.GrantSet, int64, error) {
-		set := change(old)
 		return set, set.Size(), nil
 	})
 }
@@ -105,11 +85,11 @@ func (r *request) question(s *Server) *question {
 		return q
 	}
 	w := r.who.Principal().Caller
-	q.s = s
+	q.s, q.request, q.region = s, r, r.region
 	q.Caller, q.Context, q.Scratch, q.Question.Grants = w, &q.context, &q.scratch, q
 	c := &q.context
-	c.Caller, c.Now, c.SourceIP, c.SecureTransport = w, r.now, r.ip, s.cfg.TLS
-	c.UserAgent, c.Region = r.header.userAgent, s.cfg.Region
+	c.Caller, c.Now, c.SourceIP, c.SecureTransport = w, r.date, r.ip, s.cfg.TLS
+	c.UserAgent, c.Region = r.header.userAgent, r.region.name
 	if r.attested != nil {
 		c.Extra = attestation(r.attested)
 	}
@@ -123,20 +103,26 @@ func (r *request) question(s *Server) *question {
 // authorize decides whether the caller may do the action on the key, under the encryption context of this half of the request. alias is how
 // the request names the key, if by an alias.
 func (s *Server) authorize(r *request, k *keyView, action *authz.Action, context authz.Pairs, algorithm, alias []byte) kmsapi.Code {
+	return s.authorizeAs(r, k, &decision{kind: decidedKey, dest: k == r.dest, action: action, context: context, algorithm: algorithm, alias: alias})
+}
+
+func (s *Server) authorizeAs(r *request, k *keyView, d *decision) kmsapi.Code {
+	s.decides(r, *d)
 	q := r.question(s)
 	q.key = k
-	q.Action, q.Resource, q.Owner, q.Policy = action, k.ARN, k.Account, k.Policy
+	q.Action, q.Resource, q.Owner, q.Policy = d.action, k.ARN, k.Account, k.Policy
 	c := &q.context
-	c.Key, c.EncryptionContext, c.RequestAlias, c.EncryptionAlgorithm = &k.Facts, context, alias, algorithm
-	if algorithm == nil {
+	c.Key, c.EncryptionContext, c.RequestAlias, c.EncryptionAlgorithm = &k.Facts, d.context, d.alias, d.algorithm
+	if d.algorithm == nil {
 		c.EncryptionAlgorithm = symmetricDefault
 	}
 	return s.decide(r, q)
 }
 
 // authorizeUse is authorize for an operation without an encryption context: what it does with the key is a condition key of its own.
-func (s *Server) authorizeUse(r *request, alias []byte) kmsapi.Code {
-	q, in, k := r.question(s), &r.in, r.key
+func (s *Server) authorizeUse(r *request, k *keyView, alias []byte) kmsapi.Code {
+	s.decides(r, decision{kind: decidedUse, alias: alias})
+	q, in := r.question(s), &r.in
 	q.key = k
 	q.Action, q.Resource, q.Owner, q.Policy = r.op.action, k.ARN, k.Account, k.Policy
 	c := &q.context
@@ -161,6 +147,7 @@ var symmetricDefault = []byte(kmsapi.SymmetricDefault)
 
 // authorizeAlone decides about an action that concerns no key.
 func (s *Server) authorizeAlone(r *request, action *authz.Action) kmsapi.Code {
+	s.decides(r, decision{kind: decidedAlone, action: action})
 	q := r.question(s)
 	q.Action, q.Resource, q.Owner, q.Alone = action, everything, q.Caller.Account, true
 	return s.decide(r, q)

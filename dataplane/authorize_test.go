@@ -53,7 +53,7 @@ func (w access) put(name, document string) {
 func (w access) grant(name, grantee string, grants ...authz.Grant) {
 	w.records.mu.Lock()
 	k := w.records.keys[keyID(name)]
-	w.records.grants[string(appendKeyName(nil, k.Account, k.ID))+grantee] = grants
+	w.records.grants[k.Region+k.Account.String()+k.ID.String()+grantee] = grants
 	w.records.mu.Unlock()
 	w.GrantsChanged(k.Account, k.ID, grantee)
 }

@@ -10,7 +10,11 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/keyplane/keyplane/internal/fence"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 )
 
@@ -38,6 +42,23 @@ func BenchmarkHandle(b *testing.B) {
 	}
 }
 
+// BenchmarkHandleLease is GenerateDataKey in a process without and with a lease.
+func BenchmarkHandleLease(b *testing.B) {
+	lease := new(fence.Lease)
+	lease.Extend(fence.Now() + time.Hour)
+	for _, c := range []struct {
+		name  string
+		lease *fence.Lease
+	}{{"none", nil}, {"lease", lease}} {
+		w := newWorld(b, worldConfig{plain: true, server: Config{Lease: c.lease}})
+		w.addKey("k1", kmsapi.StateEnabled, 1)
+		raw := w.call("GenerateDataKey", `{"KeyId":"`+keyID("k1").String()+`","KeySpec":"AES_256","EncryptionContext":{"tenant":"t-1234"}}`)
+		for _, conns := range []int{1, 16} {
+			b.Run(fmt.Sprintf("%s/conns=%d", c.name, conns), func(b *testing.B) { benchmarkHandle(b, w, raw, conns) })
+		}
+	}
+}
+
 func benchmarkHandle(b *testing.B, w *world, raw []byte, conns int) {
 	before := w.batcher.Stats()
 	var left atomic.Int64
@@ -54,6 +75,7 @@ func benchmarkHandle(b *testing.B, w *world, raw []byte, conns int) {
 		sizes[i] = firstReply(b, clients[i], raw, buf[i])
 	}
 	b.ReportAllocs()
+	used := processor()
 	b.ResetTimer()
 	var wg sync.WaitGroup
 	for i, c := range clients {
@@ -72,8 +94,16 @@ func benchmarkHandle(b *testing.B, w *world, raw []byte, conns int) {
 	}
 	wg.Wait()
 	b.StopTimer()
+	b.ReportMetric(float64(processor()-used)/float64(b.N), "cpu-ns/op") // of client and server; on a busy machine what can be compared
 	after := w.batcher.Stats()
 	b.ReportMetric(float64(after.Jobs-before.Jobs)/float64(max(1, after.Rounds-before.Rounds)), "jobs/round")
+}
+
+// processor is the time that this process has used of processors.
+func processor() time.Duration {
+	var r unix.Rusage
+	_ = unix.Getrusage(unix.RUSAGE_SELF, &r) // it does not fail
+	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }
 
 // firstReply sends raw and returns the length of the reply, which is the same for each of the same request: everything that differs

@@ -122,17 +122,26 @@ type conn struct {
 	tls     *cloudtrail.TLSDetails // set with the first record; nil where the connection is not encrypted
 	closed  atomic.Bool
 
+	dirty         int      // bytes of requests that fasthttp's read buffer may still have
 	reads, writes deadline // the serving goroutine's
 	writeSet      bool     // fasthttp has set a deadline for the next Write
 	slack         time.Duration
 }
 
+// Read clears what is left of requests before it waits for the next one: fasthttp keeps one buffer for the connection, and asks with all of it when it has taken
+// everything out. p may always be written to (io.Reader), so that nothing is lost where it is another buffer, a long body's.
 func (c *conn) Read(p []byte) (int, error) {
 	c.release()
+	clear(p[:min(len(p), c.dirty)])
+	if len(p) == readBufferSize {
+		c.dirty = 0
+	}
 	if err := c.reads.arm(c.slack, c.Conn.SetReadDeadline); err != nil {
 		return 0, err
 	}
-	return c.Conn.Read(p)
+	n, err := c.Conn.Read(p)
+	c.dirty += n
+	return n, err
 }
 
 func (c *conn) Write(p []byte) (int, error) {

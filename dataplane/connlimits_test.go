@@ -13,7 +13,7 @@ import (
 // limited is a server with no parts, its limits changed by set, and a connection to it.
 func limited(t *testing.T, set func(*Server)) (net.Conn, *bufio.Reader) {
 	t.Helper()
-	s, err := New(Config{Region: testRegion, Ready: func() error { return nil }, Logger: quiet, KeyCacheBytes: 1 << 16, AliasCacheBytes: 1 << 16})
+	s, err := New(Config{Regions: []string{testRegion}, Ready: func() error { return nil }, Logger: quiet, KeyCacheBytes: 1 << 16, AliasCacheBytes: 1 << 16})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +105,7 @@ func TestConnLimits(t *testing.T) {
 
 // A client that does not read its replies is let go: the goroutine that serves it ends.
 func TestWriteTimeout(t *testing.T) {
-	s, err := New(Config{Region: testRegion, Ready: func() error { return nil }, Logger: quiet, KeyCacheBytes: 1 << 16, AliasCacheBytes: 1 << 16})
+	s, err := New(Config{Regions: []string{testRegion}, Ready: func() error { return nil }, Logger: quiet, KeyCacheBytes: 1 << 16, AliasCacheBytes: 1 << 16})
 	if err != nil {
 		t.Fatal(err)
 	}

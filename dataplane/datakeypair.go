@@ -24,6 +24,9 @@ func (s *Server) generateDataKeyPair(r *request) kmsapi.Code {
 	if code = s.admitTokens(r); code != kmsapi.OK {
 		return code
 	}
+	if r.key.Store != nil {
+		return r.refusedInStore(r.key)
+	}
 	if code = s.admit(r, r.key, keyspec.EncryptDecrypt, nil); code != kmsapi.OK {
 		return code
 	}
@@ -34,8 +37,8 @@ func (s *Server) generateDataKeyPair(r *request) kmsapi.Code {
 	if in.dryRun {
 		return r.refuse(kmsapi.DryRunOperation)
 	}
-	r.wantKey(r.key)
-	if code = s.round(r); code != kmsapi.OK {
+	d, code := s.newKey(r, r.key)
+	if code != kmsapi.OK {
 		return code
 	}
 	public, private, code := s.pair(r, spec)
@@ -43,7 +46,9 @@ func (s *Server) generateDataKeyPair(r *request) kmsapi.Code {
 		return code
 	}
 	defer clear(private)
-	r.seal(r.key, &r.job.Derive[0], &in.context, private)
+	if code = s.seal(r, r.key, d, &in.context, private); code != kmsapi.OK {
+		return code
+	}
 	r.beginBody()
 	r.member("KeyId", r.key.ARN)
 	r.memberMaterial(current(r.key).MaterialID[:])

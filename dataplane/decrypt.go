@@ -4,6 +4,7 @@ import (
 	"github.com/keyplane/keyplane/internal/blob"
 	"github.com/keyplane/keyplane/internal/keyspec"
 	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/planted"
 	"github.com/keyplane/keyplane/internal/snapshot"
 )
 
@@ -34,12 +35,15 @@ func (s *Server) decrypt(r *request) kmsapi.Code {
 		return code
 	}
 	if r.key.symmetric() {
-		r.wantBlobKey(version)
+		d, code := s.wantBlobKey(r, version)
+		if code != kmsapi.OK {
+			return code
+		}
 		if code = s.round(r); code != kmsapi.OK {
 			return code
 		}
-		if !r.open(&r.job.Derive[0], &in.context, in.ciphertextBlob[:blob.HeaderLen]) {
-			return r.refuse(kmsapi.InvalidCiphertext)
+		if code = s.unseal(r, d); code != kmsapi.OK {
+			return code
 		}
 	} else if code = s.openRSA(r); code != kmsapi.OK {
 		return code
@@ -53,6 +57,7 @@ func (s *Server) decrypt(r *request) kmsapi.Code {
 	if version != nil {
 		r.memberMaterial(version.MaterialID[:])
 	}
+	planted.Swap(planted.ResultSwapped, r.plain)
 	if code = r.memberSecret("Plaintext", r.plain); code != kmsapi.OK {
 		return code
 	}
@@ -126,7 +131,7 @@ func (s *Server) ciphertext(r *request) (*snapshot.Version, kmsapi.Code) {
 		}
 	}
 	v := r.key.Version(r.blob.KeyVersion)
-	if v == nil {
+	if v == nil || r.blob.Suite != r.key.suite(v) {
 		return nil, r.refuse(kmsapi.InvalidCiphertext)
 	}
 	return v, kmsapi.OK
@@ -139,9 +144,9 @@ func (s *Server) noCiphertext(r *request) kmsapi.Code {
 	return kmsapi.Validation
 }
 
-// parseBlob reads the ciphertext that was sent. Suite 0x02 has no users yet: no key has a resident backing key.
+// parseBlob reads the ciphertext that was sent.
 func (r *request) parseBlob() bool {
 	var ok bool
 	r.sealed, ok = blob.Parse(r.in.ciphertextBlob, &r.blob)
-	return ok && r.blob.Suite == blob.SuiteDerived
+	return ok
 }

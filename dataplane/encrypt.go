@@ -35,11 +35,13 @@ func (s *Server) encrypt(r *request) kmsapi.Code {
 		return r.refuse(kmsapi.DryRunOperation)
 	}
 	if r.key.symmetric() {
-		r.wantKey(r.key)
-		if code = s.round(r); code != kmsapi.OK {
+		d, code := s.newKey(r, r.key)
+		if code != kmsapi.OK {
 			return code
 		}
-		r.seal(r.key, &r.job.Derive[0], &in.context, in.plaintext)
+		if code = s.seal(r, r.key, d, &in.context, in.plaintext); code != kmsapi.OK {
+			return code
+		}
 	} else if code = s.sealRSA(r, r.key, in.algorithm, in.plaintext); code != kmsapi.OK {
 		return code
 	}

@@ -23,27 +23,65 @@ func gcmNonce(nonce *[24]byte) *[12]byte     { return (*[12]byte)(nonce[12:]) }
 func rootOf(v *snapshot.Version) hsm.RootID  { return hsm.RootID(v.Root) }
 func current(k *keyView) *snapshot.Version   { return &k.Versions[k.Current] }
 
-// wantKey adds the derivation of a new message key under the key's current version to r.job.
-func (r *request) wantKey(k *keyView) {
-	v := current(k)
-	invariants.Check(v.Offset != [16]byte{}, "a wiped key is used to encrypt")
-	d := &r.job.Derive[r.job.N]
-	d.Offset, d.Draw = v.Offset, true
-	r.job.Root = rootOf(v)
-	r.job.N++
+// suite is that of blobs under a version of k.
+func (k *keyView) suite(v *snapshot.Version) byte {
+	switch {
+	case v.Resident:
+		return blob.SuiteResident
+	case k.Store.External():
+		return blob.SuiteExternal
+	}
+	return blob.SuiteDerived
 }
 
-// wantBlobKey adds the derivation of the message key of the blob that was sent.
-func (r *request) wantBlobKey(v *snapshot.Version) {
-	invariants.Check(v.Offset != [16]byte{}, "a wiped key is used to decrypt")
+// want adds the derivation of a message key under version v of k to what round does.
+func (s *Server) want(r *request, k *keyView, v *snapshot.Version) (*hsm.Derivation, kmsapi.Code) {
+	if v.Resident {
+		return s.wantResident(r, k, v)
+	}
+	invariants.Check(v.Offset != [16]byte{}, "a wiped key is used")
 	d := &r.job.Derive[r.job.N]
-	d.Offset, d.Nonce, d.Draw = v.Offset, r.blob.Nonce, false
+	d.Offset = v.Offset
 	r.job.Root = rootOf(v)
 	r.job.N++
+	return d, kmsapi.OK
+}
+
+// wantKey wants a new message key, under the key's current version.
+func (s *Server) wantKey(r *request, k *keyView) (*hsm.Derivation, kmsapi.Code) {
+	d, code := s.want(r, k, current(k))
+	if code == kmsapi.OK {
+		d.Draw = true
+	}
+	return d, code
+}
+
+// wantBlobKey wants the message key of the blob that was sent, which is under version v of r.key.
+func (s *Server) wantBlobKey(r *request, v *snapshot.Version) (*hsm.Derivation, kmsapi.Code) {
+	d, code := s.want(r, r.key, v)
+	if code == kmsapi.OK {
+		d.Nonce = r.blob.Nonce
+	}
+	return d, code
+}
+
+// newKey makes a new message key under the key's current version, and the random bytes that r.job asks for.
+func (s *Server) newKey(r *request, k *keyView) (*hsm.Derivation, kmsapi.Code) {
+	d, code := s.wantKey(r, k)
+	if code == kmsapi.OK {
+		code = s.round(r)
+	}
+	return d, code
 }
 
 // round runs r.job: one round in the batcher. Its time in the queue counts from r.now, which is later than the loading of a cold key.
 func (s *Server) round(r *request) kmsapi.Code {
+	if code := s.likely(r); code != kmsapi.OK {
+		return code
+	}
+	if r.residents > 0 {
+		return s.roundResident(r)
+	}
 	if err := s.parts.Run(&r.job, r.now); err != nil {
 		return s.fail(r, err)
 	}
@@ -93,23 +131,38 @@ func (s *Server) fail(r *request, err error) kmsapi.Code {
 	return r.refuse(code)
 }
 
-// seal appends to r.ctext the blob of plaintext under k, with the message key of derivation d.
-func (r *request) seal(k *keyView, d *hsm.Derivation, context *blob.Context, plaintext []byte) {
-	h := blob.Header{Suite: blob.SuiteDerived, Account: k.Account, Key: k.ID, KeyVersion: current(k).Number, Nonce: d.Nonce}
+// seal leaves in r.ctext the blob of plaintext under k, with the message key of derivation d.
+func (s *Server) seal(r *request, k *keyView, d *hsm.Derivation, context *blob.Context, plaintext []byte) kmsapi.Code {
+	v := current(k)
+	h := blob.Header{Suite: k.suite(v), Account: k.Account, Key: k.ID, KeyVersion: v.Number, Nonce: d.Nonce}
 	copy(h.Commitment[:], commitment(d))
 	r.ctext = h.Append(r.ctext[:0])
 	r.aad = context.AppendTo(append(emptied(r.aad), r.ctext...))
 	r.ctext = aesgcm.Seal(r.ctext, messageKey(d), gcmNonce(&d.Nonce), plaintext, r.aad)
+	if h.Suite == blob.SuiteExternal {
+		return s.sealOuter(r, k)
+	}
+	return kmsapi.OK
 }
 
-// open appends to r.plain the plaintext of the blob that was sent, whose header is headerBytes, with the message key of derivation d.
-// It reports false for a wrong key, commitment, context or tag, which are one and the same to the client.
-func (r *request) open(d *hsm.Derivation, context *blob.Context, headerBytes []byte) bool {
+// unseal leaves in r.plain the plaintext of the blob that was sent, with the message key of derivation d. A wrong key, commitment, context or tag are one and
+// the same to the client.
+func (s *Server) unseal(r *request, d *hsm.Derivation) kmsapi.Code {
 	if subtle.ConstantTimeCompare(commitment(d), r.blob.Commitment[:]) != 1 {
-		return false
+		return r.refuse(kmsapi.InvalidCiphertext)
 	}
-	r.aad = context.AppendTo(append(r.aad[:0], headerBytes...))
-	var ok bool
+	r.aad = r.in.context.AppendTo(append(r.aad[:0], r.in.ciphertextBlob[:blob.HeaderLen]...))
+	if r.blob.Suite == blob.SuiteExternal {
+		return s.unsealExternal(r, d)
+	}
+	if !r.open(d) {
+		return r.refuse(kmsapi.InvalidCiphertext)
+	}
+	return kmsapi.OK
+}
+
+// open appends to r.plain the plaintext of r.sealed under r.aad. It reports false where they are not of this key.
+func (r *request) open(d *hsm.Derivation) (ok bool) {
 	r.plain, ok = aesgcm.Open(r.plain[:0], messageKey(d), gcmNonce(&r.blob.Nonce), r.sealed, r.aad)
 	return ok
 }

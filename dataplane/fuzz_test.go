@@ -54,7 +54,7 @@ func (w *world) in(t *testing.T) *world {
 // FuzzPrecheck: whatever fasthttp and the pre-check let through, net/http reads as the same method, target, headers and body. Two readings
 // of one request are how requests are smuggled.
 func FuzzPrecheck(f *testing.F) {
-	s, err := New(Config{Region: testRegion, Ready: func() error { return nil }, Logger: quiet, KeyCacheBytes: 1 << 16, AliasCacheBytes: 1 << 16})
+	s, err := New(Config{Regions: []string{testRegion}, Ready: func() error { return nil }, Logger: quiet, KeyCacheBytes: 1 << 16, AliasCacheBytes: 1 << 16})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -157,6 +157,8 @@ func FuzzHandle(f *testing.F) {
 	w.records.aliases["alias/a"] = keyID("k1")
 	blob := base64.StdEncoding.EncodeToString(w.blob("k1", 1, map[string]string{"a": "1"}, []byte("hello")))
 	id := keyID("k1").String()
+	ext := w.inStore(w.addKey("ext", kmsapi.StateEnabled, 1), w.addExternalStore(externalID)).ID.String()
+	extBlob := base64.StdEncoding.EncodeToString(w.blob("ext", 1, nil, []byte("hello")))
 	w.addPrivateKey("ec", kmsapi.StateEnabled, keyspec.P256, keyspec.SignVerify)
 	w.addPrivateKey("mac", kmsapi.StateEnabled, keyspec.HMAC256, keyspec.GenerateVerifyMAC)
 	w.addPrivateKey("agree", kmsapi.StateEnabled, keyspec.P256, keyspec.KeyAgreement)
@@ -166,6 +168,7 @@ func FuzzHandle(f *testing.F) {
 		`{"CiphertextBlob":"` + blob + `","EncryptionContext":{"a":"1"}}`, `{"KeyId":"` + id + `","Plaintext":"aGVsbG8=","EncryptionContext":{"\u00e9":"\ud83d\ude00"}}`,
 		`{"KeyId":"alias/a","KeySpec":"AES_256"}`, `{"KeyId":"` + keyARN("k1") + `","NumberOfBytes":1024}`, `{"NumberOfBytes":1}`,
 		`{"CiphertextBlob":"` + blob + `","SourceEncryptionContext":{"a":"1"},"DestinationKeyId":"` + id + `","DestinationEncryptionContext":{"b":"2"}}`,
+		`{"CiphertextBlob":"` + extBlob + `"}`, `{"KeyId":"` + ext + `","Plaintext":"aGVsbG8="}`, `{"NumberOfBytes":1,"CustomKeyStoreId":"` + externalID + `"}`,
 		`{"KeyId":"` + keyARN("ec") + `","Message":"aGVsbG8=","SigningAlgorithm":"ECDSA_SHA_256"}`, `{"KeyId":"` + keyARN("mac") + `","Message":"aGVsbG8=","MacAlgorithm":"HMAC_SHA_256","Mac":"AAAA"}`,
 		`{"KeyId":"` + keyARN("agree") + `","KeyAgreementAlgorithm":"ECDH","PublicKey":"MFkw"}`, `{"KeyId":"` + keyARN("kem") + `","EncapsulationAlgorithm":"ML_KEM","SharedSecretCiphertextBlob":"AAAA"}`,
 		`{"KeyId":"` + keyARN("rsa") + `","Plaintext":"aGVsbG8=","EncryptionAlgorithm":"RSAES_OAEP_SHA_1"}`, `{"KeyId":"` + id + `","KeyPairSpec":"ECC_NIST_P256"}`,
@@ -221,24 +224,30 @@ func FuzzOpen(f *testing.F) {
 	w := newWorld(f, worldConfig{plain: true})
 	w.addKey("k1", kmsapi.StateEnabled, 2)
 	w.addKey("k2", kmsapi.StateEnabled, 1)
+	store := w.addExternalStore(externalID)
+	w.inStore(w.addKey("ext", kmsapi.StateEnabled, 1), store)
+	w.inStore(w.addKey("ext2", kmsapi.StateEnabled, 1), store)
 	context := map[string]string{"a": "1"}
 	valid := [][]byte{w.blob("k1", 1, context, []byte("hello")), w.blob("k1", 2, context, []byte("hello")), w.blob("k1", 1, context, []byte("other")),
-		w.blob("k2", 1, context, []byte("hello")), w.blob("k1", 1, nil, []byte("hello")), w.blob("k1", 1, context, make([]byte, 4096))}
-	// Offsets of the parts: version, suite, account, form, key ID, key version, nonce (two halves), commitment, ciphertext.
-	parts := []int{0, 1, 2, 8, 9, 25, 29, 41, 53, 69}
+		w.blob("k2", 1, context, []byte("hello")), w.blob("k1", 1, nil, []byte("hello")), w.blob("k1", 1, context, make([]byte, 4096)),
+		w.blob("ext", 1, context, []byte("hello")), w.blob("ext", 1, context, []byte("other")), w.blob("ext2", 1, context, []byte("hello")), w.blob("ext", 1, context, make([]byte, 4096))}
+	// Offsets of the parts: version, suite, account, form, key ID, key version, nonce (two halves), commitment, ciphertext; of external keys then IV, tag,
+	// metadata, ciphertext.
+	parts := []int{0, 1, 2, 8, 9, 25, 29, 41, 53, 69, 70, 82, 98, 99}
 	for how := range uint8(8) {
 		for part := range uint8(len(parts)) {
 			f.Add(how, uint8(0), part+how, part, uint16(part)*7, uint8(1)<<(part%8))
+			f.Add(how, uint8(6), part+how, part, uint16(part)*8, uint8(1)<<(part%8))
 		}
 	}
 	f.Fuzz(func(t *testing.T, how, from, other, part uint8, at uint16, bits uint8) {
 		original := valid[int(from)%len(valid)]
 		donor := valid[int(other)%len(valid)]
 		b := bytes.Clone(original)
-		start := parts[int(part)%len(parts)]
+		start := min(parts[int(part)%len(parts)], len(b), len(donor))
 		end := len(b)
 		if next := int(part)%len(parts) + 1; next < len(parts) {
-			end = parts[next]
+			end = min(parts[next], len(b))
 		}
 		offset := int(at) % len(b)
 		switch how % 8 {
@@ -268,7 +277,7 @@ func FuzzOpen(f *testing.F) {
 			t.Fatalf("%d %s for %x", r.status, r.body, b)
 		}
 		switch r.exception() {
-		case "", "InvalidCiphertextException", "AccessDeniedException", "ValidationException":
+		case "", "InvalidCiphertextException", "AccessDeniedException", "ValidationException", "KMSInvalidStateException":
 		default:
 			t.Fatalf("%d %s", r.status, r.body)
 		}

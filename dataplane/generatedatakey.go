@@ -68,10 +68,9 @@ func (s *Server) makeDataKey(r *request) kmsapi.Code {
 	}
 	r.plain = r.plain[:n]
 	r.job.Random = r.plain
-	r.wantKey(r.key)
-	if code = s.round(r); code != kmsapi.OK {
+	d, code := s.newKey(r, r.key)
+	if code != kmsapi.OK {
 		return code
 	}
-	r.seal(r.key, &r.job.Derive[0], &in.context, r.plain)
-	return kmsapi.OK
+	return s.seal(r, r.key, d, &in.context, r.plain)
 }

@@ -15,7 +15,7 @@ func (s *Server) getPublicKey(r *request) kmsapi.Code {
 	if r.key, alias, code = s.resolve(r, r.in.keyID, r.op.action); code != kmsapi.OK {
 		return code
 	}
-	if code = s.authorizeUse(r, alias); code != kmsapi.OK {
+	if code = s.authorizeUse(r, r.key, alias); code != kmsapi.OK {
 		return code
 	}
 	if code = s.admitTokens(r); code != kmsapi.OK {
@@ -45,10 +45,11 @@ func (s *Server) getPublicKey(r *request) kmsapi.Code {
 
 // admitPublic is the row of the key-state matrix for GetPublicKey.
 func (s *Server) admitPublic(r *request, k *keyView) kmsapi.Code {
-	if k.State == kmsapi.StateDisabled || k.State == kmsapi.StatePendingImport && k.public != nil {
+	state := k.StateAt(r.date)
+	if state == kmsapi.StateDisabled || state == kmsapi.StatePendingImport && k.public != nil {
 		return kmsapi.OK
 	}
-	code, text := usable(k.State)
+	code, text := usable(state)
 	if code != kmsapi.OK {
 		r.msg = append(append(emptied(r.msg), k.ARN...), text...)
 	}

@@ -25,15 +25,16 @@ import (
 	"github.com/keyplane/keyplane/internal/keyspec"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/snapshot"
+	"github.com/keyplane/keyplane/internal/xks"
 )
 
 var update = flag.Bool("update", false, "rewrite the responses in testdata")
 
 // TestGolden runs testdata/<operation>/*.txt: one behaviour per file, its sections in order.
 //
-//	state     key NAME STATE [spec=S] [usage=U] [versions=N] | alias NAME KEY
+//	state     key NAME STATE [spec=S] [usage=U] [versions=N] [store=ID] | alias NAME KEY | store ID cloudhsm|external | disconnected ID | throttled ID
 //	as        how the requests below are signed: admin | other account | unsigned | wrong secret | unknown key | old | early | region R
-//	hsm       what befalls the HSM, or the store, from here on; see (*golden).fail
+//	hsm       what befalls the HSM, the store, or the proxies of external key stores, from here on; see (*golden).fail
 //	request   OPERATION BODY
 //	http      a request as it is on the wire, lines ended by LF here; nothing of it is signed
 //	response  STATUS BODY ["close" where the server closes the connection]
@@ -133,9 +134,19 @@ func (g *golden) state(f []string) {
 	switch {
 	case len(f) == 3 && f[0] == "alias":
 		g.records.aliases[f[1]] = keyID(f[2])
+	case len(f) == 3 && f[0] == "store":
+		if f[2] == "external" {
+			g.addExternalStore(f[1])
+		} else {
+			g.addCluster(f[1])
+		}
+	case len(f) == 2 && f[0] == "disconnected":
+		g.storeState(f[1]).connected.Store(false)
+	case len(f) == 2 && f[0] == "throttled":
+		g.storeState(f[1]).full.Store(true)
 	case len(f) >= 3 && f[0] == "key" && kmsapi.KeyStateOf(f[2]) != 0:
 		g.names = append(g.names, f[1])
-		versions, spec, usage := 1, kmsapi.SymmetricDefault, kmsapi.EncryptDecrypt
+		versions, spec, usage, store := 1, kmsapi.SymmetricDefault, kmsapi.EncryptDecrypt, ""
 		for _, option := range f[3:] {
 			name, value, _ := strings.Cut(option, "=")
 			switch name {
@@ -143,6 +154,8 @@ func (g *golden) state(f []string) {
 				spec = value
 			case "usage":
 				usage = value
+			case "store":
+				store = value
 			case "versions":
 				versions, _ = strconv.Atoi(value)
 			}
@@ -154,9 +167,23 @@ func (g *golden) state(f []string) {
 		}
 		k := g.addKey(f[1], kmsapi.KeyStateOf(f[2]), versions)
 		k.Spec, k.Usage = spec, usage
+		if store != "" {
+			g.inStore(k, g.stores.Store(testRegion, ours, store))
+		}
 	default:
 		g.Fatalf("no such state: %q", f)
 	}
+}
+
+func (g *golden) storeState(id string) *testStore {
+	switch s := g.stores.Store(testRegion, ours, id).(type) {
+	case *externalStore:
+		return &s.testStore
+	case *clusterStore:
+		return &s.testStore
+	}
+	g.Fatalf("no such key store: %q", id)
+	return nil
 }
 
 func signer(t *testing.T, text string) signature {
@@ -179,6 +206,7 @@ func signer(t *testing.T, text string) signature {
 func (g *golden) fail(f []string) {
 	g.token.Clear()
 	g.instead, g.records.err = nil, nil
+	g.proxies(nil)
 	instead := map[string]error{"full": batch.ErrFull, "late": batch.ErrDeadline, "closed": batch.ErrClosed, "panic": batch.ErrPanic,
 		"no-root": hsm.ErrNoRoot, "wrong": hsm.ErrWrong}
 	if err, ok := instead[f[0]]; ok {
@@ -197,6 +225,14 @@ func (g *golden) fail(f []string) {
 		times, err := strconv.Atoi(f[2])
 		g.must(err)
 		g.token.Add(hsmtest.Fault{Op: hsmtest.Round, Times: times, CKR: hsm.CKR(code)})
+	case "proxy": // proxy TimedOut | InvalidCiphertextException | …: xks.Failure
+		for failure := xks.Validation; failure <= xks.Unhealthy; failure++ {
+			if failure.String() == f[1] {
+				g.proxies(xks.Fail(failure, xks.AtCrypto, nil))
+				return
+			}
+		}
+		g.Fatalf("no such failure: %q", f)
 	case "store": // store timeout | damaged
 		g.records.err = map[string]error{"timeout": os.ErrDeadlineExceeded, "damaged": snapshot.ErrDamaged}[f[1]]
 		if f[1] == "timeout" {
@@ -204,6 +240,17 @@ func (g *golden) fail(f []string) {
 		}
 	default:
 		g.Fatalf("no such fault: %q", f)
+	}
+}
+
+// proxies has every call of a proxy fail.
+func (g *golden) proxies(err error) {
+	g.stores.mu.Lock()
+	defer g.stores.mu.Unlock()
+	for _, s := range g.stores.all {
+		if s, ok := s.(*externalStore); ok {
+			s.set(func(s *externalStore) { s.fail = err })
+		}
 	}
 }
 

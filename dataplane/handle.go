@@ -27,11 +27,15 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 		c.release() // a pipelined request: the reply before was copied and not flushed yet
 	}
 	r := s.requests.acquire()
-	r.now = ctx.Time()
+	r.now, r.region = ctx.Time(), &s.regions[0]
+	r.date = r.now
+	if s.cfg.Now != nil {
+		r.date = s.cfg.Now()
+	}
 	s.ids.Fill(&r.id)
 	code := kmsapi.KMSInternal
 	defer s.finish(ctx, c, r, &code) // recover, reply, hand the request back: in that order
-	code = s.audit(c, r, s.serve(ctx, c, r))
+	code = s.last(r, s.audit(c, r, s.still(r, s.serve(ctx, c, r))))
 }
 
 // serve is handle up to the result.
@@ -45,14 +49,24 @@ func (s *Server) serve(ctx *fasthttp.RequestCtx, c *conn, r *request) (code kmsa
 	if c != nil {
 		r.ip = c.addr
 	}
+	if code = s.first(r); code != kmsapi.OK {
+		return code
+	}
 	r.recorded = recordNoise
-	if r.who, code = s.parts.Verifier.Verify(&r.signed, &r.auth, r.now); code != kmsapi.OK {
+	if r.who, code = s.parts.Verifier.Verify(&r.signed, &r.auth, r.date); code != kmsapi.OK {
 		r.msg = append(r.msg[:0], r.auth.Message()...)
 		return code
 	}
 	r.recorded = recordCall
-	if r.who.Service() != kmsapi.SigningName {
+	at := s.region(r.who.Region())
+	if at != nil {
+		r.region = at
+	}
+	switch {
+	case r.who.Service() != kmsapi.SigningName:
 		return s.forward(ctx, c, r) // IAM, STS, Service Quotas
+	case at == nil:
+		return r.refuse(kmsapi.KMSInternal) // the verifier's Regions are not this server's: a fault of who made them
 	}
 	op := kmsapi.Route(r.header.target)
 	switch {
@@ -88,6 +102,17 @@ func (s *Server) run(r *request, op *kmsapi.Operation) kmsapi.Code {
 
 // precheck reads the header block and refuses what is not a request to this service. The connection is closed after such a refusal.
 func (s *Server) precheck(ctx *fasthttp.RequestCtx, r *request) kmsapi.Code {
+	if code := r.readHead(ctx); code != kmsapi.OK {
+		return code
+	}
+	if string(r.signed.Method) != "POST" || string(r.signed.Path) != "/" {
+		return kmsapi.BadRequest // absolute request targets too
+	}
+	return kmsapi.OK
+}
+
+// readHead reads request line and header block, whatever the method and the path.
+func (r *request) readHead(ctx *fasthttp.RequestCtx) kmsapi.Code {
 	h := &ctx.Request.Header
 	if code := r.header.parse(h.RawHeaders()); code != kmsapi.OK {
 		return code
@@ -96,8 +121,8 @@ func (s *Server) precheck(ctx *fasthttp.RequestCtx, r *request) kmsapi.Code {
 	if i := indexQuery(r.signed.Path); i >= 0 {
 		r.signed.Path, r.signed.Query = r.signed.Path[:i], r.signed.Path[i+1:]
 	}
-	if string(r.signed.Method) != "POST" || string(r.signed.Path) != "/" || !isHTTP1(h.Protocol()) {
-		return kmsapi.BadRequest // absolute request targets too
+	if !isHTTP1(h.Protocol()) {
+		return kmsapi.BadRequest
 	}
 	return kmsapi.OK
 }
@@ -123,7 +148,11 @@ func (s *Server) forward(ctx *fasthttp.RequestCtx, c *conn, r *request) kmsapi.C
 		ip = a.IP.String()
 	}
 	r.recorded = recordElsewhere
-	status, body := s.parts.Control(&r.signed, string(r.id[:]), ip, s.tlsOf(c, r))
+	status, body := s.parts.Control(r.region.index, &r.signed, string(r.id[:]), ip, s.tlsOf(c, r))
+	if status == 0 { // so the call has no record, unless its control plane left one and then was lost
+		r.recorded, r.unanswered = recordCall, true
+		return r.refuse(kmsapi.DependencyTimeout)
+	}
 	ctx.SetStatusCode(status)
 	r.out = append(r.out[:0], body...)
 	clear(body) // it may hold a secret access key
@@ -134,17 +163,9 @@ func (s *Server) forward(ctx *fasthttp.RequestCtx, c *conn, r *request) kmsapi.C
 // finish ends every request, once: it turns a panic into KMSInternalException, writes the reply and lets the request go.
 func (s *Server) finish(ctx *fasthttp.RequestCtx, c *conn, r *request, code *kmsapi.Code) {
 	if p := recover(); p != nil {
-		// The request may be in any state, so it is not used again. What was recovered may hold request bytes: only the stack is logged.
-		s.panics.Add(1)
-		s.cfg.Logger.Error("a request ended in a panic: this is a bug", "request", string(r.id[:]), "stack", string(debug.Stack()))
-		clear(ctx.Request.Body())
-		id := r.id
-		s.auditAbandoned(r)
-		wipeAbandoned(r)
-		ctx.Response.Reset()
+		id := s.abandon(ctx, r)
 		body := kmsapi.AppendErrorBody(nil, kmsapi.KMSInternal, []byte(kmsapi.KMSInternal.Text()))
 		s.reply(ctx, id[:], kmsapi.KMSInternal.Status(), contentType, body)
-		ctx.SetConnectionClose()
 		return
 	}
 	r.releaseKeys()
@@ -154,13 +175,13 @@ func (s *Server) finish(ctx *fasthttp.RequestCtx, c *conn, r *request, code *kms
 		e := awsquery.FromKMS(kmsapi.New(*code, string(r.msg)))
 		status, r.xml = e.Status, true
 		r.out = awsquery.AppendError(r.out[:0], e, string(r.id[:]))
-		if closes(*code) {
+		if closes(*code) || s.elsewhere(*code) {
 			ctx.SetConnectionClose()
 		}
 	case *code != kmsapi.OK:
 		status = code.Status()
 		r.out = kmsapi.AppendErrorBody(r.out[:0], *code, r.msg)
-		if closes(*code) {
+		if closes(*code) || s.elsewhere(*code) {
 			ctx.SetConnectionClose()
 		}
 	case r.op == nil:
@@ -181,6 +202,20 @@ func (s *Server) finish(ctx *fasthttp.RequestCtx, c *conn, r *request, code *kms
 	c.pending = r // released when the reply has left (conn.go)
 }
 
+// abandon ends a request that panicked, up to its reply, which is the connection's last; it returns the request's ID. The request may be in any state, so it is
+// not used again. What was recovered may hold request bytes: only the stack is logged.
+func (s *Server) abandon(ctx *fasthttp.RequestCtx, r *request) (id [uuid.Len]byte) {
+	s.panics.Add(1)
+	s.cfg.Logger.Error("a request ended in a panic: this is a bug", "request", string(r.id[:]), "stack", string(debug.Stack()))
+	clear(ctx.Request.Body())
+	id = r.id
+	s.auditAbandoned(r)
+	wipeAbandoned(r)
+	ctx.Response.Reset()
+	ctx.SetConnectionClose()
+	return id
+}
+
 // wipeAbandoned clears what it can of a request that panicked; a second panic changes nothing.
 func wipeAbandoned(r *request) {
 	defer func() { _ = recover() }()
@@ -191,6 +226,10 @@ func wipeAbandoned(r *request) {
 func closes(c kmsapi.Code) bool {
 	return c == kmsapi.BadRequest || c == kmsapi.RequestHeaderTooLarge || c == kmsapi.RequestEntityTooLarge || c == kmsapi.RequestTimeout
 }
+
+// elsewhere says that the client may find another process of the cluster that serves it, if it connects anew: what this one cannot do, for want of its lease or its HSM,
+// it could not on this connection again.
+func (s *Server) elsewhere(c kmsapi.Code) bool { return s.cfg.Lease != nil && c.Status() >= 500 }
 
 var (
 	headerRequestID = []byte("x-amzn-RequestId")

@@ -2,7 +2,6 @@ package dataplane
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"time"
 
@@ -23,24 +22,6 @@ const loadTimeout = 3 * time.Second
 // aliasSize is the size of an alias's cached view, the ID of the key it points at.
 const aliasSize = 24
 
-// Names in the caches.
-const keyNameLen = 8 + 1 + 16
-
-func appendKeyName(dst []byte, a keyid.Account, id keyid.ID) []byte {
-	dst = binary.BigEndian.AppendUint64(dst, uint64(a))
-	form := byte(0)
-	if id.MultiRegion {
-		form = 1
-	}
-	dst = append(dst, form)
-	return append(dst, id.UUID[:]...)
-}
-
-func appendAliasName(dst []byte, a keyid.Account, name []byte) []byte {
-	dst = binary.BigEndian.AppendUint64(dst, uint64(a))
-	return append(dst, name...)
-}
-
 // resolve finds the key that a KeyId member names: key ID, key ARN, alias name or alias ARN; alias is the name, if it is one. A key of another
 // account is found too, for authorize to decide on; one that does not exist is refused in the words of one that the caller may not use.
 func (s *Server) resolve(r *request, text []byte, action *authz.Action) (k *keyView, alias []byte, code kmsapi.Code) {
@@ -55,7 +36,7 @@ func (s *Server) resolve(r *request, text []byte, action *authz.Action) (k *keyV
 	own := r.who.Principal().Account
 	account := own
 	if ref.Kind == keyid.KeyARN || ref.Kind == keyid.AliasARN {
-		if string(ref.Region) != s.cfg.Region || string(ref.Partition) != s.partition {
+		if string(ref.Region) != r.region.name || string(ref.Partition) != r.region.partition {
 			r.msg = append(append(r.msg[:0], "Invalid arn "...), ref.Region...)
 			return nil, nil, kmsapi.NotFound
 		}
@@ -64,6 +45,9 @@ func (s *Server) resolve(r *request, text []byte, action *authz.Action) (k *keyV
 	id := ref.ID
 	if ref.Alias != nil {
 		target, found, err := s.aliasTarget(r, account, ref.Alias)
+		if err == nil && !found && account == own && r.who.Principal().Caller.Via != "" {
+			target, found, err = s.firstUse(r, ref.Alias)
+		}
 		switch {
 		case err != nil:
 			return nil, nil, s.fail(r, err)
@@ -71,7 +55,7 @@ func (s *Server) resolve(r *request, text []byte, action *authz.Action) (k *keyV
 			return nil, nil, s.denyUnknown(r, action)
 		case !found:
 			r.msg = append(r.msg[:0], "Alias "...)
-			r.msg = keyid.AppendAliasARN(r.msg, s.partition, s.cfg.Region, account, ref.Alias)
+			r.msg = keyid.AppendAliasARN(r.msg, r.region.partition, r.region.name, account, ref.Alias)
 			r.msg = append(r.msg, " is not found."...)
 			return nil, nil, kmsapi.NotFound
 		}
@@ -85,7 +69,7 @@ func (s *Server) resolve(r *request, text []byte, action *authz.Action) (k *keyV
 		return nil, nil, s.denyUnknown(r, action)
 	case k == nil:
 		r.msg = append(r.msg[:0], "Key '"...)
-		r.msg = keyid.AppendKeyARN(r.msg, s.partition, s.cfg.Region, account, id)
+		r.msg = keyid.AppendKeyARN(r.msg, r.region.partition, r.region.name, account, id)
 		r.msg = append(r.msg, "' does not exist"...)
 		return nil, nil, kmsapi.NotFound
 	}
@@ -108,7 +92,7 @@ func (s *Server) blobKey(r *request) (*keyView, kmsapi.Code) {
 const textForeignBlob = "The ciphertext refers to a customer master key that does not exist, does not exist in this region, or you are not allowed to access."
 
 func (s *Server) aliasTarget(r *request, account keyid.Account, name []byte) (id keyid.ID, found bool, err error) {
-	r.name = appendAliasName(emptied(r.name), account, name)
+	r.name = r.region.appendAliasName(emptied(r.name), account, name)
 	lease, ok := s.aliases.Get(r.name)
 	if !ok {
 		if lease, err = s.loadAlias(r, account, name); err != nil {
@@ -122,13 +106,27 @@ func (s *Server) aliasTarget(r *request, account keyid.Account, name []byte) (id
 	return keyid.ID{}, false, nil
 }
 
+// firstUse looks again for an alias of the caller's account that was not there, once the control plane has made what a service may use for the first time.
+func (s *Server) firstUse(r *request, name []byte) (id keyid.ID, found bool, err error) {
+	if s.parts.Managed == nil || !keyid.ReservedAliasName(name) {
+		return keyid.ID{}, false, nil
+	}
+	w := r.who.Principal()
+	err = s.parts.Managed(r.region.index, &r.signed, string(r.id[:]), w.Caller, string(name))
+	r.renewNow()
+	if err != nil {
+		return keyid.ID{}, false, err
+	}
+	return s.aliasTarget(r, w.Account, name)
+}
+
 // loadAlias reads where the alias r.name points.
 func (s *Server) loadAlias(r *request, account keyid.Account, name []byte) (cache.Lease[keyid.ID], error) {
 	defer r.renewNow()
 	return s.aliases.Load(r.name, func() (*keyid.ID, int64, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), loadTimeout)
 		defer cancel()
-		target, err := s.parts.Records.AliasTarget(ctx, s.cfg.Region, account, string(name))
+		target, err := s.parts.Records.AliasTarget(ctx, r.region.name, account, string(name))
 		if errors.Is(err, snapshot.ErrNotFound) {
 			return nil, 0, nil
 		}
@@ -139,7 +137,7 @@ func (s *Server) loadAlias(r *request, account keyid.Account, name []byte) (cach
 // key returns the latest view of a key, nothing that a completed KeyChanged made old; nil if there is no such key. r holds it until
 // releaseKeys.
 func (s *Server) key(r *request, account keyid.Account, id keyid.ID) (*keyView, error) {
-	r.name = appendKeyName(emptied(r.name), account, id)
+	r.name = r.region.appendKeyName(emptied(r.name), account, id)
 	lease, ok := s.keys.Get(r.name)
 	if !ok {
 		var err error
@@ -147,6 +145,7 @@ func (s *Server) key(r *request, account keyid.Account, id keyid.ID) (*keyView, 
 			return nil, err
 		}
 	}
+	s.saw(r, lease.Mark())
 	k := lease.Value()
 	if k != nil {
 		r.hold(lease)
@@ -160,7 +159,7 @@ func (s *Server) key(r *request, account keyid.Account, id keyid.ID) (*keyView, 
 func (s *Server) loadKey(r *request, account keyid.Account, id keyid.ID) (cache.Lease[keyView], error) {
 	defer r.renewNow()
 	return s.keys.Load(r.name, func() (*keyView, int64, error) {
-		k, size, err := s.view(account, id)
+		k, size, err := s.view(r.region, account, id)
 		switch {
 		case errors.Is(err, snapshot.ErrNotFound):
 			return nil, 0, nil
@@ -174,28 +173,41 @@ func (s *Server) loadKey(r *request, account keyid.Account, id keyid.ID) (cache.
 // keyView is what this plane keeps of a KMS key: the snapshot, and what is made of it once and not for each request.
 type keyView struct {
 	snapshot.Key
-	spec    keyspec.Spec // None of SYMMETRIC_DEFAULT
-	usage   keyspec.Usage
-	public  *pubkey.Key // of an asymmetric key
-	private hsm.Key     // of a key that is not SYMMETRIC_DEFAULT; not changed, also when the view is destroyed: a call that hangs in the HSM may still read it
+	spec     keyspec.Spec // None of SYMMETRIC_DEFAULT
+	usage    keyspec.Usage
+	public   *pubkey.Key // of an asymmetric key
+	resident []resident  // by index in Versions, of those that are resident; nil where none is
+	store    KeyStore    // of a key in a custom key store; nil if none was known when the view was made: storeOf
+	private  hsm.Key     // of a key that is not SYMMETRIC_DEFAULT; not changed, also when the view is destroyed: a call that hangs in the HSM may still read it
 }
 
 // symmetric says that the key encrypts with AES, under versions.
 func (k *keyView) symmetric() bool { return k.spec == keyspec.None }
 
-// destroy wipes a view that nobody uses any more, and has the HSM forget its private key: the next view loads it again.
+// destroy wipes a view that nobody uses any more, and has the HSM forget its private key, or resident ones: the next view loads them again.
 func (s *Server) destroy(k *keyView) {
 	k.Wipe()
-	if k.Private != nil && s.parts.Keys != nil && !s.closing.Load() {
+	forget := s.parts.Keys != nil && !s.closing.Load()
+	if k.Private != nil && forget {
 		s.parts.Keys.Forget(k.Private.ID)
+	}
+	for i := range k.resident {
+		k.resident[i].wipe()
+		if forget && k.Store == nil {
+			s.parts.Keys.Forget(k.resident[i].key.ID)
+		}
+	}
+	if k.Store != nil && !s.closing.Load() {
+		s.forgetCopies(k)
 	}
 }
 
-// view reads a key's record and has the HSM compute the offset of each of its versions.
-func (s *Server) view(account keyid.Account, id keyid.ID) (k *keyView, policySize int64, err error) {
+// view reads a key's record and has the HSM compute the offset of each of its derived versions. Resident ones are looked at when they are used: one that cannot be
+// does not take the others from the key.
+func (s *Server) view(at *region, account keyid.Account, id keyid.ID) (k *keyView, policySize int64, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), loadTimeout)
 	defer cancel()
-	rec, err := s.parts.Records.KeyRecord(ctx, s.cfg.Region, account, id)
+	rec, err := s.parts.Records.KeyRecord(ctx, at.name, account, id)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -203,16 +215,29 @@ func (s *Server) view(account keyid.Account, id keyid.ID) (k *keyView, policySiz
 	compiled, policySize := s.policies.compile(rec, s.warn)
 	k = &keyView{spec: keyspec.Of(rec.Spec), usage: keyspec.UsageOf(rec.Usage), Key: snapshot.Key{
 		ID: rec.ID, Account: rec.Account, Region: rec.Region, State: rec.State, Spec: rec.Spec, Usage: rec.Usage, Revision: rec.Revision,
-		ARN:      keyid.AppendKeyARN(nil, s.partition, rec.Region, rec.Account, rec.ID),
+		ARN:      keyid.AppendKeyARN(nil, at.partition, rec.Region, rec.Account, rec.ID),
 		Versions: make([]snapshot.Version, len(rec.Versions)),
 		Current:  rec.Current,
 		Private:  rec.Private,
+		Expires:  rec.Expires,
+		Store:    rec.Store,
 		Facts:    rec.Facts,
 		Policy:   compiled,
 	}}
+	if rec.Store != nil {
+		k.store = s.storeOf(k)
+	}
 	for i := range rec.Versions {
 		v := &rec.Versions[i]
 		k.Versions[i] = snapshot.Version{Number: v.Number, Root: v.Root, MaterialID: v.MaterialID}
+		if k.Versions[i].Missing = v.Missing; v.Missing || v.Resident != nil {
+			if k.resident == nil {
+				k.resident = make([]resident, len(rec.Versions))
+			}
+			k.Versions[i].Resident = true
+			newResident(k, v, &k.resident[i])
+			continue
+		}
 		if err := s.offsets.Offset(v.Root, &v.Salt, &k.Versions[i].Offset); err != nil {
 			k.Wipe()
 			return nil, 0, err
@@ -231,7 +256,13 @@ func (s *Server) view(account keyid.Account, id keyid.ID) (k *keyView, policySiz
 
 // size is what a view takes in the cache, without its policy. A parsed public key takes about three times its encoding.
 func (k *keyView) size() int64 {
-	n := 384 + len(k.ARN) + 112*len(k.Versions)
+	n := 384 + len(k.ARN) + 112*len(k.Versions) + 128*len(k.resident)
+	for i := range k.resident {
+		n += len(k.resident[i].key.Wrapped)
+		for j := range k.resident[i].copies {
+			n += 128 + len(k.resident[i].copies[j].Wrapped)
+		}
+	}
 	if k.Private != nil {
 		n += len(k.Private.Wrapped) + 4*len(k.Private.Public)
 	}
@@ -259,6 +290,11 @@ func (s *Server) admit(r *request, k *keyView, usage keyspec.Usage, algorithm []
 			return code
 		}
 	}
+	if k.Store != nil {
+		if code := s.chargeStore(r, k); code != kmsapi.OK {
+			return code
+		}
+	}
 	if k.usage != usage {
 		r.msg = append(append(emptied(r.msg), k.ARN...), " key usage is "...)
 		r.msg = append(append(append(append(r.msg, k.Usage...), " which is not valid for "...), r.op.Name...), '.')
@@ -272,11 +308,28 @@ func (s *Server) admit(r *request, k *keyView, usage keyspec.Usage, algorithm []
 		r.msg = append(append(append(r.msg, " is incompatible with key spec "...), k.Spec...), '.')
 		return kmsapi.InvalidKeyUsage
 	}
-	code, text := usable(k.State)
+	return s.admitUse(r, k)
+}
+
+// admitUse refuses a key that is not in a state to be used.
+func (s *Server) admitUse(r *request, k *keyView) kmsapi.Code {
+	state := k.StateAt(r.date)
+	if k.Store != nil {
+		state = s.stateInStore(k, state)
+	}
+	code, text := usable(state)
 	if code != kmsapi.OK {
 		r.msg = append(append(emptied(r.msg), k.ARN...), text...)
 	}
 	return code
+}
+
+// admitState is the row of the key-state matrix for the operation.
+func (s *Server) admitState(r *request, k *keyView) kmsapi.Code {
+	if r.op.Name == "GetPublicKey" {
+		return s.admitPublic(r, k)
+	}
+	return s.admitUse(r, k)
 }
 
 func (k *keyView) has(algorithm []byte) bool {

@@ -14,7 +14,7 @@ import (
 // cached returns the view of a key that is cached. The test knows that it stays, or looks at it only where nobody can wipe it.
 func (w *world) cached(name string) *keyView {
 	w.Helper()
-	l, ok := w.keys.Get(appendKeyName(nil, ours, keyID(name)))
+	l, ok := w.keys.Get(w.regions[0].appendKeyName(nil, ours, keyID(name)))
 	if !ok || l.Value() == nil {
 		w.Fatalf("%s is not cached", name)
 	}

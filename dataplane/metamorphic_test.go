@@ -14,6 +14,7 @@ import (
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/hsm/hsmtest"
 	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/snapshot"
 )
 
 // shapes are the ways to run the same requests: alone or in rounds, on one session or on many.
@@ -29,14 +30,19 @@ func TestShapesAgree(t *testing.T) {
 		t.Run(kind.name, func(t *testing.T) {
 			token := kind.open(t)
 			worlds := make([]*world, len(shapes))
+			var own *snapshot.Record // the same in all worlds: its keys are new ones
 			for i, s := range shapes {
-				w := newWorld(t, worldConfig{tokens: []hsm.Token{token}, roundMax: s.roundMax, sessions: s.sessions,
+				w := newWorld(t, worldConfig{tokens: []hsm.Token{token}, ring: true, roundMax: s.roundMax, sessions: s.sessions,
 					roundTimeout: clientTimeout, queueTimeMax: clientTimeout, server: Config{ReadTimeout: clientTimeout}}) // nothing is refused because the machine is busy
 				w.token.Add(hsmtest.Fault{Op: hsmtest.Round, Times: hsmtest.Forever, Delay: 500 * time.Microsecond}) // rounds form
 				w.addKey("k1", kmsapi.StateEnabled, 2)
 				w.addKey("k2", kmsapi.StateEnabled, 1)
 				w.addKey("off", kmsapi.StateDisabled, 1)
 				w.addKey("foreign", kmsapi.StateEnabled, 1)
+				if i == 0 {
+					own = w.addResidentKey("own", kmsapi.StateEnabled, 2)
+				}
+				w.records.keys[own.ID] = own
 				w.records.aliases["alias/a"] = keyID("k1")
 				worlds[i] = w
 			}
@@ -73,7 +79,8 @@ func metaCases(w *world) []metaCase {
 	blob := func(key string, version int, context map[string]string, plaintext string) string {
 		return b64(w.blob(key, version, context, []byte(plaintext)))
 	}
-	k1, k2, off := keyID("k1").String(), keyID("k2").String(), keyID("off").String()
+	k1, k2, off, own := keyID("k1").String(), keyID("k2").String(), keyID("off").String(), keyID("own").String()
+	ownOld, ownNow := blob("own", 1, nil, "resident, before rotation"), blob("own", 2, map[string]string{"a": "1"}, "resident")
 	old, now := blob("k1", 1, nil, "made before rotation"), blob("k1", 2, map[string]string{"a": "1", "b": "2"}, "with a context")
 	bad := []byte(now)
 	bad[len(bad)/2] ^= 1
@@ -101,6 +108,19 @@ func metaCases(w *world) []metaCase {
 		{"GenerateDataKey", `{"KeyId":"` + keyARN("foreign") + `","KeySpec":"AES_256"}`, none},
 		{"GenerateDataKey", `{"KeyId":"` + k1 + `","KeySpec":"AES_256","DryRun":true}`, none},
 		{"GenerateRandom", `{"NumberOfBytes":1025}`, none},
+		{"GenerateDataKey", `{"KeyId":"` + own + `","KeySpec":"AES_256"}`, none},
+		{"GenerateDataKey", `{"KeyId":"` + own + `","NumberOfBytes":1024,"EncryptionContext":` + pair + `}`, pair},
+		{"GenerateDataKeyWithoutPlaintext", `{"KeyId":"` + own + `","KeySpec":"AES_128","EncryptionContext":` + pairs + `}`, pairs},
+		{"Encrypt", `{"KeyId":"` + own + `","Plaintext":"` + large + `","EncryptionContext":` + pairs + `}`, pairs},
+		{"Decrypt", `{"CiphertextBlob":"` + ownOld + `"}`, none},
+		{"Decrypt", `{"CiphertextBlob":"` + ownNow + `","EncryptionContext":` + pair + `,"KeyId":"` + own + `"}`, none},
+		{"Decrypt", `{"CiphertextBlob":"` + ownNow + `"}`, none},
+		{"Decrypt", `{"CiphertextBlob":"` + ownOld + `","KeyId":"` + k1 + `"}`, none},
+		{"ReEncrypt", `{"CiphertextBlob":"` + ownOld + `","DestinationKeyId":"` + k2 + `","DestinationEncryptionContext":` + pair + `}`, pair},
+		{"ReEncrypt", `{"CiphertextBlob":"` + now + `","SourceEncryptionContext":` + pairs + `,"DestinationKeyId":"` + own + `"}`, none},
+		{"ReEncrypt", `{"CiphertextBlob":"` + ownOld + `","DestinationKeyId":"` + own + `","DestinationEncryptionContext":` + pair + `}`, pair},
+		{"ReEncrypt", `{"CiphertextBlob":"` + ownNow + `","SourceEncryptionContext":` + pair + `,"DestinationKeyId":"` + own + `"}`, none},
+		{"ReEncrypt", `{"CiphertextBlob":"` + ownNow + `","DestinationKeyId":"` + own + `"}`, none},
 	}
 }
 

@@ -18,7 +18,7 @@ func (s *Server) open(r *request, usage keyspec.Usage) kmsapi.Code {
 	if r.key, alias, code = s.find(r, r.in.keyID); code != kmsapi.OK {
 		return code
 	}
-	if code = s.authorizeUse(r, alias); code != kmsapi.OK {
+	if code = s.authorizeUse(r, r.key, alias); code != kmsapi.OK {
 		return code
 	}
 	if code = s.admitTokens(r); code != kmsapi.OK {
@@ -32,6 +32,9 @@ func (s *Server) open(r *request, usage keyspec.Usage) kmsapi.Code {
 func (s *Server) private(r *request, k *keyView, m hsm.Mechanism, in []byte, bad kmsapi.Code) kmsapi.Code {
 	if s.parts.Keys == nil {
 		return r.notOffered(k)
+	}
+	if code := s.likely(r); code != kmsapi.OK {
+		return code
 	}
 	r.plain = emptied(r.plain)[:k.spec.Info().Result]
 	j := &r.use

@@ -12,12 +12,12 @@ import (
 // charge takes one request out of a pool of the caller's account, also where the key is another account's, and also of a dry run. It is asked
 // when the caller and the form of the request are known, before anything that costs: decisions, the HSM, and keys but where the pool is that of the key.
 func (s *Server) charge(r *request, p ratelimit.Pool) kmsapi.Code {
-	if s.parts.Quota == nil || s.parts.Quota(r.who.Principal().Account, p, r.now) {
+	if s.parts.Quota == nil || s.parts.Quota(r.region.index, r.who.Principal().Account, p, r.now) {
 		return kmsapi.OK
 	}
 	// Requests that began later may have overtaken this one, on a machine that was busy elsewhere: it is refused only for what is so now.
 	r.renewNow()
-	if s.parts.Quota(r.who.Principal().Account, p, r.now) {
+	if s.parts.Quota(r.region.index, r.who.Principal().Account, p, r.now) {
 		return kmsapi.OK
 	}
 	return r.refuse(kmsapi.Throttling)

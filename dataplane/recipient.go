@@ -40,7 +40,7 @@ func (s *Server) recipient(r *request) kmsapi.Code {
 		return refuse(kmsapi.Throttling, kmsapi.Throttling.Text())
 	}
 	defer s.endVerify()
-	d, err := attest.Verify(in.recipientDoc, s.cfg.AttestationRoots, r.now)
+	d, err := attest.Verify(in.recipientDoc, s.cfg.AttestationRoots, r.date)
 	r.renewNow() // the time in the queue of a round counts from here
 	if err != nil {
 		if ok, _ := s.refusals.Take(warningLimit, time.Now().UnixNano()); ok {

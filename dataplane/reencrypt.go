@@ -2,14 +2,13 @@ package dataplane
 
 import (
 	"github.com/keyplane/keyplane/hsm"
-	"github.com/keyplane/keyplane/internal/blob"
 	"github.com/keyplane/keyplane/internal/keyspec"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/snapshot"
 )
 
 // reEncrypt: ciphertext blob → blob of the same plaintext under another key or context. The plaintext does not leave the process. Both
-// message keys come from one round where the keys share a derivation root. Errors in the order of test: docs/errors.md.
+// message keys come from one round, unless the keys have two derivation roots. Errors in the order of test: docs/errors.md.
 func (s *Server) reEncrypt(r *request) kmsapi.Code {
 	in := &r.in
 	alias, code := s.source(r)
@@ -95,7 +94,6 @@ func (s *Server) chargeDest(r *request, dest *keyView) kmsapi.Code {
 
 // openSource leaves the plaintext in r.plain. sealing is the derivation of the message key of the destination where the same round could make it, else nil.
 func (s *Server) openSource(r *request) (version *snapshot.Version, sealing *hsm.Derivation, code kmsapi.Code) {
-	in := &r.in
 	version, code = s.ciphertext(r)
 	switch {
 	case code != kmsapi.OK:
@@ -103,19 +101,26 @@ func (s *Server) openSource(r *request) (version *snapshot.Version, sealing *hsm
 	case version == nil:
 		return nil, nil, s.openRSA(r)
 	}
-	r.wantBlobKey(version)
-	if r.dest.symmetric() && rootOf(version) == rootOf(current(r.dest)) {
-		r.wantKey(r.dest)
-		sealing = &r.job.Derive[1]
+	opening, code := s.wantBlobKey(r, version)
+	if code != kmsapi.OK {
+		return nil, nil, code
+	}
+	if r.dest.symmetric() && together(version, current(r.dest)) {
+		if sealing, code = s.wantKey(r, r.dest); code != kmsapi.OK {
+			return nil, nil, code
+		}
 	}
 	if code = s.round(r); code != kmsapi.OK {
 		return nil, nil, code
 	}
-	if !r.open(&r.job.Derive[0], &in.context, in.ciphertextBlob[:blob.HeaderLen]) {
-		return nil, nil, r.refuse(kmsapi.InvalidCiphertext)
+	if code = s.unseal(r, opening); code != kmsapi.OK {
+		return nil, nil, code
 	}
 	return version, sealing, kmsapi.OK
 }
+
+// together says that one round makes message keys of both versions: a round has one derivation root.
+func together(a, b *snapshot.Version) bool { return a.Resident || b.Resident || a.Root == b.Root }
 
 // sealDest leaves the new ciphertext of r.plain in r.ctext.
 func (s *Server) sealDest(r *request, sealing *hsm.Derivation) kmsapi.Code {
@@ -125,13 +130,11 @@ func (s *Server) sealDest(r *request, sealing *hsm.Derivation) kmsapi.Code {
 	}
 	if sealing == nil {
 		r.job.Wipe()
-		r.wantKey(r.dest)
 		r.renewNow()
-		if code := s.round(r); code != kmsapi.OK {
+		var code kmsapi.Code
+		if sealing, code = s.newKey(r, r.dest); code != kmsapi.OK {
 			return code
 		}
-		sealing = &r.job.Derive[0]
 	}
-	r.seal(r.dest, sealing, &in.destContext, r.plain)
-	return kmsapi.OK
+	return s.seal(r, r.dest, sealing, &in.destContext, r.plain)
 }

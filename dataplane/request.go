@@ -12,21 +12,25 @@ import (
 	"github.com/keyplane/keyplane/internal/blob"
 	"github.com/keyplane/keyplane/internal/cloudtrail"
 	"github.com/keyplane/keyplane/internal/invariants"
+	"github.com/keyplane/keyplane/internal/kdf"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/pubkey"
 	"github.com/keyplane/keyplane/internal/sigv4"
 	"github.com/keyplane/keyplane/internal/uuid"
+	"github.com/keyplane/keyplane/internal/xks"
 )
 
 // request is everything one request needs, pooled. Slices marked "borrows" alias fasthttp's memory of the request and are valid until the
 // handler returns; buffers keep their memory across requests and are wiped whole on release.
 type request struct {
-	now    time.Time      // when the handler was called, or after the last read of the store
+	now    time.Time      // when the handler was called, or after the last read of the store: what deadlines count from
+	date   time.Time      // what it is decided and recorded by: when the handler was called, by Config.Now
 	id     [uuid.Len]byte // of the reply's x-amzn-RequestId
 	header headerBlock    // borrows
 	signed sigv4.Request  // borrows
 	auth   sigv4.Scratch
 	who    sigv4.Identity
+	region *region    // that it was signed for; the home Region of one that is not, yet
 	ip     netip.Addr // of the client; invalid if it has none
 	op     *operation // nil until routed
 	xml    bool       // the reply is XML: IAM's and STS's
@@ -36,19 +40,28 @@ type request struct {
 
 	attested *attest.Document // whom the reply is for; nil without a Recipient
 
-	key, dest *keyView // what the request uses, on lease; dest is ReEncrypt's destination
-	leases    [2]cache.Lease[keyView]
-	blob      blob.Header // of the ciphertext sent
-	sealed    []byte      // borrows; ciphertext || tag of the ciphertext sent
+	key, dest *keyView                // what the request uses, on lease; dest is ReEncrypt's destination
+	leases    [6]cache.Lease[keyView] // of them, and of those that they are by now (fence.go)
+	seen      seen                    // what it was decided from; empty without a lease of the process
+	blob      blob.Header             // of the ciphertext sent
+	sealed    []byte                  // borrows, or is a proxy's; ciphertext || tag of the ciphertext sent
 	job       hsm.Job
 	use       hsm.KeyJob
-	ask       question // what authorize asks
 
-	event    string            // the operation's name, "" until routed
-	scanned  bool              // in is what the client sent
-	recorded recorded          // who keeps the audit record
-	record   cloudtrail.Record // borrows
-	shared   [uuid.Len]byte    // the record's SharedEventID
+	resident       [2]*resident // by derivation of job: whose versions are resident; the last residents of them
+	residents      int
+	charged        KeyStore                                // the last whose rate the request was counted in
+	blocks, images [2 * residentBlocks * kdf.BlockLen]byte // what use encrypts of them
+	ask            question                                // what authorize asks
+
+	event      string            // the operation's name, "" until routed
+	scanned    bool              // in is what the client sent
+	recorded   recorded          // who keeps the audit record
+	unanswered bool              // no control plane answered it, which was to
+	record     cloudtrail.Record // borrows
+	shared     [uuid.Len]byte    // the record's SharedEventID
+
+	xks xksRequest // borrows; of requests to an XKS proxy
 
 	name  []byte // buffer: cache names and ARNs
 	aad   []byte // buffer
@@ -71,8 +84,8 @@ var reusable = []string{"name", "aad", "plain", "ctext", "out", "msg", "ask.name
 const (
 	nameCap  = 512
 	aadCap   = blob.HeaderLen + kmsapi.ContextBytesMax
-	plainCap = max(kmsapi.PlaintextMax+blob.TagLen, pubkey.SignatureMax)
-	ctextCap = blob.LenMax
+	plainCap = max(xks.PlaintextMax+xks.TagLen, pubkey.SignatureMax)
+	ctextCap = max(blob.ExternalLenMax, xks.PlaintextMax+xks.TagLen)
 	outCap   = 8 << 10 // base64 of a full blob, its ARN and the member names
 	msgCap   = 1 << 10
 
@@ -128,12 +141,20 @@ func (r *request) reset() {
 	r.faults.Reset()
 	r.job.Wipe()
 	r.use.Key, r.use.Mechanism, r.use.In, r.use.Out, r.use.N, r.use.Err, r.use.Attempt = nil, hsm.NoMechanism, nil, nil, 0, nil, 0
-	r.now, r.id = time.Time{}, [uuid.Len]byte{}
-	r.signed, r.who, r.ip, r.op = sigv4.Request{}, sigv4.Identity{}, netip.Addr{}, nil
+	r.use.K1 = [kdf.BlockLen]byte{}
+	r.resident, r.residents, r.charged = [2]*resident{}, 0, nil
+	clear(r.blocks[:])
+	clear(r.images[:])
+	r.now, r.date, r.id = time.Time{}, time.Time{}, [uuid.Len]byte{}
+	r.signed, r.who, r.region, r.ip, r.op = sigv4.Request{}, sigv4.Identity{}, nil, netip.Addr{}, nil
 	r.xml, r.attested = false, nil
 	r.blob, r.sealed = blob.Header{}, nil
+	r.xks = xksRequest{}
+	if r.seen.marked > 0 || r.seen.decided > 0 {
+		r.seen = seen{}
+	}
 	r.ask.reset()
-	r.event, r.scanned, r.recorded = "", false, recordNone
+	r.event, r.scanned, r.recorded, r.unanswered = "", false, recordNone, false
 	r.record.Reset()
 	r.shared = [uuid.Len]byte{}
 	r.name, r.aad, r.plain = wiped(r.name, nameCap), wiped(r.aad, aadCap), wiped(r.plain, plainCap)
@@ -144,11 +165,11 @@ func (r *request) reset() {
 // renewNow is for after what may have taken long.
 func (r *request) renewNow() { r.now = time.Now() }
 
-// hold keeps a lease of a key until releaseKeys. One request uses two keys at most.
+// hold keeps a lease of a key until releaseKeys. One request uses two keys at most, and each may be looked at again twice.
 func (r *request) hold(l cache.Lease[keyView]) {
 	i := 0
-	if r.leases[0].Value() != nil {
-		i = 1
+	for i < len(r.leases)-1 && r.leases[i].Value() != nil {
+		i++
 	}
 	invariants.Check(r.leases[i].Value() == nil, "a request uses more keys than it can hold")
 	r.leases[i] = l

@@ -118,13 +118,18 @@ func TestNoDataKeyStays(t *testing.T) {
 	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // or a collection would tidy up what we forgot
 	w := newWorld(t, worldConfig{plain: true, tcp: true})
 	w.addKey("k1", kmsapi.StateEnabled, 1)
-	raw := w.call("GenerateDataKey", `{"KeyId":"`+keyID("k1").String()+`","NumberOfBytes":30}`) // 30 bytes are 40 base64 digits, no padding
+	w.addResidentKey("own", kmsapi.StateEnabled, 1)
+	ask := func(key string) []byte { // 30 bytes are 40 base64 digits, no padding
+		return w.call("GenerateDataKey", `{"KeyId":"`+keyID(key).String()+`","NumberOfBytes":30}`)
+	}
+	requests := [][]byte{ask("k1"), ask("own")}
 	h := &hunt{patterns: map[uint64][][]byte{}}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	const conns, each = 4, 50
 	var canary [30]byte
-	for range conns {
+	for i := range conns {
+		raw := requests[i%len(requests)]
 		c, err := w.dial()
 		w.must(err)
 		defer c.Close()

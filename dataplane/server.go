@@ -17,6 +17,7 @@ import (
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/cloudtrail"
+	"github.com/keyplane/keyplane/internal/fence"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/sigv4"
@@ -34,9 +35,9 @@ type Records interface {
 	Grants(ctx context.Context, region string, a keyid.Account, id keyid.ID, grantee string) ([]authz.Grant, error)
 }
 
-// Config is what a Server listens by. Region, Ready and Logger are required.
+// Config is what a Server listens by. Regions, Ready and Logger are required.
 type Config struct {
-	Region string
+	Regions []string // at most regionsMax, the home Region first: that of records of requests that nobody signed
 	// Ready returns nil while every part of the process serves, else the reason for /readyz.
 	Ready  func() error
 	Logger *slog.Logger
@@ -47,6 +48,12 @@ type Config struct {
 
 	TLS bool // connections are encrypted: aws:SecureTransport
 
+	// Now is the date that requests are decided and recorded by. nil: when they arrive. What waits, for the HSM or a client, waits by real time.
+	Now func() time.Time
+
+	// Lease is until when this process may answer from what it knows: while it has run out every request is refused. nil: for ever, it has the only view there is.
+	Lease *fence.Lease
+
 	// AttestationRoots are whom attestation documents have to come from: Recipient. nil: requests with one are refused.
 	AttestationRoots *x509.CertPool
 
@@ -55,7 +62,7 @@ type Config struct {
 	ReadTimeout   time.Duration // for one request, header and body; 0 is 5 s
 }
 
-// Parts is what a Server serves with. All fields but Audit, Quota and Keys are required.
+// Parts is what a Server serves with. All fields but Audit, Quota, Managed, KeyStores and Keys are required.
 type Parts struct {
 	Verifier *sigv4.Verifier
 	Records  Records
@@ -65,13 +72,20 @@ type Parts struct {
 	Load func(j *hsm.Job, now time.Time) error
 	// Keys uses the private halves of asymmetric keys, and HMAC keys. nil: operations that need them are refused.
 	Keys hsm.Keys
+	// KeyStores are the custom key stores. nil: there are none.
+	KeyStores KeyStores
 	// Control serves the operations that are not ours. It verifies the signature of the original request again and keeps nothing of it. The body
-	// it returns is cleared when it is copied.
-	Control func(r *sigv4.Request, requestID, sourceIP string, tls *cloudtrail.TLSDetails) (status int, body []byte)
+	// it returns is cleared when it is copied. With the status 0 nobody has answered: the request is refused here, and recorded. region is the place in
+	// Config.Regions of the Region that the request is for; of one to another service than KMS that was signed for none of them, 0.
+	Control func(region int, r *sigv4.Request, requestID, sourceIP string, tls *cloudtrail.TLSDetails) (status int, body []byte)
+	// Managed makes the AWS managed key of an alias, "alias/aws/…" of the caller's account in the Region at that place of Config.Regions, if the caller calls
+	// through the service whose it is. r is the request, which names the alias, and of which it keeps nothing. nil: nobody does.
+	Managed func(region int, r *sigv4.Request, requestID string, w *authz.Caller, alias string) error
 	// Audit makes a record durable: one line of JSON. It keeps nothing of it. A call whose record fails is refused. nil: no records.
 	Audit func(record []byte) error
-	// Quota takes one request out of a pool of the account that calls and reports whether it fits. nil: every request fits.
-	Quota func(keyid.Account, ratelimit.Pool, time.Time) bool
+	// Quota takes one request out of a pool of the account that calls, in the Region at that place of Config.Regions, and reports whether it fits.
+	// nil: every request fits.
+	Quota func(region int, a keyid.Account, p ratelimit.Pool, now time.Time) bool
 }
 
 func (c *Config) defaults() {
@@ -92,24 +106,27 @@ func set[T int | int64 | time.Duration](v *T, dflt T) {
 // plane lets be made fits: one that did not would be read from the store for each request.
 const grantCacheBytes = authz.GrantSetMax + authz.GrantSetSlack // 64 MiB
 
+// readBufferSize is of fasthttp's buffer for a connection, and the bound on request line and headers.
+const readBufferSize = kmsapi.HeadersMax
+
 // writeTimeout is how long a client may take to read one reply.
 const writeTimeout = 5 * time.Second
 
 // Server is the data plane.
 type Server struct {
-	cfg       Config
-	parts     Parts       // set by Start, before started
-	started   atomic.Bool // until then only /healthz and /readyz answer
-	partition string
-	http      *fasthttp.Server
-	keys      *cache.Cache[keyView]
-	aliases   *cache.Cache[keyid.ID]
-	grants    *cache.Cache[authz.GrantSet]
-	policies  policyTable
-	offsets   hsm.Offsets
-	requests  requestPool
-	ids       *uuid.Generator // of requests
-	panics    atomic.Uint64
+	cfg      Config
+	parts    Parts       // set by Start, before started
+	started  atomic.Bool // until then only /healthz and /readyz answer
+	regions  []region    // the home Region first; not changed
+	http     *fasthttp.Server
+	keys     *cache.Cache[keyView]
+	aliases  *cache.Cache[keyid.ID]
+	grants   *cache.Cache[authz.GrantSet]
+	policies policyTable
+	offsets  hsm.Offsets
+	requests requestPool
+	ids      *uuid.Generator // of requests
+	panics   atomic.Uint64
 
 	signatures  atomic.Uint64 // of keys that are not RSA: one in provedEvery is verified
 	provedEvery uint64        // tests that count allocations set 0: none is, of RSA keys neither
@@ -128,12 +145,15 @@ type Server struct {
 // New makes a server that answers /healthz and /readyz; Start has it serve.
 func New(cfg Config) (*Server, error) {
 	cfg.defaults()
-	if cfg.Region == "" || cfg.Ready == nil || cfg.Logger == nil {
+	if cfg.Ready == nil || cfg.Logger == nil {
 		return nil, errors.New("dataplane: a required field of Config is missing")
 	}
-	s := &Server{cfg: cfg, partition: keyid.Partition(cfg.Region), ids: uuid.New(), connAgeMax: time.Hour, strangers: ratelimit.Sampler{Limit: strangers}, provedEvery: provedEvery,
+	regions, err := newRegions(cfg.Regions)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{cfg: cfg, regions: regions, ids: uuid.New(), connAgeMax: time.Hour, strangers: ratelimit.Sampler{Limit: strangers}, provedEvery: provedEvery,
 		verifying: make(chan struct{}, max(1, runtime.NumCPU()/2)), pairs: make(chan struct{}, max(1, runtime.NumCPU()/2))}
-	var err error
 	if s.keys, err = cache.New(cfg.KeyCacheBytes, absentBytes(cfg.KeyCacheBytes), s.destroy); err != nil {
 		return nil, err
 	}
@@ -146,17 +166,23 @@ func New(cfg Config) (*Server, error) {
 		s.aliases.Close()
 		return nil, err
 	}
-	s.http = &fasthttp.Server{
-		Handler:      s.handle,
-		ErrorHandler: s.refuseHTTP,
+	s.http = s.newHTTP(s.handle, s.refuseHTTP, cfg.ConnsMax)
+	return s, nil
+}
 
-		ReadTimeout:        cfg.ReadTimeout,
+// newHTTP makes a fasthttp server with the limits of this service, for one listener.
+func (s *Server) newHTTP(handle fasthttp.RequestHandler, refuse func(*fasthttp.RequestCtx, error), connsMax int) *fasthttp.Server {
+	return &fasthttp.Server{
+		Handler:      handle,
+		ErrorHandler: refuse,
+
+		ReadTimeout:        s.cfg.ReadTimeout,
 		WriteTimeout:       writeTimeout,
 		IdleTimeout:        60 * time.Second,
 		MaxRequestsPerConn: 100_000,
-		Concurrency:        2 * cfg.ConnsMax, // never reached: the listener counts
+		Concurrency:        2 * connsMax, // never reached: the listener counts
 		ConnState:          connState,
-		ReadBufferSize:     kmsapi.HeadersMax, // also the bound on request line and headers
+		ReadBufferSize:     readBufferSize,
 		WriteBufferSize:    16 << 10,
 		MaxRequestBodySize: kmsapi.BodyMax,
 
@@ -169,7 +195,6 @@ func New(cfg Config) (*Server, error) {
 		LogAllErrors:                  false,
 		Logger:                        silent{}, // its messages hold request bytes
 	}
-	return s, nil
 }
 
 // absentBytes is the bound for names that do not exist beside one for those that do.
@@ -211,18 +236,6 @@ func (s *Server) Close() {
 	s.grants.Close()
 }
 
-// KeyChanged makes every view of the key that was read until now unreachable, also that there is none: the control plane calls it between
-// commit and reply.
-func (s *Server) KeyChanged(a keyid.Account, id keyid.ID) {
-	var name [keyNameLen]byte
-	s.keys.Invalidate(appendKeyName(name[:0], a, id))
-}
-
-// AliasChanged is KeyChanged for an alias, "alias/…".
-func (s *Server) AliasChanged(a keyid.Account, name string) {
-	s.aliases.Invalidate(appendAliasName(nil, a, []byte(name)))
-}
-
 // Panics counts requests that ended in a recovered panic; it stays 0 unless there is a bug.
 func (s *Server) Panics() uint64 { return s.panics.Load() }
 
@@ -239,6 +252,9 @@ func (s *Server) serveHealth(ctx *fasthttp.RequestCtx) bool {
 	case "/readyz":
 		ctx.SetContentType("text/plain; charset=utf-8")
 		err := s.cfg.Ready()
+		if err == nil && !s.cfg.Lease.Valid() {
+			err = errors.New("this process does not know what the others do")
+		}
 		if err == nil && s.draining.Load() {
 			err = errors.New("shutting down")
 		}

@@ -21,22 +21,25 @@ import (
 func TestNewAndStartWantTheirParts(t *testing.T) {
 	ready := func() error { return nil }
 	for name, cfg := range map[string]Config{
-		"no Region": {Ready: ready, Logger: quiet}, "no Ready": {Region: testRegion, Logger: quiet}, "no Logger": {Region: testRegion, Ready: ready},
-		"key cache too small":   {Region: testRegion, Ready: ready, Logger: quiet, KeyCacheBytes: 1},
-		"alias cache too small": {Region: testRegion, Ready: ready, Logger: quiet, AliasCacheBytes: 1},
+		"no Region": {Ready: ready, Logger: quiet}, "a Region twice": {Regions: []string{testRegion, awayRegion, testRegion}, Ready: ready, Logger: quiet},
+		"a Region without a name": {Regions: []string{testRegion, ""}, Ready: ready, Logger: quiet},
+		"257 Regions":             {Regions: strings.Fields(strings.Repeat("x ", 257)), Ready: ready, Logger: quiet},
+		"no Ready":                {Regions: []string{testRegion}, Logger: quiet}, "no Logger": {Regions: []string{testRegion}, Ready: ready},
+		"key cache too small":   {Regions: []string{testRegion}, Ready: ready, Logger: quiet, KeyCacheBytes: 1},
+		"alias cache too small": {Regions: []string{testRegion}, Ready: ready, Logger: quiet, AliasCacheBytes: 1},
 	} {
 		if _, err := New(cfg); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}
-	s, err := New(Config{Region: testRegion, Ready: ready, Logger: quiet})
+	s, err := New(Config{Regions: []string{testRegion}, Ready: ready, Logger: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close()
 	run := func(*hsm.Job, time.Time) error { return nil }
 	whole := Parts{Verifier: &sigv4.Verifier{}, Records: &records{}, Run: run, Load: run,
-		Control: func(*sigv4.Request, string, string, *cloudtrail.TLSDetails) (int, []byte) { return 0, nil }}
+		Control: func(int, *sigv4.Request, string, string, *cloudtrail.TLSDetails) (int, []byte) { return 0, nil }}
 	for name, drop := range map[string]func(*Parts){
 		"Verifier": func(p *Parts) { p.Verifier = nil }, "Records": func(p *Parts) { p.Records = nil },
 		"Run": func(p *Parts) { p.Run = nil }, "Load": func(p *Parts) { p.Load = nil }, "Control": func(p *Parts) { p.Control = nil },
@@ -55,7 +58,7 @@ func TestNewAndStartWantTheirParts(t *testing.T) {
 // Before the parts stand there is an endpoint already: health, and a refusal that clients try again.
 func TestServesBeforeStart(t *testing.T) {
 	var reason error
-	s, err := New(Config{Region: testRegion, Ready: func() error { return reason }, Logger: quiet})
+	s, err := New(Config{Regions: []string{testRegion}, Ready: func() error { return reason }, Logger: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -219,6 +222,28 @@ func TestForward(t *testing.T) {
 	var scratch sigv4.Scratch
 	if who, code := w.parts.Verifier.Verify(&got, &scratch, time.Now()); !who.Valid() {
 		t.Errorf("the signature no longer verifies: %v %s", code, scratch.Message())
+	}
+}
+
+// A request that no control plane answers is refused in the form of its service, and leaves its record here: nobody else has one.
+func TestForwardUnanswered(t *testing.T) {
+	w := newWorld(t, worldConfig{plain: true, control: func(*sigv4.Request, string, string, *cloudtrail.TLSDetails) (int, []byte) { return 0, nil }})
+	for _, c := range []struct{ op, readOnly string }{{"CreateKey", "false"}, {"DescribeKey", "true"}} {
+		w.audit.taken()
+		r := w.do(w.call(c.op, `{"KeyId":"k1"}`))
+		if r.status != 503 || r.exception() != "DependencyTimeoutException" {
+			t.Errorf("%s: %d %s", c.op, r.status, r.body)
+		}
+		lines := w.audit.taken()
+		if len(lines) != 1 {
+			t.Fatalf("%s: records %q", c.op, lines)
+		}
+		for _, want := range []string{`"eventName":"` + c.op + `"`, `"errorCode":"DependencyTimeoutException"`, `"readOnly":` + c.readOnly, `"eventSource":"kms.amazonaws.com"`,
+			`"requestID":"` + r.header.Get("x-amzn-RequestId") + `"`} {
+			if !strings.Contains(lines[0], want) {
+				t.Errorf("%s: no %s in %s", c.op, want, lines[0])
+			}
+		}
 	}
 }
 

@@ -6,6 +6,8 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -38,7 +40,8 @@ import (
 )
 
 const (
-	testRegion   = "us-east-1"
+	testRegion   = "us-east-1"      // the home Region
+	awayRegion   = "ap-southeast-2" // another one of every world
 	ours         = keyid.Account(111122223333)
 	others       = keyid.Account(444455556666)
 	adminKey     = "AKIAIOSFODNN7EXAMPLE"
@@ -91,19 +94,25 @@ type world struct {
 	records *records
 	shards  *hsm.Shards
 	batcher *batch.Batcher[hsm.Job]
-	ring    *hsm.KeyRing // nil on tokens other than the soft token, unless a test asks for it
-	useErr  func() error // what a job with a private key gets instead of being done, unless nil or it returns nil; set before requests are sent
-	instead func() error // what a job gets instead of a round, unless nil; set before requests are sent
+	stores  *testStores
+	ring    *hsm.KeyRing   // nil on tokens other than the soft token, unless a test asks for it
+	useErr  func() error   // what a job with a private key gets instead of being done, unless nil or it returns nil; set before requests are sent
+	job     func(*hsm.Job) // what happens to a job that was done, unless nil; set before requests are sent
+	instead func() error   // what a job gets instead of a round, unless nil; set before requests are sent
 	audit   *auditor
 	ln      net.Listener
 	dial    func() (net.Conn, error)
 	signer  map[string]*sigv4.AccessKey
+
+	forwarded *atomic.Int64 // the Region of the request that the control plane got last
 }
 
 type worldConfig struct {
 	tokens       []hsm.Token                     // nil: the soft token
 	plain        bool                            // the tokens themselves, the soft token with its rounds in the caller's goroutine; else a Faulty around the first
 	ring         bool                            // private keys also where the token is not the soft token
+	ringTokens   []hsm.Token                     // of the ring; nil: the first of tokens
+	handlesMax   int                             // of the ring; 0 is its default
 	tcp          bool                            // a loopback listener; else one in memory
 	wrap         func(net.Listener) net.Listener // around a loopback listener; nil for none
 	sessions     int                             // per token; 0: 2
@@ -113,6 +122,7 @@ type worldConfig struct {
 	server       Config
 	control      func(r *sigv4.Request, requestID, sourceIP string, tls *cloudtrail.TLSDetails) (int, []byte)
 	quota        func(keyid.Account, ratelimit.Pool, time.Time) bool // nil: none
+	awayQuota    func(keyid.Account, ratelimit.Pool, time.Time) bool // of awayRegion; nil: quota
 }
 
 var quiet = slog.New(slog.DiscardHandler)
@@ -124,7 +134,7 @@ func (k keySource) AccessKey(id []byte) *sigv4.AccessKey { return k[string(id)] 
 
 func newWorld(t testing.TB, cfg worldConfig) *world {
 	t.Helper()
-	w := &world{TB: t, audit: &auditor{}, records: &records{keys: map[keyid.ID]*snapshot.Record{}, aliases: map[string]keyid.ID{}, grants: map[string][]authz.Grant{}}}
+	w := &world{TB: t, audit: &auditor{}, stores: &testStores{}, forwarded: new(atomic.Int64), records: &records{keys: map[keyid.ID]*snapshot.Record{}, away: map[keyid.ID]*snapshot.Record{}, aliases: map[string]keyid.ID{}, grants: map[string][]authz.Grant{}}}
 	tokens := append([]hsm.Token(nil), cfg.tokens...)
 	if tokens == nil {
 		tokens = []hsm.Token{softToken}
@@ -154,13 +164,13 @@ func newWorld(t testing.TB, cfg worldConfig) *world {
 	w.signer[expiredKey], err = sigv4.NewTemporaryKey(expiredKey, []byte(adminSecret), sha256.Sum256([]byte(expiredToken)), time.Now().Add(-time.Minute), sigv4.Principal{})
 	w.must(err)
 	verifier, err := sigv4.New(sigv4.Config{
-		Regions: []string{testRegion}, Keys: keySource(w.signer),
+		Regions: []string{testRegion, awayRegion}, Keys: keySource(w.signer),
 		Others: []sigv4.Service{{Name: "sts", Regions: []string{testRegion}}, {Name: "iam", Regions: []string{testRegion}}, {Name: "servicequotas", Regions: []string{testRegion}}},
 	})
 	w.must(err)
 
 	c := cfg.server
-	c.Region, c.Logger = testRegion, quiet
+	c.Regions, c.Logger = []string{testRegion, awayRegion}, quiet
 	if c.Ready == nil {
 		c.Ready = func() error { return nil }
 	}
@@ -174,10 +184,27 @@ func newWorld(t testing.TB, cfg worldConfig) *world {
 			return 200, []byte(`{"Control":true}`)
 		}
 	}
+	control := func(region int, r *sigv4.Request, requestID, sourceIP string, tls *cloudtrail.TLSDetails) (int, []byte) {
+		w.forwarded.Store(int64(region))
+		return cfg.control(r, requestID, sourceIP, tls)
+	}
+	var quota func(region int, a keyid.Account, p ratelimit.Pool, now time.Time) bool
+	if cfg.quota != nil {
+		quota = func(region int, a keyid.Account, p ratelimit.Pool, now time.Time) bool {
+			if region != 0 && cfg.awayQuota != nil {
+				return cfg.awayQuota(a, p, now)
+			}
+			return cfg.quota(a, p, now)
+		}
+	}
 	var keys hsm.Keys
+	ringTokens := cfg.ringTokens
+	if ringTokens == nil {
+		ringTokens = []hsm.Token{w.bare}
+	}
 	if cfg.ring || w.bare == softToken {
 		w.ring, err = hsm.NewKeyRing(hsm.KeyRingConfig{
-			Tokens: []hsm.Token{w.bare}, SessionsPerToken: sessions, RoundMax: min(roundMax, 16), QueueTimeMax: cmp.Or(cfg.queueTimeMax, 5*time.Second), Full: batch.ErrFull,
+			Tokens: ringTokens, HandlesMax: cfg.handlesMax, SessionsPerToken: sessions, RoundMax: min(roundMax, 16), QueueTimeMax: cmp.Or(cfg.queueTimeMax, 5*time.Second), Full: batch.ErrFull,
 			Batch: func(shards int, run func(int, []*hsm.KeyJob)) (func(int, *hsm.KeyJob, time.Time) error, error) {
 				b, err := batch.New(batch.Config{Shards: shards, RoundMax: min(roundMax, 16), QueueMax: 256}, run)
 				if err != nil {
@@ -195,9 +222,13 @@ func newWorld(t testing.TB, cfg worldConfig) *world {
 		if w.instead != nil {
 			return w.instead()
 		}
-		return dispatch.Run(j, now)
+		err := dispatch.Run(j, now)
+		if err == nil && w.job != nil {
+			w.job(j)
+		}
+		return err
 	}
-	w.must(w.Start(Parts{Verifier: verifier, Records: w.records, Control: cfg.control, Run: run, Load: run, Audit: w.audit.add, Quota: cfg.quota, Keys: keys}))
+	w.must(w.Start(Parts{Verifier: verifier, Records: w.records, Control: control, Run: run, Load: run, Audit: w.audit.add, Quota: quota, Keys: keys, KeyStores: w.stores}))
 	if cfg.tcp {
 		w.ln, err = net.Listen("tcp", "127.0.0.1:0")
 		w.must(err)
@@ -237,6 +268,21 @@ func (k worldKeys) Run(j *hsm.KeyJob, now time.Time) error {
 	return k.KeyRing.Run(j, now)
 }
 
+// What the control plane tells of changes in the home Region.
+func (w *world) KeyChanged(a keyid.Account, id keyid.ID) { w.Server.KeyChanged(testRegion, a, id) }
+func (w *world) AliasChanged(a keyid.Account, name string) {
+	w.Server.AliasChanged(testRegion, a, name)
+}
+func (w *world) GrantsChanged(a keyid.Account, id keyid.ID, grantee string) {
+	w.Server.GrantsChanged(testRegion, a, id, grantee)
+}
+func (w *world) GrantMade(a keyid.Account, id keyid.ID, grantee string, g *authz.Grant) {
+	w.Server.GrantMade(testRegion, a, id, grantee, g)
+}
+func (w *world) GrantRemoved(a keyid.Account, id keyid.ID, grantee, grant string) {
+	w.Server.GrantRemoved(testRegion, a, id, grantee, grant)
+}
+
 func (w *world) must(err error) {
 	w.Helper()
 	if err != nil {
@@ -250,11 +296,15 @@ type auditor struct {
 	mu    sync.Mutex
 	keeps bool
 	lines []string
-	err   error // of every record, unless nil
+	err   error  // of every record, unless nil
+	hook  func() // called with every record, unless nil; set before requests are sent
 }
 
 func (a *auditor) add(record []byte) error {
 	a.count.Add(1)
+	if a.hook != nil {
+		a.hook()
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.keeps {
@@ -282,27 +332,36 @@ func (a *auditor) fail(err error) {
 type records struct {
 	mu      sync.Mutex
 	keys    map[keyid.ID]*snapshot.Record
-	aliases map[string]keyid.ID
-	grants  map[string][]authz.Grant // by key name and grantee
-	err     error                    // of every read, unless nil
+	away    map[keyid.ID]*snapshot.Record // in awayRegion
+	aliases map[string]keyid.ID           // those in awayRegion with its name in front
+	grants  map[string][]authz.Grant      // by Region, account, key ID and grantee, one behind the other
+	err     error                         // of every read, unless nil
 	reads   int
+	read    func() // called as a key is read, unless nil
 }
 
 func (r *records) Grants(_ context.Context, region string, a keyid.Account, id keyid.ID, grantee string) ([]authz.Grant, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.reads++
-	return slices.Clone(r.grants[string(appendKeyName(nil, a, id))+grantee]), r.err
+	return slices.Clone(r.grants[region+a.String()+id.String()+grantee]), r.err
 }
 
 func (r *records) KeyRecord(_ context.Context, region string, a keyid.Account, id keyid.ID) (*snapshot.Record, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.reads++
+	if r.read != nil {
+		r.read()
+	}
 	if r.err != nil {
 		return nil, r.err
 	}
-	k, ok := r.keys[id]
+	keys := r.keys
+	if region == awayRegion {
+		keys = r.away
+	}
+	k, ok := keys[id]
 	if !ok || k.Region != region || k.Account != a {
 		return nil, snapshot.ErrNotFound
 	}
@@ -318,8 +377,11 @@ func (r *records) AliasTarget(_ context.Context, region string, a keyid.Account,
 	if r.err != nil {
 		return keyid.ID{}, r.err
 	}
+	if region == awayRegion {
+		alias = awayRegion + alias
+	}
 	id, ok := r.aliases[alias]
-	if !ok || region != testRegion || a != ours {
+	if !ok || a != ours {
 		return keyid.ID{}, snapshot.ErrNotFound
 	}
 	return id, nil
@@ -360,6 +422,45 @@ func (w *world) addKey(name string, state kmsapi.KeyState, versions int) *snapsh
 	defer w.records.mu.Unlock()
 	w.records.keys[k.ID] = k
 	return k
+}
+
+// addResidentKey does the same with versions that are keys of their own. They are new ones.
+func (w *world) addResidentKey(name string, state kmsapi.KeyState, versions int) *snapshot.Record {
+	w.Helper()
+	k := w.addKey(name, state, versions)
+	w.records.mu.Lock()
+	defer w.records.mu.Unlock()
+	for i := range k.Versions {
+		wrapped, _, err := w.bare.(hsm.KeyToken).GenerateKey(keyspec.AES256)
+		w.must(err)
+		w.setResident(k, i, wrapped)
+	}
+	k.Facts.Origin, k.Origin = "EXTERNAL", "EXTERNAL"
+	w.must(k.Check())
+	return k
+}
+
+// setResident gives a version of k, by index, a key of its own.
+func (w *world) setResident(k *snapshot.Record, i int, wrapped []byte) {
+	w.Helper()
+	v := &k.Versions[i]
+	p := &snapshot.PrivateKey{Root: w.shards.Primary(), Wrapped: wrapped}
+	p.ID = snapshot.PrivateKeyID(k.Account, k.ID, k.Spec, k.Usage, p)
+	*v = snapshot.VersionRecord{Number: v.Number, Resident: p, MaterialID: w.residentMaterial(k, p)}
+}
+
+// residentMaterial is the material ID of a resident version, as docs/ciphertext.md §4 has it.
+func (w *world) residentMaterial(k *snapshot.Record, p *snapshot.PrivateKey) (id [64]byte) {
+	w.Helper()
+	account := binary.BigEndian.AppendUint64(nil, uint64(k.Account))
+	form := byte(0)
+	if k.ID.MultiRegion {
+		form = 1
+	}
+	one, two := w.ecb(p, [16]byte([]byte("keyplane residen"))), w.ecb(p, [16]byte([]byte("t material id v1")))
+	sum := sha256.Sum256(slices.Concat([]byte("keyplane resident key material v1"), account[2:], []byte{form}, k.ID.UUID[:], one[:], two[:]))
+	hex.Encode(id[:], sum[:])
+	return id
 }
 
 // madeKeys are private keys of the soft token by spec, made once for all tests: RSA takes seconds.
