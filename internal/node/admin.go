@@ -105,6 +105,9 @@ func ensureAdmin(ctx context.Context, t *iam.Table, st *store.Store, a keyid.Acc
 	return t.EnsureAdmin(ctx, a, id, b)
 }
 
+// adminInEnvironment says whether the environment gives the administrator's access key.
+func adminInEnvironment() bool { return os.Getenv(EnvAdminID) != "" || os.Getenv(EnvAdminSecret) != "" }
+
 // pinKey remembers that the access key of the credentials file was made, before it is: if it is gone at a later start, somebody deleted it, and
 // it does not come back. keyUsed tells.
 func pinKey(ctx context.Context, st *store.Store, id string) error {

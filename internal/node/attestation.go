@@ -37,7 +37,27 @@ func (n *Node) readAttestationRoots(path string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-func parseAttestationRoots(path string) (roots []*x509.Certificate, err error) {
+func parseAttestationRoots(path string) ([]*x509.Certificate, error) {
+	roots, err := readCertificates(path)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range roots {
+		key, ok := c.PublicKey.(*ecdsa.PublicKey)
+		switch {
+		case !ok || key.Curve != elliptic.P384():
+			return nil, fmt.Errorf("%s: the key is not EC P-384", c.Subject)
+		case !c.BasicConstraintsValid || !c.IsCA || c.KeyUsage&x509.KeyUsageCertSign == 0:
+			return nil, fmt.Errorf("%s is not the certificate of an authority", c.Subject)
+		case c.CheckSignatureFrom(c) != nil:
+			return nil, fmt.Errorf("%s is not self-signed, and so no root", c.Subject)
+		}
+	}
+	return roots, nil
+}
+
+// readCertificates reads a PEM file that has certificates, one at least, and no other blocks.
+func readCertificates(path string) (certificates []*x509.Certificate, err error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -62,22 +82,13 @@ func parseAttestationRoots(path string) (roots []*x509.Certificate, err error) {
 		if err != nil {
 			return nil, err
 		}
-		key, ok := c.PublicKey.(*ecdsa.PublicKey)
-		switch {
-		case !ok || key.Curve != elliptic.P384():
-			return nil, fmt.Errorf("%s: the key is not EC P-384", c.Subject)
-		case !c.BasicConstraintsValid || !c.IsCA || c.KeyUsage&x509.KeyUsageCertSign == 0:
-			return nil, fmt.Errorf("%s is not the certificate of an authority", c.Subject)
-		case c.CheckSignatureFrom(c) != nil:
-			return nil, fmt.Errorf("%s is not self-signed, and so no root", c.Subject)
-		}
-		roots, data = append(roots, c), rest
+		certificates, data = append(certificates, c), rest
 	}
 	switch {
-	case len(roots) == 0:
+	case len(certificates) == 0:
 		return nil, errors.New("has no certificate in PEM")
 	case strings.Contains(string(data), "-----BEGIN"):
 		return nil, errors.New("has a PEM block that cannot be read")
 	}
-	return roots, nil
+	return certificates, nil
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/keyplane/keyplane/internal/audit"
 	"github.com/keyplane/keyplane/internal/audit/auditkey"
 	"github.com/keyplane/keyplane/internal/lastuse"
+	"github.com/keyplane/keyplane/internal/planted"
 )
 
 // AuditConfig is the audit log of a process.
@@ -40,7 +41,12 @@ const auditOff = "off"
 var durabilities = map[string]audit.Durability{"fsync": audit.Fsync, "write": audit.Write}
 
 // auditLog is the name of this process's log in the store.
-const auditLog = "serve"
+func (n *Node) auditLog() string {
+	if n.split != nil {
+		return n.split.role + "/" + n.split.id
+	}
+	return "serve"
+}
 
 // lastUsesEvery is how often the last uses of keys are saved. What comes after that is read from the audit log at the next start.
 const lastUsesEvery = time.Minute
@@ -61,12 +67,21 @@ func (n *Node) openAudit(ctx context.Context) (func([]byte) error, error) {
 	if err != nil {
 		return nil, err
 	}
-	// A damaged file costs a look at the whole log.
-	n.lastUses, err = lastuse.Open(filepath.Join(n.cfg.DataDir, "lastuse"), time.Now())
-	if err != nil {
-		n.log.Warn("the last uses of keys are read from the audit log again", "error", err)
+	var observe func(uint64, []byte) // of a control plane: none, since it uses no keys
+	var from uint64
+	if n.shape != control {
+		now := time.Now
+		if n.cfg.Clock != nil {
+			now = n.cfg.Clock.Now
+		}
+		// A damaged file costs a look at the whole log.
+		n.lastUses, err = lastuse.Open(filepath.Join(n.cfg.DataDir, "lastuse"), now())
+		if err != nil {
+			n.log.Warn("the last uses of keys are read from the audit log again", "error", err)
+		}
+		observe, from = n.lastUses.Observe, n.lastUses.Position()
 	}
-	from := n.lastUses.Position()
+	auditLog := n.auditLog()
 	n.records, err = audit.Open(ctx, audit.Config{
 		Dir: cfg.Dir, Durability: durabilities[cfg.Durability], Timeout: cfg.Timeout, Origin: name + "/" + auditLog, Signer: signer, Verifier: verifier,
 		Newest: func(ctx context.Context) ([]byte, error) { return n.store.AuditCheckpoint(ctx, auditLog) },
@@ -74,7 +89,7 @@ func (n *Node) openAudit(ctx context.Context) (func([]byte) error, error) {
 			return n.store.PutAuditCheckpoint(ctx, auditLog, old, newest)
 		},
 		SegmentBytes: cfg.SegmentBytes, SegmentAge: cfg.SegmentAge, RetainBytes: cfg.RetainBytes, RetainAge: cfg.RetainAge,
-		AcceptRollback: cfg.AcceptRollback, Logger: n.log, Observe: n.lastUses.Observe, ObserveFrom: &from,
+		AcceptRollback: cfg.AcceptRollback, Logger: n.log, Observe: observe, ObserveFrom: &from,
 	})
 	if errors.Is(err, audit.ErrRolledBack) {
 		return nil, fmt.Errorf("node: the audit log in %s: %w. If that is meant, start once with --audit-accept-rollback", cfg.Dir, err)
@@ -83,12 +98,39 @@ func (n *Node) openAudit(ctx context.Context) (func([]byte) error, error) {
 		return nil, fmt.Errorf("node: the audit log in %s: %w", cfg.Dir, err)
 	}
 	n.onClose(func() { n.logIf("closing the audit log", n.records.Close()) })
+	if n.lastUses != nil {
+		n.saveLastUses(n.lastUses)
+	}
+	return withBugs(func(record []byte) error { return n.records.Append(bytes.TrimSuffix(record, []byte{'\n'})) }), nil
+}
+
+// withBugs is what appends records, without the bugs that are planted in it unless it is a build with them.
+func withBugs(add func([]byte) error) func([]byte) error {
+	switch {
+	case planted.Is(planted.AuditAfterReply):
+		return func(record []byte) error {
+			record = bytes.Clone(record)
+			time.AfterFunc(100*time.Millisecond, func() { _ = add(record) })
+			return nil
+		}
+	case planted.Is(planted.AuditLost):
+		return func(record []byte) error {
+			if planted.Every(100, planted.AuditLost) {
+				return nil
+			}
+			return add(record)
+		}
+	}
+	return add
+}
+
+// saveLastUses saves an index now and then, and when the node is closed.
+func (n *Node) saveLastUses(x *lastuse.Index) {
 	n.background("last uses", func(ctx context.Context) error {
-		return n.lastUses.Run(ctx, lastUsesEvery, func(err error) {
+		return x.Run(ctx, lastUsesEvery, func(err error) {
 			n.log.Error("saving the last uses of keys failed; it is tried again", "error", err)
 		})
 	})
-	return func(record []byte) error { return n.records.Append(bytes.TrimSuffix(record, []byte{'\n'})) }, nil
 }
 
 func (c *AuditConfig) defaults(dataDir string) {

@@ -20,19 +20,23 @@ func AuditKeyName(c *Config) string { return "keyplane/" + c.Region + "/" + c.Ac
 // openAuditKey finds the token that signs the audit log. The log keeps the key that its first start took: of several tokens, the one that has it.
 func (n *Node) openAuditKey(ctx context.Context) error {
 	name := AuditKeyName(&n.cfg)
-	kept, err := n.store.Pinned(ctx, "audit-key")
+	pin, log := "audit-key", "the audit log of "+n.stateAt()
+	if n.split != nil { // each process has a log of its own, and a token
+		pin, log = pin+"/"+n.auditLog(), "the audit log of "+n.auditLog()
+	}
+	kept, err := n.store.Pinned(ctx, pin)
 	if err != nil {
 		return err
 	}
 	var want *ecdsa.PublicKey
 	if kept != "" {
 		if _, want, err = auditkey.ParseVerifierKey(kept); err != nil {
-			return fmt.Errorf("node: the key that the data directory %s keeps for its audit log: %w", n.cfg.DataDir, err)
+			return fmt.Errorf("node: the key that the store keeps for %s: %w", log, err)
 		}
 	}
 	key, err := hsm.OpenAuditKey(n.tokens, want, auditTimeout)
 	if errors.Is(err, hsm.ErrNoAuditKey) && want != nil {
-		return fmt.Errorf("node: the audit log of the data directory %s is signed with the key %s, and no token given holds it", n.cfg.DataDir, kept)
+		return fmt.Errorf("node: %s is signed with the key %s, and no token given holds it", log, kept)
 	}
 	if errors.Is(err, hsm.ErrNoAuditKey) {
 		return fmt.Errorf("node: no token can sign the audit log. Run keyplane hsm init again: it makes the missing key, or says why it cannot, and then "+
@@ -47,5 +51,8 @@ func (n *Node) openAuditKey(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return n.pin(ctx, "audit-key", text, "has an audit log signed with the key %s, not %s")
+	if kept, err = n.store.Pin(ctx, pin, text); err == nil && kept != text {
+		err = fmt.Errorf("node: %s is signed with the key %s, not %s", log, kept, text)
+	}
+	return err
 }

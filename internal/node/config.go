@@ -7,12 +7,14 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"time"
 
 	"go.yaml.in/yaml/v3"
 
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/quota"
+	"github.com/keyplane/keyplane/internal/sigv4"
 )
 
 // Config is the configuration of `keyplane serve`: the file given with --config, over which flags win. Every field has a default.
@@ -20,13 +22,18 @@ type Config struct {
 	// Listen is the address of the one client endpoint, host:port. Default 127.0.0.1:4599. Without TLS, keep it on a network you trust.
 	Listen string `yaml:"listen"`
 	// TLSCert and TLSKey are PEM files of the endpoint's certificate chain and private key (mode 0600). Default none: plain HTTP. They are read
-	// at the start.
+	// anew when they have changed; a pair that does not fit keeps the one before.
 	TLSCert string `yaml:"tls_cert"`
 	TLSKey  string `yaml:"tls_key"`
 	// DataDir holds all state: etcd, the soft token, the administrator's credentials. Default ./keyplane-data, made with mode 0700.
 	DataDir string `yaml:"data_dir"`
-	// Region is the AWS Region this process is, in ARNs and in signatures. Default AWS_REGION, else us-east-1.
+	// Region is the home Region: the one of the audit log's key, and of what belongs to none. A data directory keeps that of its first start. Default the first
+	// of Regions, else AWS_REGION, else us-east-1.
 	Region string `yaml:"region"`
+	// Regions are the AWS Regions that this process is, at most 8 of one partition; Region is one of them, listed or not. Each has keys, aliases, grants and
+	// quotas of its own, and the Region that a request is signed for chooses; accounts, users and roles are of all of them. More can be added at a later
+	// start; one that has keys cannot be left out. Default Region alone.
+	Regions []string `yaml:"regions"`
 	// Account is the 12-digit account that the first start makes. Default 111122223333. It cannot change afterwards.
 	Account string `yaml:"account"`
 	// HSM are RFC 7512 URIs of PKCS#11 tokens. New keys are made under the first one's derivation root; tokens with the same root share its
@@ -48,6 +55,9 @@ type Config struct {
 	// private halves are in this host's memory while they are in use. Where it is not set such specs are refused, and keys from a time
 	// when it was are unavailable. Default false. The soft token offers every spec and needs no leave.
 	AllowSoftwareKeys bool `yaml:"allow_software_keys"`
+	// ImportInsideOnly refuses to import key material, from a client or another Region, that would be in clear in this process on its way into the HSM
+	// (docs/hsm-modules.md). The soft token imports nothing then. Default false: it is unwrapped inside the HSM wherever the token can, and the log says where.
+	ImportInsideOnly bool `yaml:"import_inside_only"`
 	// RoundMax bounds the requests that share one call into the HSM, 1 to 1024. Default 256. 1 switches rounds off.
 	RoundMax int `yaml:"round_max"`
 	// QueueMax bounds the requests that wait for one session; more are throttled. Default 4 × RoundMax, at least 1024.
@@ -77,16 +87,48 @@ type Config struct {
 	AttestationRoots string `yaml:"attestation_roots"`
 	// Audit is the audit log: what every call leaves behind before its reply.
 	Audit AuditConfig `yaml:"audit"`
+	// Replication is how multi-Region keys come to Regions of other processes.
+	Replication ReplicationConfig `yaml:"replication"`
+	// XKSProxy is the proxy of external key stores of AWS KMS: keys of this server that AWS KMS encrypts with from outside (docs/xks-proxy.md).
+	XKSProxy XKSProxyConfig `yaml:"xks_proxy"`
+	// Clusters are the CloudHSM clusters that custom key stores can have. Default none.
+	Clusters []ClusterConfig `yaml:"clusters"`
+	// XKS says how the proxies of external key stores are reached.
+	XKS XKSConfig `yaml:"xks"`
+	// NodeID is the name of this process in its cluster. Default, and only choice, that of its certificate (planes.cert): it is for who wants to have it checked.
+	NodeID string `yaml:"node_id"`
+	// Etcd is the store of a cluster, which keyplane controlplane and keyplane dataplane share.
+	Etcd EtcdConfig `yaml:"etcd"`
+	// Planes is how the processes of a cluster reach each other.
+	Planes PlanesConfig `yaml:"planes"`
 	// StatsSocket is the path of a Unix socket on which GET /stats answers counters as JSON (Stats); only this user can open it. Default none.
 	StatsSocket string `yaml:"stats_socket"`
+	// AcceptPlainStore takes the records of a store that was written before records were authenticated as they are, once. Default false: such a store is refused.
+	AcceptPlainStore bool `yaml:"accept_plain_store"`
+	// AcceptOlderStore takes a store that is older than this process has seen it, and begins a new epoch with it (docs/backup.md). Default false: it is refused.
+	AcceptOlderStore bool `yaml:"accept_older_store"`
 	// LogLevel is debug, info, warn or error. Default info.
 	LogLevel string `yaml:"log_level"`
+	// Version is that of this program, as GetHealthStatus of the XKS proxy tells it. Default none.
+	Version string `yaml:"-"`
+	// Clock is for tests: what dates are decided by. Default nil: this machine's.
+	Clock *Clock `yaml:"-"`
+}
+
+// Clock is what a node knows of the time, but for how long it waits for clients, files and the HSM.
+type Clock struct {
+	Now     func() time.Time     // the wall clock, which somebody may set
+	Running func() time.Duration // since some moment, by a clock that nobody can set; it may begin anew with a process
+	Work    time.Duration        // how often workers look for what is due; 0: as usual
 }
 
 // Defaults fills in what is not set.
 func (c *Config) Defaults() {
 	dflt(&c.Listen, "127.0.0.1:4599")
 	dflt(&c.DataDir, "./keyplane-data")
+	if len(c.Regions) > 0 {
+		dflt(&c.Region, c.Regions[0])
+	}
 	dflt(&c.Region, os.Getenv("AWS_REGION"))
 	dflt(&c.Region, "us-east-1")
 	dflt(&c.Account, "111122223333")
@@ -102,6 +144,9 @@ func (c *Config) Defaults() {
 	dflt(&c.Quotas, string(quota.Default))
 	dflt(&c.LogLevel, "info")
 	c.Audit.defaults(c.DataDir)
+	if c.Clock == nil {
+		c.Clock = testClock() // nil but in a build for the fault runner
+	}
 }
 
 func dflt[T comparable](v *T, d T) {
@@ -112,7 +157,9 @@ func dflt[T comparable](v *T, d T) {
 }
 
 // Validate reports everything that is wrong at once. Call it after Defaults.
-func (c *Config) Validate() error {
+func (c *Config) Validate() error { return c.validateIn(whole) }
+
+func (c *Config) validateIn(s shape) error {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
@@ -126,6 +173,19 @@ func (c *Config) Validate() error {
 	}
 	if !validRegion(c.Region) {
 		bad("region: %q is not a Region name like us-east-1", c.Region)
+	}
+	for i, r := range c.Regions {
+		switch {
+		case !validRegion(r):
+			bad("regions: %q is not a Region name like us-east-1", r)
+		case slices.Contains(c.Regions[:i], r):
+			bad("regions: %s is listed twice", r)
+		case keyid.Partition(r) != keyid.Partition(c.Region): // accounts are of one
+			bad("regions: %s and %s are of different partitions", c.Region, r)
+		}
+	}
+	if n := len(c.AllRegions()); n > sigv4.RegionsMax {
+		bad("regions: %d are more than %d", n, sigv4.RegionsMax)
 	}
 	if c.SessionsPerToken < 0 || c.SessionsPerToken > 64 {
 		bad("sessions_per_token: %d is not 0 to 64", c.SessionsPerToken)
@@ -158,6 +218,11 @@ func (c *Config) Validate() error {
 		bad("read_timeout: %v is not 10ms to 1m", c.ReadTimeout)
 	}
 	c.Audit.validate(bad)
+	c.validateCluster(s, bad)
+	c.Replication.validate(c.AllRegions(), bad)
+	c.XKSProxy.validate(c.AllRegions(), bad)
+	validateClusters(c.Clusters, c.HSM, bad)
+	c.XKS.validate(bad)
 	if !quota.Profile(c.Quotas).Valid() {
 		bad("quotas: %q is not default, aws or off", c.Quotas)
 	}
@@ -165,6 +230,17 @@ func (c *Config) Validate() error {
 		bad("log_level: %q is not debug, info, warn or error", c.LogLevel)
 	}
 	return errors.Join(errs...)
+}
+
+// AllRegions are Region and the other Regions.
+func (c *Config) AllRegions() []string {
+	all := []string{c.Region}
+	for _, r := range c.Regions {
+		if r != c.Region {
+			all = append(all, r)
+		}
+	}
+	return all
 }
 
 func validRegion(s string) bool {

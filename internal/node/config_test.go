@@ -1,9 +1,16 @@
 package node
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/base64"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -33,9 +40,19 @@ func TestDefaults(t *testing.T) {
 		t.Errorf("Region %s, %d sessions, queue of %d", c.Region, c.SessionsPerToken, c.QueueMax)
 	}
 
+	c = Config{Regions: []string{"us-west-2", "eu-west-1"}}
+	c.Defaults()
+	if all := c.AllRegions(); c.Region != "us-west-2" || !slices.Equal(all, []string{"us-west-2", "eu-west-1"}) {
+		t.Errorf("Region %s of %v", c.Region, all)
+	}
+	c = Config{Region: "eu-west-1", Regions: []string{"us-west-2", "eu-west-1", "a"}}
+	if all := c.AllRegions(); !slices.Equal(all, []string{"eu-west-1", "us-west-2", "a"}) {
+		t.Errorf("Regions %v", all)
+	}
+
 	// Nothing that is set is changed.
-	full := Config{Listen: "[::1]:1", DataDir: "d", Region: "r", Account: "000000000001", HSM: []string{"u"}, SoftTokenPINFile: "p", SessionsPerToken: 3,
-		KeySessionsPerToken: 6, KeyHandlesMax: 10, AllowSoftwareKeys: true,
+	full := Config{Listen: "[::1]:1", DataDir: "d", Region: "r", Regions: []string{"s"}, Account: "000000000001", HSM: []string{"u"}, SoftTokenPINFile: "p", SessionsPerToken: 3,
+		KeySessionsPerToken: 6, KeyHandlesMax: 10, AllowSoftwareKeys: true, ImportInsideOnly: true,
 		RoundMax: 5, QueueMax: 7, QueueTimeMax: time.Second, RoundTimeout: 3 * time.Second, KeyCacheBytes: 1 << 20, ConnsMax: 9, ConnsPerIPMax: 8,
 		ReadTimeout: time.Second, Quotas: "aws", PortableCrypto: true, TLSCert: "c", TLSKey: "k", AttestationRoots: "r", StatsSocket: "s", LogLevel: "debug",
 		Audit: AuditConfig{Dir: "a", Durability: "off", Timeout: time.Second, SegmentBytes: 2 << 20, SegmentAge: time.Hour, RetainBytes: 1, RetainAge: 1, AcceptRollback: true}}
@@ -48,6 +65,46 @@ func TestDefaults(t *testing.T) {
 
 // Each bound at its limit and one beyond.
 func TestValidate(t *testing.T) {
+	publicKey := func(curve elliptic.Curve) string {
+		k, err := ecdsa.GenerateKey(curve, rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		der, err := x509.MarshalPKIXPublicKey(&k.PublicKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return base64.StdEncoding.EncodeToString(der)
+	}
+	good := ReplicationPeer{Region: "us-west-2", URL: "http://west.example:4600", PublicKey: publicKey(elliptic.P384())}
+	peers := func(change ...func(*ReplicationPeer)) func(*Config) { // one for each change
+		if len(change) == 0 {
+			change = append(change, func(*ReplicationPeer) {})
+		}
+		return func(c *Config) {
+			for _, f := range change {
+				p := good
+				f(&p)
+				c.Replication.Peers = append(c.Replication.Peers, p)
+			}
+		}
+	}
+	clusters := func(change ...func(*ClusterConfig)) func(*Config) {
+		if len(change) == 0 {
+			change = append(change, func(*ClusterConfig) {})
+		}
+		return func(c *Config) {
+			for i, f := range change {
+				uri := func(token string) string {
+					return fmt.Sprintf("pkcs11:token=%s%d;serial=%d?module-path=/m", token, i, i)
+				}
+				k := ClusterConfig{ID: "cluster-234567abcde", HSMs: []string{uri("a"), uri("b")}, TrustAnchor: "ca.pem"}
+				f(&k)
+				c.Clusters = append(c.Clusters, k)
+			}
+		}
+	}
+	const badURL = "replication.peers[0].url: not http:// or https://"
 	for _, c := range []struct {
 		set  func(*Config)
 		want string // part of the message, "" for valid
@@ -71,6 +128,77 @@ func TestValidate(t *testing.T) {
 		{func(c *Config) { c.Region = "" }, "region:"},
 		{func(c *Config) { c.Region = "US" }, `region: "US" is not a Region name like us-east-1`},
 		{func(c *Config) { c.Region = "a/b" }, "region:"},
+		{func(c *Config) { c.Regions = []string{"eu-west-1", c.Region, "eu-west-2"} }, ""},
+		{func(c *Config) { c.Regions = []string{"eu-west-1", "eu-west-1"} }, "regions: eu-west-1 is listed twice"},
+		{func(c *Config) { c.Regions = []string{"EU"} }, `regions: "EU" is not a Region name like us-east-1`},
+		{func(c *Config) { c.Regions = []string{"cn-north-1"} }, "regions: us-east-1 and cn-north-1 are of different partitions"},
+		{func(c *Config) { c.Region, c.Regions = "cn-north-1", []string{"cn-northwest-1"} }, ""},
+		{func(c *Config) { c.Regions = strings.Fields("a b c d e f g") }, ""},
+		{func(c *Config) { c.Regions = strings.Fields("a b c d e f g us-east-1") }, ""},
+		{func(c *Config) { c.Regions = strings.Fields("a b c d e f g h") }, "regions: 9 are more than 8"},
+		{func(c *Config) { c.Replication.Listen = "[::1]:4600" }, ""},
+		{func(c *Config) { c.Replication.Listen = "localhost" }, `replication.listen: "localhost" is not host:port`},
+		{func(c *Config) { c.Replication.TLSCert = "c" }, "replication.tls_cert and tls_key: both or neither"},
+		{func(c *Config) { c.Replication.TLSCert, c.Replication.TLSKey = "c", "k" }, ""},
+		{peers(), ""},
+		{peers(func(p *ReplicationPeer) { p.Region = "US" }), `replication.peers[0].region: "US" is not a Region name like us-east-1`},
+		{peers(func(p *ReplicationPeer) { p.Region = "us-east-1" }), "replication.peers[0].region: us-east-1 is a Region of this process"},
+		{peers(func(p *ReplicationPeer) { p.Region = "cn-north-1" }), "replication.peers[0].region: us-east-1 and cn-north-1 are of different partitions"},
+		{peers(func(*ReplicationPeer) {}, func(*ReplicationPeer) {}), "replication.peers[1].region: us-west-2 is listed twice"},
+		{peers(func(*ReplicationPeer) {}, func(p *ReplicationPeer) { p.Region = "us-west-1" }), ""},
+		{peers(func(p *ReplicationPeer) { p.URL = "https://west.example:4600/" }), ""},
+		{peers(func(p *ReplicationPeer) { p.URL = "" }), badURL},
+		{peers(func(p *ReplicationPeer) { p.URL = "west.example:4600" }), badURL},
+		{peers(func(p *ReplicationPeer) { p.URL = "ftp://west.example" }), badURL},
+		{peers(func(p *ReplicationPeer) { p.URL = "http://" }), badURL},
+		{peers(func(p *ReplicationPeer) { p.URL = "http://west.example?x" }), badURL},
+		{peers(func(p *ReplicationPeer) { p.URL = "http://me@west.example" }), badURL},
+		{peers(func(p *ReplicationPeer) { p.URL = "http://a b" }), badURL},
+		{peers(func(p *ReplicationPeer) { p.PublicKey = "" }), "replication.peers[0].public_key: replication: not a public key"},
+		{peers(func(p *ReplicationPeer) { p.PublicKey = "!" }), "replication.peers[0].public_key: not base64"},
+		{peers(func(p *ReplicationPeer) { p.PublicKey = p.PublicKey[:40] }), "replication.peers[0].public_key: replication: not a public key"},
+		{peers(func(p *ReplicationPeer) { p.PublicKey = publicKey(elliptic.P256()) }), "replication.peers[0].public_key: replication: not a public key on P-384"},
+		{clusters(), ""},
+		{clusters(func(*ClusterConfig) {}, func(c *ClusterConfig) { c.ID = "cluster-aaaaaaaaaaa" }), ""},
+		{clusters(func(*ClusterConfig) {}, func(*ClusterConfig) {}), "clusters[1].id: cluster-234567abcde is listed twice"},
+		{clusters(func(c *ClusterConfig) { c.Accounts = []string{"111122223333", "123456789012"} }), ""},
+		{clusters(func(c *ClusterConfig) { c.Accounts = []string{"111122223333", "12345678901"} }), `clusters[0].accounts[1]: "12345678901" is not 12 digits`},
+		{clusters(func(c *ClusterConfig) { c.ID = "" }), `clusters[0].id: "" is not cluster- and 11 to 16 letters or digits 2 to 7`},
+		{clusters(func(c *ClusterConfig) { c.ID = "cluster-234567abc8d" }), "clusters[0].id:"},
+		{clusters(func(c *ClusterConfig) { c.ID = "cluster-aaaaaaaaaa" }), "clusters[0].id:"},
+		{clusters(func(c *ClusterConfig) { c.ID = "cluster-aaaaaaaaaaaaaaaaa" }), "clusters[0].id:"},
+		{clusters(func(c *ClusterConfig) { c.HSMs = c.HSMs[:1] }), "clusters[0].hsms: 1 are less than 2"},
+		{clusters(func(c *ClusterConfig) { c.HSMs[1] = c.HSMs[0] }), "clusters[0].hsms[1]: is in clusters[0].hsms already"},
+		{clusters(func(c *ClusterConfig) { c.HSMs[1] = "pkcs11:serial=0;token=a0?x-init-args=a&module-path=/n/../m" }), "clusters[0].hsms[1]: is in clusters[0].hsms already"},
+		{clusters(func(c *ClusterConfig) { c.HSMs[1] = strings.Replace(c.HSMs[0], "/m", "/n", 1) }), ""},
+		{clusters(func(*ClusterConfig) {}, func(c *ClusterConfig) {
+			c.ID, c.HSMs[1] = "cluster-aaaaaaaaaaa", "pkcs11:token=b0;serial=0?module-path=/m"
+		}),
+			"clusters[1].hsms[1]: is in clusters[0].hsms already"},
+		{clusters(func(*ClusterConfig) {}, func(c *ClusterConfig) {
+			c.ID, c.HSMs[1] = "cluster-aaaaaaaaaaa", "pkcs11:token=%620?module-path=/n/../m"
+		}),
+			"clusters[1].hsms[1]: is in clusters[0].hsms already"},
+		{clusters(func(*ClusterConfig) {}, func(c *ClusterConfig) {
+			c.ID, c.HSMs[1] = "cluster-aaaaaaaaaaa", "pkcs11:token=b0;serial=1?module-path=/m"
+		}), ""},
+		{func(c *Config) {
+			c.HSM = []string{"pkcs11:token=b0;serial=0?module-path=/m&pin-source=file:/pin"}
+			clusters()(c)
+		}, "clusters[0].hsms[1]: is in hsm already"},
+		{clusters(func(c *ClusterConfig) { c.HSMs[0] = "token=a" }), "clusters[0].hsms[0]: pkcs11 URI: the scheme is not pkcs11"},
+		{clusters(func(c *ClusterConfig) { c.HSMs[0] += "&pin-source=file:/pin" }), "clusters[0].hsms[0]: a PIN is not accepted: it is the KeyStorePassword"},
+		{clusters(func(c *ClusterConfig) { c.HSMs[1] += "&pin-value=1234" }), "clusters[0].hsms[1]: a PIN is not accepted"},
+		{clusters(func(c *ClusterConfig) { c.TrustAnchor = "" }), "clusters[0].trust_anchor: is missing"},
+		{func(c *Config) { c.XKS = XKSConfig{TrustedRoots: "r", SystemRoots: true} }, ""},
+		{func(c *Config) { c.XKS.SystemRoots = true }, "xks.system_roots: is for trusted_roots"},
+		{func(c *Config) { c.XKS = XKSConfig{ClientCert: "c", ClientKey: "k"} }, ""},
+		{func(c *Config) { c.XKS.ClientCert = "c" }, "xks.client_cert, xks.client_key: one is of no use without the other"},
+		{func(c *Config) { c.XKS.ClientKey = "k" }, "xks.client_cert, xks.client_key: one is of no use without the other"},
+		{func(c *Config) { c.XKS.Hosts = map[string]string{"xks.example.com": "127.0.0.1:4443"} }, ""},
+		{func(c *Config) { c.XKS.Hosts = map[string]string{"Xks.example.com": "127.0.0.1:4443"} }, `xks.hosts: "Xks.example.com" is not the name of a host, in lower case`},
+		{func(c *Config) { c.XKS.Hosts = map[string]string{"localhost": "127.0.0.1:4443"} }, `xks.hosts: "localhost" is not the name of a host`},
+		{func(c *Config) { c.XKS.Hosts = map[string]string{"xks.example.com": "127.0.0.1"} }, `xks.hosts: xks.example.com: "127.0.0.1" is not host:port`},
 		{func(c *Config) { c.SessionsPerToken = -1 }, "sessions_per_token: -1 is not 0 to 64"},
 		{func(c *Config) { c.SessionsPerToken = 0 }, ""},
 		{func(c *Config) { c.SessionsPerToken = 64 }, ""},

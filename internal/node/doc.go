@@ -7,8 +7,10 @@
 //	  tokens, shards, batcher           the soft token, or PKCS#11 modules
 //	  audit key, audit log
 //	  sealer, credentials, administrator
+//	  custom key stores                 those that were connected connect again in the background
 //	  control plane, deletion worker
 //	  data plane's parts
+//	  XKS proxy, if wanted
 //	  stats socket, if wanted           /readyz 200
 //
 // Close undoes it in reverse: what is in flight is answered first.

@@ -1,24 +1,25 @@
 package node
 
 import (
+	"context"
 	"errors"
-	"fmt"
 	"runtime"
 	"strings"
 	"time"
 
 	"github.com/keyplane/keyplane/batch"
+	"github.com/keyplane/keyplane/controlplane/keyring"
 	"github.com/keyplane/keyplane/dataplane"
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/hsm/softtoken"
 	"github.com/keyplane/keyplane/internal/keyspec"
-	"github.com/keyplane/keyplane/internal/kmsapi"
-	"github.com/keyplane/keyplane/internal/snapshot"
 )
 
 const (
-	// keyRoundMax bounds the jobs of one round of operations with keys. They run one after the other and end together, so few is better.
+	// keyRoundMax bounds the calls of one round of operations with keys. They run one after the other and end together, so few is better.
 	keyRoundMax = 8
+	// keyJobsMax bounds the jobs of one round: those that encrypt blocks under one key are one call.
+	keyJobsMax = 64
 	// keyTimeoutFactor is how much longer than a round of AES blocks one operation with a key may take.
 	keyTimeoutFactor = 5
 	// keyQueueFactor is how much longer than for a round of AES blocks an operation with a key may wait: an RSA signature takes a millisecond and more.
@@ -28,25 +29,14 @@ const (
 // openKeys makes the key ring and says what it has found.
 func (n *Node) openKeys(seal *sealer) error {
 	cfg := &n.cfg
-	wait := keyQueueFactor * cfg.QueueTimeMax
-	// As with rounds of AES blocks, the queue's estimate refuses; who was let in is served.
 	ring := hsm.KeyRingConfig{
-		Tokens: n.tokens, SessionsPerToken: keySessionsPerToken(cfg, n.tokens), RoundMax: keyRoundMax, Timeout: keyTimeoutFactor * cfg.RoundTimeout,
-		HandlesMax: cfg.KeyHandlesMax, QueueTimeMax: wait + keyTimeoutFactor*cfg.RoundTimeout, Full: batch.ErrFull, Root: n.shards.Primary(), Logger: n.log,
-		Batch: func(shards int, run func(int, []*hsm.KeyJob)) (func(int, *hsm.KeyJob, time.Time) error, error) {
-			var err error
-			n.keyBatcher, err = batch.New(batch.Config{Shards: shards, RoundMax: keyRoundMax, QueueMax: cfg.QueueMax, WaitMax: wait}, run)
-			if err != nil {
-				return nil, err
-			}
-			return n.keyBatcher.Do, nil
-		},
+		Tokens: n.tokens, Timeout: keyTimeoutFactor * cfg.RoundTimeout, HandlesMax: cfg.KeyHandlesMax, Root: n.shards.Primary(), Logger: n.log,
 	}
 	if cfg.AllowSoftwareKeys {
 		ring.Software = softwareKeys(seal)
 	}
 	var err error
-	if n.keys, err = hsm.NewKeyRing(ring); err != nil {
+	if n.keys, n.keyBatcher, err = newRing(cfg, ring); err != nil {
 		return err
 	}
 	n.onClose(n.keys.Close)
@@ -54,7 +44,59 @@ func (n *Node) openKeys(seal *sealer) error {
 		n.onClose(n.keyBatcher.Close)
 	}
 	inHSM, inSoftware, nowhere := n.specs()
-	n.log.Info("specs of private and HMAC keys", "hsm", strings.Join(inHSM, " "), "software", strings.Join(inSoftware, " "), "not_offered", strings.Join(nowhere, " "))
+	n.log.Info("specs of private and HMAC keys", "hsm", strings.Join(inHSM, " "), "software", strings.Join(inSoftware, " "), "not_offered", strings.Join(nowhere, " "),
+		"resident", n.resident())
+	return nil
+}
+
+// newRing makes a key ring over the tokens of ring, with what joins its jobs into rounds; that is nil where no token offers keys.
+func newRing(cfg *Config, ring hsm.KeyRingConfig) (*hsm.KeyRing, *batch.Batcher[hsm.KeyJob], error) {
+	wait := keyQueueFactor * cfg.QueueTimeMax
+	// As with rounds of AES blocks, the queue's estimate refuses; who was let in is served.
+	ring.SessionsPerToken, ring.RoundMax, ring.QueueTimeMax, ring.Full = keySessionsPerToken(cfg, ring.Tokens), keyJobsMax, wait+ring.Timeout, batch.ErrFull
+	var batcher *batch.Batcher[hsm.KeyJob]
+	ring.Batch = func(shards int, run func(int, []*hsm.KeyJob)) (func(int, *hsm.KeyJob, time.Time) error, error) {
+		var err error
+		batcher, err = batch.NewJoining(batch.Config{Shards: shards, RoundMax: keyRoundMax, QueueMax: cfg.QueueMax, WaitMax: wait}, keyJobsMax, (*hsm.KeyJob).SameCall, run)
+		if err != nil {
+			return nil, err
+		}
+		return batcher.Do, nil
+	}
+	keys, err := hsm.NewKeyRing(ring)
+	return keys, batcher, err
+}
+
+// ring is the key ring as the control plane has it.
+func (n *Node) ring() keyring.Ring {
+	ring := keyring.New(n.keys, dataplane.CodeOf)
+	if n.cfg.ImportInsideOnly {
+		ring = ring.InsideOnly()
+	}
+	return ring
+}
+
+// tellImports asks what the HSM imports before a client does, and says in the log by which way: where the material is in clear.
+func (n *Node) tellImports(ctx context.Context) error {
+	for w := keyspec.WrapOAEP1; w <= keyspec.WrapRSAAES256; w++ {
+		var inside, outside []string
+		for _, s := range keyspec.Backing() {
+			if ctx.Err() != nil {
+				return nil
+			}
+			switch ok, in, err := n.keys.Imports(s, w); {
+			case err != nil:
+				n.log.Warn("it is not known yet what the HSM imports", "error", err)
+				return nil
+			case ok && in:
+				inside = append(inside, s.String())
+			case ok:
+				outside = append(outside, s.String())
+			}
+		}
+		n.log.Info("import of key material", "wrapping", w.String(), "clear_in_hsm_only", strings.Join(inside, " "), "clear_in_this_process", strings.Join(outside, " "),
+			"import_inside_only", n.cfg.ImportInsideOnly)
+	}
 	return nil
 }
 
@@ -86,6 +128,17 @@ func (n *Node) specs() (inHSM, inSoftware, nowhere []string) {
 	return inHSM, inSoftware, nowhere
 }
 
+// resident says where symmetric keys are made that are keys of their own (docs/ciphertext.md §3, suite 0x02). AES256 is no spec of the API.
+func (n *Node) resident() string {
+	switch m, software := n.keys.Offers(keyspec.AES256); {
+	case software:
+		return "software"
+	case m != 0:
+		return "hsm"
+	}
+	return "not offered"
+}
+
 // SoftwareSpecs are the specs whose keys are made outside of the HSM.
 func (n *Node) SoftwareSpecs() []string {
 	_, specs, _ := n.specs()
@@ -108,16 +161,4 @@ func softwareKeys(seal *sealer) softtoken.Keys {
 			return private, err
 		},
 	}
-}
-
-// newKey makes a key for the control plane. An error wraps the exception that the data plane would answer.
-func (n *Node) newKey(s keyspec.Spec) (*snapshot.PrivateKey, error) {
-	k, public, err := n.keys.Generate(s)
-	if errors.Is(err, hsm.ErrNotOffered) {
-		return nil, kmsapi.New(kmsapi.UnsupportedOperation, fmt.Sprintf("The HSM of this service does not make keys of the spec %s.", s))
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", kmsapi.E(dataplane.CodeOf(err)), err)
-	}
-	return &snapshot.PrivateKey{Root: k.Root, Software: k.Software, Wrapped: k.Wrapped, Public: public}, nil
 }

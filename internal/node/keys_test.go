@@ -2,6 +2,8 @@ package node
 
 import (
 	"bytes"
+	"crypto/rsa"
+	"crypto/x509"
 	"errors"
 	"log/slog"
 	"strings"
@@ -9,6 +11,8 @@ import (
 	"time"
 
 	"github.com/keyplane/keyplane/batch"
+	"github.com/keyplane/keyplane/controlplane/keyring"
+	"github.com/keyplane/keyplane/dataplane"
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/hsm/hsmtest"
 	"github.com/keyplane/keyplane/internal/keyspec"
@@ -52,12 +56,12 @@ func ringOn(t *testing.T, allow bool, tokens ...hsm.Token) (n *Node, log *bytes.
 // use makes a key as the control plane does, and does with it what can be done.
 func use(t *testing.T, n *Node, s keyspec.Spec) *hsm.Key {
 	t.Helper()
-	p, err := n.newKey(s)
+	p, err := keyring.New(n.keys, dataplane.CodeOf).New(s)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var public *pubkey.Key
-	if s.Info().Family != keyspec.HMAC {
+	if s.Info().Public > 0 {
 		if public, err = pubkey.Parse(s, p.Public); err != nil {
 			t.Fatal(err)
 		}
@@ -85,12 +89,12 @@ func use(t *testing.T, n *Node, s keyspec.Spec) *hsm.Key {
 // TestKeysOfTheSoftToken: every spec, none of them in software in the sense of the setting.
 func TestKeysOfTheSoftToken(t *testing.T) {
 	n, log := ringOn(t, false, tokenA)
-	for _, s := range []keyspec.Spec{keyspec.RSA2048, keyspec.P384, keyspec.Secp256k1, keyspec.Ed25519, keyspec.HMAC224, keyspec.MLDSA65, keyspec.MLKEM768} {
+	for _, s := range []keyspec.Spec{keyspec.RSA2048, keyspec.P384, keyspec.Secp256k1, keyspec.Ed25519, keyspec.HMAC224, keyspec.MLDSA65, keyspec.MLKEM768, keyspec.AES256} {
 		if k := use(t, n, s); k.Software {
 			t.Errorf("%v is in software", s)
 		}
 	}
-	if len(n.SoftwareSpecs()) > 0 || !strings.Contains(log.String(), `software="" not_offered=""`) {
+	if len(n.SoftwareSpecs()) > 0 || !strings.Contains(log.String(), `software="" not_offered="" resident=hsm`) || strings.Contains(log.String(), "AES_256") {
 		t.Errorf("%v; %s", n.SoftwareSpecs(), log)
 	}
 }
@@ -100,7 +104,7 @@ func TestSoftwareKeysAreAskedFor(t *testing.T) {
 	n, log := ringOn(t, false, token)
 	use(t, n, keyspec.HMAC256)
 	var e *kmsapi.Error
-	if _, err := n.newKey(keyspec.P256); !errors.As(err, &e) || e.Code != kmsapi.UnsupportedOperation {
+	if _, err := keyring.New(n.keys, dataplane.CodeOf).New(keyspec.P256); !errors.As(err, &e) || e.Code != kmsapi.UnsupportedOperation {
 		t.Errorf("without leave: %v", err)
 	}
 	if len(n.SoftwareSpecs()) > 0 || !strings.Contains(log.String(), "hsm=\"HMAC_224 HMAC_256 HMAC_384 HMAC_512\"") {
@@ -165,10 +169,44 @@ func TestNewKeyErrors(t *testing.T) {
 		c.fault.Op = hsmtest.Generate
 		f.Add(c.fault)
 		var e *kmsapi.Error
-		if _, err := n.newKey(keyspec.HMAC256); !errors.As(err, &e) || e.Code != c.want {
+		if _, err := keyring.New(n.keys, dataplane.CodeOf).New(keyspec.HMAC256); !errors.As(err, &e) || e.Code != c.want {
 			t.Errorf("%v: %v", c.fault.CKR, err)
 		}
 		f.Clear()
+	}
+}
+
+// TestImportInsideOnly: where it is set nothing comes in that is in clear in this process, also with a token of a time when it was not; the log says what does.
+func TestImportInsideOnly(t *testing.T) {
+	n, log := ringOn(t, false, tokenA)
+	p, err := n.ring().New(keyspec.RSA2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := x509.ParsePKIXPublicKey(p.Public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	material := hsmtest.WrapMaterial(t, keyspec.WrapOAEP256, public.(*rsa.PublicKey), make([]byte, 32))
+	if ok, err := n.ring().Imports(keyspec.AES256, keyspec.WrapOAEP256); !ok || err != nil {
+		t.Errorf("%t, %v", ok, err)
+	}
+	if _, err := n.ring().Import(keyspec.AES256, keyspec.RSA2048, p, keyspec.WrapOAEP256, material); err != nil {
+		t.Error(err)
+	}
+	n.cfg.ImportInsideOnly = true
+	if ok, err := n.ring().Imports(keyspec.AES256, keyspec.WrapOAEP256); ok || err != nil {
+		t.Errorf("inside only: %t, %v", ok, err)
+	}
+	var e *kmsapi.Error
+	if _, err := n.ring().Import(keyspec.AES256, keyspec.RSA2048, p, keyspec.WrapOAEP256, material); !errors.As(err, &e) || e.Code != kmsapi.UnsupportedOperation {
+		t.Errorf("inside only: %v", err)
+	}
+	if err := n.tellImports(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if s := log.String(); !strings.Contains(s, `wrapping=RSAES_OAEP_SHA_256 clear_in_hsm_only="" clear_in_this_process="`) || !strings.Contains(s, "import_inside_only=true") {
+		t.Error(s)
 	}
 }
 

@@ -9,24 +9,23 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/keyplane/keyplane/batch"
-	"github.com/keyplane/keyplane/controlplane"
+	"github.com/keyplane/keyplane/controlplane/barrier"
 	"github.com/keyplane/keyplane/controlplane/iam"
-	"github.com/keyplane/keyplane/controlplane/quotas"
+	"github.com/keyplane/keyplane/controlplane/keystores"
 	"github.com/keyplane/keyplane/controlplane/store"
 	"github.com/keyplane/keyplane/dataplane"
 	"github.com/keyplane/keyplane/hsm"
-	"github.com/keyplane/keyplane/internal/aesgcm"
+	"github.com/keyplane/keyplane/hsm/cluster"
 	"github.com/keyplane/keyplane/internal/audit"
-	"github.com/keyplane/keyplane/internal/cloudtrail"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/lastuse"
-	"github.com/keyplane/keyplane/internal/quota"
 	"github.com/keyplane/keyplane/internal/sigv4"
 )
 
@@ -42,26 +41,48 @@ const insistTime = 5 * time.Second
 // Node is one running keyplane process.
 type Node struct {
 	cfg   Config
+	shape shape
 	log   *slog.Logger
-	ln    net.Listener
-	data  *dataplane.Server
-	undo  []func() // reverse order of Start
+	ln    net.Listener      // for clients; of a control plane for members of the cluster
+	data  *dataplane.Server // nil without a data plane
+	undo  []func()          // reverse order of Start
 	state atomic.Pointer[string]
 
 	checking sync.Mutex // guards the verdict of the last check
 	checked  time.Time
 	verdict  error
 
-	store    *store.Store
-	tokens   []hsm.Token
-	audit    *hsm.AuditKey
-	records  *audit.Log     // nil: off
-	lastUses *lastuse.Index // nil: off
-	shards   *hsm.Shards
-	batcher  *batch.Batcher[hsm.Job]
+	store         *store.Store
+	tokens        []hsm.Token
+	clusterTokens cluster.Tokens
+	audit         *hsm.AuditKey
+	records       *audit.Log     // nil: off
+	lastUses      *lastuse.Index // nil: off
+	shards        *hsm.Shards
+	batcher       *batch.Batcher[hsm.Job]
+
+	replicationAddr string // "": no listener
+	replicationTLS  replicationTLS
+	xks             xksProxy
 
 	keys       *hsm.KeyRing
 	keyBatcher *batch.Batcher[hsm.KeyJob] // nil where no token offers keys
+
+	keyStores *keystores.Registry
+
+	barrier    *barrier.Barrier // of a control plane of a cluster; else nil
+	clock      Clock            // nil functions: this machine's
+	account    keyid.Account
+	seal       *sealer
+	dispatch   *hsm.Dispatch             // The queue's own estimate holds requests to QueueTimeMax. Those it let in are served late rather than not at all, unless a call hangs.
+	insist     *hsm.Dispatch             // What others wait for, the loading of a key or an access key, is not refused by an overload.
+	appendTo   func(record []byte) error // the audit log; nil: off
+	principals *iam.Table
+	verifier   *sigv4.Verifier
+
+	regions []*region // the home Region first
+
+	split *splitPart // nil: this is the only process
 
 	served chan error // the data plane's end
 	once   sync.Once
@@ -69,9 +90,13 @@ type Node struct {
 
 // Start brings a node up and returns when it serves. The configuration has its defaults and is valid.
 func Start(ctx context.Context, cfg Config, log *slog.Logger) (*Node, error) {
-	n := &Node{cfg: cfg, log: log, served: make(chan error, 1)}
+	return start(ctx, cfg, whole, log, (*Node).start)
+}
+
+func start(ctx context.Context, cfg Config, s shape, log *slog.Logger, steps func(*Node, context.Context) error) (*Node, error) {
+	n := &Node{cfg: cfg, shape: s, log: log, served: make(chan error, 1), seal: &sealer{}}
 	n.phase("starting")
-	if err := n.start(ctx); err != nil {
+	if err := steps(n, ctx); err != nil {
 		n.Close()
 		return nil, err
 	}
@@ -102,9 +127,18 @@ func (n *Node) check() error {
 		n.log.Warn("not ready", "error", err)
 		return errors.New("the HSM does not serve")
 	}
+	return n.checkState()
+}
+
+// checkState is check but for the HSM.
+func (n *Node) checkState() error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	if err := n.store.Ready(ctx); err != nil {
+	if n.split != nil {
+		if !n.split.lease.Valid() {
+			return errors.New("this process does not know what the others do")
+		}
+	} else if err := n.store.Ready(ctx); err != nil {
 		n.log.Warn("not ready", "error", err)
 		return errors.New("the store does not answer")
 	}
@@ -117,11 +151,19 @@ func (n *Node) check() error {
 	return nil
 }
 
-// pin holds a fact about the data directory to what its first start made it.
+// stateAt is what has the state: the data directory, or the store of all processes.
+func (n *Node) stateAt() string {
+	if n.shape == whole {
+		return "the data directory " + n.cfg.DataDir
+	}
+	return "the store at " + strings.Join(n.cfg.Etcd.Endpoints, ", ")
+}
+
+// pin holds a fact about all that is in the store to what the first start made it.
 func (n *Node) pin(ctx context.Context, name, value, refusal string) error {
 	kept, err := n.store.Pin(ctx, name, value)
 	if err == nil && kept != value {
-		err = fmt.Errorf("node: the data directory %s "+refusal, n.cfg.DataDir, kept, value)
+		err = fmt.Errorf("node: %s "+refusal, n.stateAt(), kept, value)
 	}
 	return err
 }
@@ -133,7 +175,10 @@ func (n *Node) rootPinned(ctx context.Context) error {
 		return err
 	}
 	if _, err := os.Stat(filepath.Join(softTokenDir(&n.cfg), "token.json")); errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("node: the keys of the data directory %s are in another token, with root %s: give its URI with --hsm", n.cfg.DataDir, kept)
+		if n.shape != whole {
+			return fmt.Errorf("node: the keys of %s are in another token, with root %s: give the URI of one with that root with --hsm, or copy the soft token that has it to %s", n.stateAt(), kept, softTokenDir(&n.cfg))
+		}
+		return fmt.Errorf("node: the keys of %s are in another token, with root %s: give its URI with --hsm", n.stateAt(), kept)
 	}
 	return nil
 }
@@ -150,175 +195,23 @@ func (n *Node) pinRoot(ctx context.Context) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("node: the keys of the data directory %s are under root %s, and no token given holds it", n.cfg.DataDir, kept)
+	return fmt.Errorf("node: the keys of %s are under root %s, and no token given holds it", n.stateAt(), kept)
+}
+
+// authenticate opens the key by which the store's values are verified, and says what to do where the store is not taken.
+func (n *Node) authenticate(ctx context.Context) error {
+	trust := store.Trust{Plain: n.cfg.AcceptPlainStore, Older: n.cfg.AcceptOlderStore}
+	err := n.store.Authenticate(ctx, trust)
+	switch {
+	case errors.Is(err, store.ErrPlain):
+		return fmt.Errorf("node: %w: if nobody else can have written to %s since, start once with --accept-plain-store", err, n.stateAt())
+	case errors.Is(err, store.ErrOlder) && !trust.Older:
+		return fmt.Errorf("node: %w: docs/backup.md says what to do", err)
+	}
+	return err
 }
 
 func (n *Node) onClose(f func()) { n.undo = append(n.undo, f) }
-
-func (n *Node) start(ctx context.Context) error {
-	cfg := &n.cfg
-	account, _ := keyid.ParseAccount([]byte(cfg.Account))
-	if err := aesgcm.Configure(aesgcm.Options{Portable: cfg.PortableCrypto}); err != nil {
-		return err
-	}
-	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
-		return err
-	}
-	// It was there before, then. No refusal: volumes of container hosts are often so.
-	if info, err := os.Stat(cfg.DataDir); err == nil && info.Mode()&0o022 != 0 {
-		n.log.Warn("others can write the data directory, and so put files of theirs in place of what is in it", "dir", cfg.DataDir, "mode", info.Mode().Perm().String())
-	}
-	attestationRoots, err := n.readAttestationRoots(cfg.AttestationRoots)
-	if err != nil {
-		return err
-	}
-	if n.ln, err = net.Listen("tcp", cfg.Listen); err != nil {
-		return errors.Join(err, store.InUse(cfg.DataDir)) // most often another keyplane on the same directory
-	}
-	if n.data, err = dataplane.New(dataplane.Config{
-		Region: cfg.Region, Ready: n.ready, Logger: n.log, TLS: cfg.TLSCert != "", AttestationRoots: attestationRoots,
-		KeyCacheBytes: cfg.KeyCacheBytes, ConnsMax: cfg.ConnsMax, ConnsPerIPMax: cfg.ConnsPerIPMax, ReadTimeout: cfg.ReadTimeout,
-	}); err != nil {
-		return errors.Join(err, n.ln.Close())
-	}
-	ln := n.ln
-	if cfg.TLSCert != "" {
-		if ln, err = withTLS(ln, cfg.TLSCert, cfg.TLSKey, handshakes); err != nil {
-			n.data.Close()
-			return errors.Join(err, n.ln.Close())
-		}
-	}
-	go func() { n.served <- n.data.Serve(ln) }()
-	n.onClose(n.drain)
-
-	n.phase("starting: the store is not open")
-	seal := &sealer{}
-	if n.store, err = store.OpenEmbedded(ctx, store.EmbeddedConfig{Dir: cfg.DataDir, Logger: n.log, Sealer: seal}); err != nil {
-		return err
-	}
-	n.onClose(func() { n.logIf("closing the store", n.store.Close()) })
-
-	if err := n.pin(ctx, "account", cfg.Account, "belongs to account %s, not %s"); err != nil {
-		return err
-	}
-	if err := n.pin(ctx, "region", cfg.Region, "holds the keys of Region %[2]s: start it with --region %[2]s, not %[3]s"); err != nil {
-		return err
-	}
-	if err := n.rootPinned(ctx); err != nil {
-		return err
-	}
-	n.phase("starting: the HSM is not open")
-	if n.tokens, err = openTokens(cfg); err != nil {
-		return err
-	}
-	n.onClose(func() { n.logIf("closing the tokens", closeTokens(n.tokens)) })
-	if n.shards, err = hsm.NewShards(hsm.ShardsConfig{
-		Tokens: n.tokens, SessionsPerToken: sessionsPerToken(cfg, n.tokens), RoundMax: cfg.RoundMax, RoundTimeout: cfg.RoundTimeout, Logger: n.log,
-	}); err != nil {
-		return err
-	}
-	n.onClose(n.shards.Close)
-	if n.batcher, err = batch.New(batch.Config{
-		Shards: n.shards.Len(), RoundMax: cfg.RoundMax, QueueMax: cfg.QueueMax, WaitMax: cfg.QueueTimeMax,
-	}, n.shards.Run); err != nil {
-		return err
-	}
-	n.onClose(n.batcher.Close)
-	if err := n.pinRoot(ctx); err != nil {
-		return err
-	}
-	if err := n.openAuditKey(ctx); err != nil {
-		return err
-	}
-	n.phase("starting: the audit log is not open")
-	appendRecord, err := n.openAudit(ctx)
-	if err != nil {
-		return err
-	}
-	// The queue's own estimate holds requests to QueueTimeMax. Those it let in are served late rather than not at all, unless a call hangs.
-	dispatch := &hsm.Dispatch{Shards: n.shards, Do: n.batcher.Do, Full: batch.ErrFull, QueueTimeMax: cfg.QueueTimeMax + cfg.RoundTimeout}
-	// What others wait for, the loading of a key or an access key, is not refused by an overload.
-	insist := &hsm.Dispatch{Shards: n.shards, Do: n.batcher.Insist, Full: batch.ErrFull, QueueTimeMax: insistTime}
-	seal.ready(insist.Run, n.shards.Primary())
-	n.phase("starting: the HSM is asked what keys it makes")
-	if err := n.openKeys(seal); err != nil {
-		return err
-	}
-
-	n.phase("starting: credentials are not loaded")
-	principals, err := iam.NewTable(iam.TableConfig{Store: n.store, Region: cfg.Region})
-	if err != nil {
-		return err
-	}
-	if err := principals.Load(ctx); err != nil {
-		return err
-	}
-	if err := ensureAdmin(ctx, principals, n.store, account, cfg.DataDir); err != nil {
-		return err
-	}
-	n.background("principals", principals.Run)
-	n.phase("starting: quotas are not loaded")
-	limits, err := quotas.New(quotas.Config{
-		Store: n.store, Region: cfg.Region, Profile: quota.Profile(cfg.Quotas), First: account, TLS: cfg.TLSCert != "", Logger: n.log,
-	})
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(n.store.CountKeys(ctx, cfg.Region), limits.Load(ctx)); err != nil {
-		return err
-	}
-	n.background("quotas", limits.Run)
-	// IAM and the global endpoint of STS are signed for us-east-1, wherever they are.
-	global := []string{cfg.Region}
-	if cfg.Region != "us-east-1" {
-		global = append(global, "us-east-1")
-	}
-	verifier, err := sigv4.New(sigv4.Config{
-		Regions: []string{cfg.Region}, Keys: principals, Others: []sigv4.Service{
-			{Name: "sts", Regions: global}, {Name: "iam", Regions: global}, {Name: quota.SigningName, Regions: []string{cfg.Region}},
-		},
-	})
-	if err != nil {
-		return err
-	}
-	var control *controlplane.Server // asked only once it is there: requests come after Start
-	query, err := iam.NewServer(iam.ServerConfig{Table: principals, First: account, Region: cfg.Region, TLS: cfg.TLSCert != "", Logger: n.log,
-		Keys: func(ctx context.Context, ref keyid.Ref) (*iam.Key, error) { return control.Simulated(ctx, ref) },
-	})
-	if err != nil {
-		return err
-	}
-	var lastUses controlplane.LastUses // none
-	if n.lastUses != nil {
-		lastUses = n.lastUses
-	}
-	control, err = controlplane.New(controlplane.Config{
-		Region: cfg.Region, Store: n.store, Verifier: verifier, Publisher: publisher{n.data}, Principals: principals, IAM: query, Quotas: limits, Audit: appendRecord, Logger: n.log,
-		Random: random(dispatch.Run), Root: func() [8]byte { return n.shards.Primary() }, NewKey: n.newKey, LastUses: lastUses,
-	})
-	if err != nil {
-		return err
-	}
-	n.background("deletion worker", control.Run)
-	if err := n.data.Start(dataplane.Parts{
-		Verifier: verifier, Records: n.store, Run: dispatch.Run, Load: insist.Run, Keys: n.keys, Audit: appendRecord, Quota: limits.Charge,
-		Control: func(r *sigv4.Request, requestID, sourceIP string, tls *cloudtrail.TLSDetails) (int, []byte) {
-			resp := control.Serve(context.Background(), &controlplane.Request{
-				Signed: r, RequestID: requestID, SourceIP: sourceIP, SecureTransport: cfg.TLSCert != "", TLS: tls,
-			})
-			return resp.Status, resp.Body
-		},
-	}); err != nil {
-		return err
-	}
-	if cfg.StatsSocket != "" {
-		if err := n.serveStats(cfg.StatsSocket); err != nil {
-			return err
-		}
-	}
-	n.state.Store(nil)
-	return nil
-}
 
 // random fills slices from the HSM for the control plane. An error wraps the exception that the data plane would answer.
 func random(run func(*hsm.Job, time.Time) error) func([]byte) error {
@@ -345,15 +238,25 @@ func (n *Node) background(name string, run func(context.Context) error) {
 	n.onClose(func() { cancel(); <-ended })
 }
 
-// publisher tells the data plane of this process what the control plane changed.
-type publisher struct {
-	*dataplane.Server
+// Work does at once what is due by the clock, which the workers do within a minute.
+func (n *Node) Work(ctx context.Context) error {
+	var errs []error
+	for _, at := range n.regions {
+		errs = append(errs, at.control.Work(ctx))
+	}
+	return errors.Join(errs...)
 }
 
-func (p publisher) AccessKeyChanged(string) {} // iam.Table has it before it calls
-
-// Addr is the address that clients connect to.
+// Addr is the address that clients connect to; of a control plane, members of the cluster.
 func (n *Node) Addr() string { return n.ln.Addr().String() }
+
+// ID is the name of this process in its cluster, "" without one.
+func (n *Node) ID() string {
+	if n.split == nil {
+		return ""
+	}
+	return n.split.id
+}
 
 // Tokens describes the tokens in use.
 func (n *Node) Tokens() []hsm.TokenInfo {

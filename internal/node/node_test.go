@@ -17,6 +17,7 @@ import (
 
 	"github.com/keyplane/keyplane/batch"
 	"github.com/keyplane/keyplane/hsm"
+	"github.com/keyplane/keyplane/hsm/hsmtest"
 	"github.com/keyplane/keyplane/hsm/softtoken"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 )
@@ -26,7 +27,12 @@ var quiet = slog.New(slog.DiscardHandler)
 // Two soft tokens for all tests: making one is dear on purpose.
 var tokenA, tokenB *softtoken.Token
 
-func TestMain(m *testing.M) {
+func TestMain(m *testing.M) { hsmtest.Main(withTokens{m}) }
+
+// withTokens is a hsmtest.Runner.
+type withTokens struct{ m *testing.M }
+
+func (w withTokens) Run() int {
 	dir, err := os.MkdirTemp("", "keyplane-node-")
 	if err != nil {
 		log.Fatal(err)
@@ -39,12 +45,12 @@ func TestMain(m *testing.M) {
 		return t
 	}
 	tokenA, tokenB = open("a"), open("b")
-	code := m.Run()
+	code := w.m.Run()
 	if err := errors.Join(tokenA.Close(), tokenB.Close(), os.RemoveAll(dir)); err != nil {
 		log.Print(err)
 		code = 1
 	}
-	os.Exit(code)
+	return code
 }
 
 // sealerOn is a sealer whose jobs run on tokens.

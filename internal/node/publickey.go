@@ -19,7 +19,8 @@ func PublicKeyMain(args []string, stdout, stderr io.Writer) int {
 	fs.SetOutput(stderr)
 	file := fs.String("config", "", "YAML `FILE` of keyplane serve; flags win over it")
 	dir := fs.String("data-dir", "", "`DIR` of all state (default ./keyplane-data)")
-	region := fs.String("region", "", "AWS `REGION` of the server (default AWS_REGION, else us-east-1)")
+	var regions []string
+	fs.Func("region", "AWS `REGION` of the server, of several the first (default AWS_REGION, else us-east-1)", func(r string) error { regions = append(regions, r); return nil })
 	account := fs.String("account", "", "12-digit `ACCOUNT` of the server (default 111122223333)")
 	pinFile := fs.String("soft-token-pin-file", "", "`FILE` that unseals the soft token (default DATA-DIR/softtoken/pin)")
 	var uris []string
@@ -40,10 +41,13 @@ func PublicKeyMain(args []string, stdout, stderr io.Writer) int {
 				return fmt.Errorf("%s: %w", *file, err)
 			}
 		}
-		for _, f := range []struct{ from, to *string }{{dir, &cfg.DataDir}, {region, &cfg.Region}, {account, &cfg.Account}, {pinFile, &cfg.SoftTokenPINFile}} {
+		for _, f := range []struct{ from, to *string }{{dir, &cfg.DataDir}, {account, &cfg.Account}, {pinFile, &cfg.SoftTokenPINFile}} {
 			if *f.from != "" {
 				*f.to = *f.from
 			}
+		}
+		if len(regions) > 0 {
+			cfg.Region, cfg.Regions = regions[0], regions
 		}
 		if len(uris) > 0 {
 			cfg.HSM = uris

@@ -4,11 +4,15 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"errors"
+	"fmt"
 	"time"
 
+	"github.com/keyplane/keyplane/controlplane/store"
+	"github.com/keyplane/keyplane/dataplane"
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/internal/aesgcm"
 	"github.com/keyplane/keyplane/internal/blob"
+	"github.com/keyplane/keyplane/internal/kmsapi"
 )
 
 // sealer protects access key secrets at rest under the derivation root, with the construction of docs/ciphertext.md §6. It is made before
@@ -22,7 +26,7 @@ type sealer struct {
 // sealSalt stands where a KMS key's version has its salt: no KMS key has this one but by a 2^-256 chance.
 var sealSalt = sha256.Sum256([]byte("keyplane sealed secrets v1"))
 
-var errSealed = errors.New("node: a sealed secret does not open: it is damaged, or it was sealed under another token's derivation root")
+var errSealed = fmt.Errorf("node: it is damaged, or it was sealed under another token's derivation root: %w", store.ErrSealed)
 
 const rootLen = len(hsm.RootID{})
 
@@ -77,10 +81,14 @@ func (s *sealer) Open(sealed, aad []byte) ([]byte, error) {
 	return plaintext, nil
 }
 
+// derive runs the job. What the HSM does not do wraps the exception that the data plane would answer, for whoever was asked by a client.
 func (s *sealer) derive(j *hsm.Job, root hsm.RootID) error {
 	if err := s.offsets.Offset(root, &sealSalt, &j.Derive[0].Offset); err != nil {
 		return err
 	}
 	j.Root, j.N = root, 1
-	return s.run(j, time.Now())
+	if err := s.run(j, time.Now()); err != nil {
+		return fmt.Errorf("%w: %w", kmsapi.E(dataplane.CodeOf(err)), err)
+	}
+	return nil
 }

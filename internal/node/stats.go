@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/keyplane/keyplane/batch"
+	"github.com/keyplane/keyplane/controlplane/keystores"
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/internal/audit"
 )
@@ -25,8 +26,10 @@ type Stats struct {
 	// Keys are the sessions, and the loaded keys, of operations with private and HMAC keys; KeyBatch their rounds.
 	Keys     hsm.KeyStats `json:"keys"`
 	KeyBatch batch.Stats  `json:"key_batch"`
-	Audit    audit.Stats  `json:"audit"`  // zero where there are no records
-	Panics   uint64       `json:"panics"` // requests that ended in a recovered panic
+	Audit    audit.Stats  `json:"audit"` // zero where there are no records
+	// KeyStores are the custom key stores.
+	KeyStores []keystores.Stats `json:"key_stores"`
+	Panics    uint64            `json:"panics"` // requests that ended in a recovered panic
 }
 
 // GoStats are the runtime's own figures.
@@ -50,20 +53,27 @@ func goStats() GoStats {
 
 // Stats reads the counters.
 func (n *Node) Stats() Stats {
-	s := Stats{Go: goStats(), Batch: n.batcher.Stats(), HSM: n.shards.Stats(), Panics: n.data.Panics()}
+	s := Stats{Go: goStats(), Batch: n.batcher.Stats(), HSM: n.shards.Stats()}
+	if n.data != nil {
+		s.Panics = n.data.Panics()
+	}
 	s.Keys = n.keys.Stats()
 	if n.keyBatcher != nil {
 		s.KeyBatch = n.keyBatcher.Stats()
 	}
+	s.KeyStores = n.keyStores.Stats()
 	if n.records != nil {
 		s.Audit = n.records.Stats()
 	}
 	return s
 }
 
-// serveStats answers GET /stats, and GET /audit/checkpoint with the audit log's newest checkpoint as the store has it, on a Unix socket that only this user can open. Nothing there is a secret, but how busy a service is is not
+// serveStats answers GET /stats, and GET /audit/checkpoint with the audit log's newest checkpoint as the store has it and GET /backup with a backup, on a Unix socket that only this user can open. Nothing there is a secret, but how busy a service is is not
 // for everybody, and reading it stops the runtime for a moment.
 func (n *Node) serveStats(path string) error {
+	if path == "" {
+		return nil
+	}
 	ln, err := listenPrivate(path)
 	if err != nil {
 		return fmt.Errorf("node: stats socket: %w", err)
@@ -76,13 +86,14 @@ func (n *Node) serveStats(path string) error {
 		}
 	})
 	mux.HandleFunc("GET /audit/checkpoint", func(w http.ResponseWriter, r *http.Request) {
-		newest, err := n.store.AuditCheckpoint(r.Context(), auditLog)
+		newest, err := n.store.AuditCheckpoint(r.Context(), n.auditLog())
 		if err != nil || newest == nil {
 			http.Error(w, "no checkpoint is published", http.StatusNotFound)
 			return
 		}
 		_, _ = w.Write(newest)
 	})
+	mux.HandleFunc("GET /backup", n.serveBackup)
 	s := &http.Server{Handler: mux, ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 4 << 10}
 	ended := make(chan struct{})
 	go func() {

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"time"
 
 	"github.com/keyplane/keyplane/hsm"
+	"github.com/keyplane/keyplane/internal/planetls"
 	"github.com/keyplane/keyplane/ratelimit"
 )
 
@@ -19,31 +21,50 @@ var handshakes = ratelimit.Limit{Interval: time.Second / 2000, Burst: 2000}
 // pemMax bounds the file of a key.
 const pemMax = 64 << 10
 
-// withTLS has ln speak TLS 1.2 or 1.3 with the certificate chain and key of two PEM files. The handshake runs in the connection's own goroutine,
-// within its read timeout. Key exchange is what crypto/tls prefers: X25519MLKEM768 first. Connections beyond limit are closed unserved.
-func withTLS(ln net.Listener, certFile, keyFile string, limit ratelimit.Limit) (net.Listener, error) {
-	chain, err := os.ReadFile(certFile)
+// withTLS has ln speak TLS 1.2 or 1.3 with the certificate chain and key of two PEM files, which are read anew when they have changed; connections that exist go
+// on. The handshake runs in the connection's own goroutine, within its read timeout. Key exchange is what crypto/tls prefers: X25519MLKEM768 first. Connections
+// beyond limit are closed unserved.
+func withTLS(ln net.Listener, certFile, keyFile string, limit ratelimit.Limit, log *slog.Logger) (net.Listener, error) {
+	cfg, err := tlsConfig(certFile, keyFile, log)
 	if err != nil {
-		return nil, fmt.Errorf("node: TLS certificate: %w", err)
+		return nil, err
 	}
-	key, err := readPrivate(keyFile)
+	return tls.NewListener(&handshakeLimit{Listener: ln, limit: limit}, cfg), nil
+}
+
+// tlsConfig is that of withTLS.
+func tlsConfig(certFile, keyFile string, log *slog.Logger) (*tls.Config, error) {
+	source, err := planetls.Open(planetls.Files{Cert: certFile, Key: keyFile}, log)
 	if err != nil {
-		return nil, fmt.Errorf("node: TLS key: %w", err)
+		return nil, fmt.Errorf("node: TLS: %w", err)
 	}
-	defer clear(key)
-	cert, err := tls.X509KeyPair(chain, key)
-	if err != nil {
-		return nil, fmt.Errorf("node: TLS certificate: %w", err)
-	}
-	return tls.NewListener(&handshakeLimit{Listener: ln, limit: limit}, &tls.Config{
-		Certificates: []tls.Certificate{cert},
-		MinVersion:   tls.VersionTLS12,
+	return &tls.Config{
+		GetCertificate: source.Certificate,
+		MinVersion:     tls.VersionTLS12,
 		CipherSuites: []uint16{ // of TLS 1.2: forward secret and AEAD only
 			tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
 			tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
 			tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
 		},
-	}), nil
+	}, nil
+}
+
+// keyPair reads the PEM files of a certificate chain and of its key, which nobody else can read.
+func keyPair(certFile, keyFile string) (tls.Certificate, error) {
+	chain, err := os.ReadFile(certFile)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("certificate: %w", err)
+	}
+	key, err := readPrivate(keyFile)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("key: %w", err)
+	}
+	defer clear(key)
+	pair, err := tls.X509KeyPair(chain, key)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("certificate: %w", err)
+	}
+	return pair, nil
 }
 
 // readPrivate reads a file that nobody but its owner, this user or root, can read.

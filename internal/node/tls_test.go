@@ -22,7 +22,7 @@ import (
 	"github.com/keyplane/keyplane/ratelimit"
 )
 
-// newCertificate writes a self-signed certificate for 127.0.0.1 and its key.
+// newCertificate writes a self-signed certificate for 127.0.0.1 and xks.example.com, and its key.
 func newCertificate(t *testing.T) (certFile, keyFile string, roots *x509.CertPool) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -30,7 +30,7 @@ func newCertificate(t *testing.T) (certFile, keyFile string, roots *x509.CertPoo
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "keyplane test"}, NotBefore: time.Now().Add(-time.Hour),
-		NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, BasicConstraintsValid: true, IsCA: true}
+		NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"xks.example.com"}, BasicConstraintsValid: true, IsCA: true}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)
@@ -108,6 +108,55 @@ func TestTLS(t *testing.T) {
 	resp.Body.Close()
 }
 
+// Certificate and key are read anew while the process runs, and connections from before go on; a pair that does not fit changes nothing.
+func TestTLSReload(t *testing.T) {
+	cfg := testConfig(t)
+	var first *x509.CertPool
+	cfg.TLSCert, cfg.TLSKey, first = newCertificate(t)
+	n, err := Start(t.Context(), cfg, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	kept, err := tls.Dial("tcp", n.Addr(), &tls.Config{RootCAs: first})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kept.Close()
+	replace := func(from, to string) {
+		t.Helper()
+		if err := os.Rename(from, to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cert, key, second := newCertificate(t)
+	dial := func(roots *x509.CertPool) error {
+		c, err := tls.Dial("tcp", n.Addr(), &tls.Config{RootCAs: roots})
+		if err == nil {
+			err = c.Close()
+		}
+		return err
+	}
+	replace(cert, cfg.TLSCert)
+	for end := time.Now().Add(1500 * time.Millisecond); time.Now().Before(end); time.Sleep(20 * time.Millisecond) { // it is looked at once in that
+		if err := dial(first); err != nil {
+			t.Fatalf("with the new certificate and the old key on disk: %v", err)
+		}
+	}
+	replace(key, cfg.TLSKey)
+	for deadline := time.Now().Add(30 * time.Second); dial(second) != nil; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the new pair is not used")
+		}
+	}
+	if _, err := io.WriteString(kept, "GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(kept); err != nil || !strings.Contains(string(b), "200 OK") {
+		t.Errorf("the connection from before: %q, %v", b, err)
+	}
+}
+
 // A connection that says nothing keeps nobody out, also when it came while all places were taken, and does not hold up the end.
 func TestTLSSilentPeer(t *testing.T) {
 	cfg := testConfig(t)
@@ -161,7 +210,7 @@ func TestHandshakeLimit(t *testing.T) {
 		t.Fatal(err)
 	}
 	const burst = 3
-	ln, err := withTLS(tcp, cert, key, ratelimit.Limit{Interval: time.Hour, Burst: burst})
+	ln, err := withTLS(tcp, cert, key, ratelimit.Limit{Interval: time.Hour, Burst: burst}, quiet)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -206,7 +255,7 @@ func TestTLSRefused(t *testing.T) {
 	for _, c := range []struct{ cert, key, want string }{
 		{cert, open, "permissions 0644"},
 		{cert, otherKey, "private key does not match"},
-		{key, key, "TLS certificate"},
+		{key, key, "TLS: planetls: certificate"},
 		{cert, key + "x", "no such file"},
 		{cert + "x", key, "no such file"},
 		{cert, large, "larger than"},
