@@ -32,6 +32,14 @@ func TestRunUsage(t *testing.T) {
 		{"serve --account 1", 2, "", `account: "1" does not have 12 digits`},
 		{"serve --config /nowhere/keyplane.yaml", 2, "", "/nowhere/keyplane.yaml"},
 		{"serve --log-level loud", 2, "", "log_level"},
+		{"xks-proxy", 2, "", "xks_proxy.listen: missing"},
+		{"xks-proxy --help", 0, "", "-data-dir"},
+		{"xks-proxy help", 0, "keyplane xks-proxy credential", ""},
+		{"xks-proxy --listen :1", 2, "", "keyplane xks-proxy: "},
+		{"xks-proxy credential", 2, "", "--secret-file is missing"},
+		{"xks-proxy credential --path a --secret-file /nowhere/f", 2, "", "--path"},
+		{"xks-proxy credential --secret-file /nowhere/f", 1, "", "/nowhere/f"},
+		{"xks-proxy credential extra", 2, "", `unexpected argument "extra"`},
 		{"hsm", 2, "", "keyplane hsm"},
 		{"hsm nonsense --hsm pkcs11:token=x", 2, "", ""},
 		{"hsm init", 2, "", ""},
@@ -61,6 +69,14 @@ func TestRunUsage(t *testing.T) {
 		{"audit verify --help", 0, "--public-key FILE|KEY", ""},
 		{"audit search --dir /nowhere", 1, "", "/nowhere"},
 		{"audit tiles", 2, "", "--dir is missing"},
+		{"replication", 2, "", "keyplane replication public-key"},
+		{"replication help", 0, "public_key: KEY", ""},
+		{"replication nonsense", 2, "", `there is no command "nonsense"`},
+		{"replication public-key --data-dir /nowhere", 1, "", "/nowhere/replication-keys: no such file or directory: keyplane serve writes it"},
+		{"replication forget --data-dir /nowhere us-west-2", 1, "", "there is no data of keyplane serve in /nowhere"},
+		{"replication forget", 2, "", "which Region is lost?"},
+		{"replication forget us west", 2, "", "which Region is lost?"},
+		{"replication public-key --nonsense", 2, "", "not defined: -nonsense"},
 		{"policy", 2, "", "keyplane policy simulate"},
 		{"policy help", 0, "3 denied", ""},
 		{"policy nonsense", 2, "", `there is no command "nonsense"`},
@@ -115,13 +131,14 @@ region: eu-west-1
 account: "444455556666"
 hsm: ["pkcs11:token=file"]
 soft_token_pin_file: file-pin
+regions: [eu-west-1, eu-west-2]
 round_max: 64
 log_level: warn
 `)
 	config := func(args ...string) node.Config {
 		t.Helper()
 		var stdout, stderr bytes.Buffer
-		cfg, done, err := serveConfig(args, &stdout, &stderr)
+		cfg, done, err := wholeServer("serve").config(args, &stdout, &stderr)
 		if err != nil || done || stdout.Len()+stderr.Len() > 0 {
 			t.Fatalf("%v: %v, done %v, %s%s", args, err, done, &stdout, &stderr)
 		}
@@ -132,7 +149,7 @@ log_level: warn
 	if got := config(); !reflect.DeepEqual(got, want) {
 		t.Errorf("without anything\ngot  %+v\nwant %+v", got, want)
 	}
-	want = node.Config{Listen: "127.0.0.1:1", DataDir: "file-dir", Region: "eu-west-1", Account: "444455556666", HSM: []string{"pkcs11:token=file"},
+	want = node.Config{Listen: "127.0.0.1:1", DataDir: "file-dir", Region: "eu-west-1", Regions: []string{"eu-west-1", "eu-west-2"}, Account: "444455556666", HSM: []string{"pkcs11:token=file"},
 		SoftTokenPINFile: "file-pin", RoundMax: 64, LogLevel: "warn"}
 	want.Defaults()
 	if got := config("--config", file); !reflect.DeepEqual(got, want) {
@@ -144,7 +161,8 @@ log_level: warn
 	}{
 		{"--listen :2", func(c *node.Config) { c.Listen = ":2" }},
 		{"--data-dir flag-dir", func(c *node.Config) { c.DataDir, c.Audit.Dir = "flag-dir", "flag-dir/audit" }},
-		{"--region us-west-2", func(c *node.Config) { c.Region = "us-west-2" }},
+		{"--region us-west-2", func(c *node.Config) { c.Region, c.Regions = "us-west-2", nil }},
+		{"--region us-west-2 --region eu-west-1", func(c *node.Config) { c.Region, c.Regions = "us-west-2", []string{"us-west-2", "eu-west-1"} }},
 		{"--account 777788889999", func(c *node.Config) { c.Account = "777788889999" }},
 		{"--hsm pkcs11:token=a --hsm pkcs11:token=b", func(c *node.Config) { c.HSM = []string{"pkcs11:token=a", "pkcs11:token=b"} }},
 		{"--soft-token-pin-file flag-pin", func(c *node.Config) { c.SoftTokenPINFile = "flag-pin" }},
@@ -168,7 +186,7 @@ log_level: warn
 	for what, text := range map[string]string{"unknown field": "listen_on: x\n", "bad value": "round_max: 0x10000\n"} {
 		path := writeFile(t, text)
 		var stdout, stderr bytes.Buffer
-		if _, _, err := serveConfig([]string{"--config", path}, &stdout, &stderr); err == nil {
+		if _, _, err := wholeServer("serve").config([]string{"--config", path}, &stdout, &stderr); err == nil {
 			t.Errorf("%s: accepted", what)
 		}
 	}

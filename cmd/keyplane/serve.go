@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -24,33 +25,88 @@ type list []string
 func (l *list) String() string     { return strings.Join(*l, " ") }
 func (l *list) Set(s string) error { *l = append(*l, s); return nil }
 
+// split is what the flags say that take several values apart by commas.
+func (l list) split() (all []string) {
+	for _, text := range l {
+		all = append(all, strings.Split(text, ",")...)
+	}
+	return all
+}
+
+// server is a command that serves.
+type server struct {
+	command  string
+	flags    flagsOf
+	validate func(*node.Config) error
+	start    func(context.Context, node.Config, *slog.Logger) (*node.Node, error)
+	announce func(io.Writer, node.Config, *node.Node)
+}
+
+// flagsOf says which flags a command has besides those that all have.
+type flagsOf uint8
+
+const (
+	clientFlags  flagsOf = 1 << iota // of the client endpoint
+	clusterFlags                     // of a process of a cluster
+	controlFlags                     // of a control plane of one
+)
+
 // serve is `keyplane serve`: both planes in one process until SIGTERM or SIGINT.
 func serve(args []string, stdout, stderr io.Writer) int {
-	cfg, done, err := serveConfig(args, stdout, stderr)
+	return wholeServer("serve").main(args, stdout, stderr)
+}
+
+func wholeServer(command string) server {
+	return server{command, clientFlags, (*node.Config).Validate, node.Start, announce}
+}
+
+// main serves until SIGTERM or SIGINT. SIGHUP has it read the configuration again, for the XKS proxy's external key stores.
+func (s server) main(args []string, stdout, stderr io.Writer) int {
+	command := s.command
+	config := func() (node.Config, bool, error) { return s.config(args, stdout, stderr) }
+	cfg, done, err := config()
 	if done {
 		return 0
 	}
 	if err != nil {
-		fmt.Fprintln(stderr, "keyplane serve:", err)
+		fmt.Fprintf(stderr, "keyplane %s: %v\n", command, err)
 		return 2
 	}
+	cfg.Version = versionText()
 	log := node.NewLogger(cfg.LogLevel)
 	if err := harden(); err != nil {
 		log.Warn("the process could not be protected against core dumps", "error", err)
 	}
 	setProcs()
+	hangups := make(chan os.Signal, 1)
+	if cfg.XKSProxy.Listen != "" {
+		signal.Notify(hangups, syscall.SIGHUP) // one that comes while the node starts is answered when it has started
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	n, err := node.Start(ctx, cfg, log)
+	n, err := s.start(ctx, cfg, log)
 	if err != nil && ctx.Err() != nil {
 		log.Info("stopped before it served")
 		return 0
 	}
 	if err != nil {
-		fmt.Fprintln(stderr, "keyplane serve:", err)
+		fmt.Fprintf(stderr, "keyplane %s: %v\n", command, err)
 		return 1
 	}
-	announce(stdout, cfg, n)
+	s.announce(stdout, cfg, n)
+	if n.XKSAddr() != "" {
+		go func() {
+			for range hangups {
+				now, _, err := config()
+				if err == nil {
+					err = n.ReloadXKS(ctx, now.XKSProxy)
+				}
+				if err != nil {
+					log.Error("the XKS proxy's configuration was read again and is not taken", "error", err)
+				}
+			}
+		}()
+	}
 	context.AfterFunc(ctx, func() {
 		stop() // a second signal ends the process at once
 		log.Info("draining: no new connections, requests in flight are answered")
@@ -59,7 +115,7 @@ func serve(args []string, stdout, stderr io.Writer) int {
 	err = n.Wait()
 	n.Close()
 	if err != nil {
-		fmt.Fprintln(stderr, "keyplane serve:", err)
+		fmt.Fprintf(stderr, "keyplane %s: %v\n", command, err)
 		return 1
 	}
 	log.Info("stopped")
@@ -78,27 +134,45 @@ func setProcs() {
 	}
 }
 
-// serveConfig reads the flags and the file. Flags win. done says that the command is over (--help, --version).
-func serveConfig(args []string, stdout, stderr io.Writer) (cfg node.Config, done bool, err error) {
+// config reads the flags and the file. Flags win. done says that the command is over (--help, --version).
+func (s server) config(args []string, stdout, stderr io.Writer) (cfg node.Config, done bool, err error) {
 	var flags node.Config
-	var hsms list
-	fs := flag.NewFlagSet("keyplane serve", flag.ContinueOnError)
+	var hsms, regions, etcd, controls list
+	fs := flag.NewFlagSet("keyplane "+s.command, flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	file := fs.String("config", "", "YAML `FILE`; flags win over it")
-	fs.StringVar(&flags.Listen, "listen", "", "`HOST:PORT` of the client endpoint (default 127.0.0.1:4599)")
+	if s.flags&clientFlags != 0 {
+		fs.StringVar(&flags.Listen, "listen", "", "`HOST:PORT` of the client endpoint (default 127.0.0.1:4599)")
+		fs.StringVar(&flags.TLSCert, "tls-cert", "", "PEM `FILE` of the certificate chain: serve HTTPS (default plain HTTP)")
+		fs.StringVar(&flags.TLSKey, "tls-key", "", "PEM `FILE` of its private key, mode 0600")
+		fs.StringVar(&flags.AttestationRoots, "attestation-roots", "", "PEM `FILE` of the roots of attestation documents: offer Recipient (default none)")
+	}
+	if s.flags&clusterFlags != 0 {
+		fs.Var(&etcd, "etcd", "`URLS` of the etcd cluster's members, https://host:2379, apart by commas; may be repeated")
+		fs.StringVar(&flags.Etcd.Cert, "etcd-cert", "", "PEM `FILE` of the certificate that etcd is shown (default that of --planes-cert)")
+		fs.StringVar(&flags.Etcd.Key, "etcd-key", "", "PEM `FILE` of its private key, mode 0600")
+		fs.StringVar(&flags.Etcd.CA, "etcd-ca", "", "PEM `FILE` of the CA of etcd's certificates, which need no role then (default that of --planes-ca, with the role etcd)")
+		fs.Var(&controls, "control", "`URLS` of all control planes, https://host:port, apart by commas; may be repeated")
+		fs.StringVar(&flags.Planes.Cert, "planes-cert", "", "PEM `FILE` of this process's certificate of keyplane ca: its role and node ID")
+		fs.StringVar(&flags.Planes.Key, "planes-key", "", "PEM `FILE` of its private key, mode 0600")
+		fs.StringVar(&flags.Planes.CA, "planes-ca", "", "PEM `FILE` of the CA of all processes of the cluster")
+		fs.StringVar(&flags.NodeID, "node-id", "", "`NAME` of this process, to have its certificate checked for it")
+	}
+	if s.flags&controlFlags != 0 {
+		fs.StringVar(&flags.Planes.Listen, "listen-planes", "", "`HOST:PORT` for data nodes and other control planes")
+	}
 	fs.StringVar(&flags.DataDir, "data-dir", "", "`DIR` of all state (default ./keyplane-data)")
-	fs.StringVar(&flags.Region, "region", "", "AWS `REGION` (default AWS_REGION, else us-east-1)")
+	fs.Var(&regions, "region", "AWS `REGION`, may be repeated: what a request is signed for chooses; the first is the home Region (default AWS_REGION, else us-east-1)")
 	fs.StringVar(&flags.Account, "account", "", "12-digit `ACCOUNT` (default 111122223333)")
 	fs.Var(&hsms, "hsm", "PKCS#11 `URI` of a token (RFC 7512), may be repeated: pkcs11:token=LABEL;serial=S?module-path=/P&pin-source=file:/F\n(default: the soft token, whose keys are protected by this host only)")
 	fs.StringVar(&flags.SoftTokenPINFile, "soft-token-pin-file", "", "`FILE` that unseals the soft token (default DATA-DIR/softtoken/pin)")
 	fs.BoolVar(&flags.AllowSoftwareKeys, "allow-software-keys", false, "make and use keys in this process where the HSM does not offer their spec, sealed under its root")
 	fs.BoolVar(&flags.PortableCrypto, "portable-crypto", false, "constant-time software AES-GCM even where the CPU has AES instructions")
-	fs.StringVar(&flags.TLSCert, "tls-cert", "", "PEM `FILE` of the certificate chain: serve HTTPS (default plain HTTP)")
-	fs.StringVar(&flags.TLSKey, "tls-key", "", "PEM `FILE` of its private key, mode 0600")
-	fs.StringVar(&flags.AttestationRoots, "attestation-roots", "", "PEM `FILE` of the roots of attestation documents: offer Recipient (default none)")
 	fs.StringVar(&flags.Audit.Dir, "audit-dir", "", "`DIR` of the audit log (default DATA-DIR/audit)")
 	fs.StringVar(&flags.Audit.Durability, "audit-durability", "", "what records survive: fsync (a power cut), write (the end of the process), off (no records) (default fsync)")
 	fs.BoolVar(&flags.Audit.AcceptRollback, "audit-accept-rollback", false, "start with an audit log that is older than the store knows it")
+	fs.BoolVar(&flags.AcceptPlainStore, "accept-plain-store", false, "take the records of a store that was written before records were authenticated as they are, once")
+	fs.BoolVar(&flags.AcceptOlderStore, "accept-older-store", false, "take a store that is older than this process has seen it, and begin a new epoch")
 	fs.StringVar(&flags.Quotas, "quotas", "", "`PROFILE` of quotas: default, aws (the table of AWS exactly) or off (no rate is limited)")
 	fs.StringVar(&flags.StatsSocket, "stats-socket", "", "`PATH` of a Unix socket that answers GET /stats with counters as JSON (default none)")
 	fs.StringVar(&flags.LogLevel, "log-level", "", "debug, info, warn or error (default info)")
@@ -122,16 +196,43 @@ func serveConfig(args []string, stdout, stderr io.Writer) (cfg node.Config, done
 		switch f.Name {
 		case "listen":
 			cfg.Listen = flags.Listen
+		case "etcd":
+			cfg.Etcd.Endpoints = etcd.split()
+		case "etcd-cert":
+			cfg.Etcd.Cert = flags.Etcd.Cert
+		case "etcd-key":
+			cfg.Etcd.Key = flags.Etcd.Key
+		case "etcd-ca":
+			cfg.Etcd.CA = flags.Etcd.CA
+		case "control":
+			cfg.Planes.Control = controls.split()
+		case "planes-cert":
+			cfg.Planes.Cert = flags.Planes.Cert
+		case "planes-key":
+			cfg.Planes.Key = flags.Planes.Key
+		case "planes-ca":
+			cfg.Planes.CA = flags.Planes.CA
+		case "node-id":
+			cfg.NodeID = flags.NodeID
+		case "listen-planes":
+			cfg.Planes.Listen = flags.Planes.Listen
 		case "data-dir":
 			cfg.DataDir = flags.DataDir
 		case "region":
-			cfg.Region = flags.Region
+			cfg.Region, cfg.Regions = regions[0], nil
+			if len(regions) > 1 {
+				cfg.Regions = regions
+			}
 		case "account":
 			cfg.Account = flags.Account
 		case "hsm":
 			cfg.HSM = hsms
 		case "soft-token-pin-file":
 			cfg.SoftTokenPINFile = flags.SoftTokenPINFile
+		case "accept-plain-store":
+			cfg.AcceptPlainStore = flags.AcceptPlainStore
+		case "accept-older-store":
+			cfg.AcceptOlderStore = flags.AcceptOlderStore
 		case "allow-software-keys":
 			cfg.AllowSoftwareKeys = flags.AllowSoftwareKeys
 		case "portable-crypto":
@@ -157,7 +258,7 @@ func serveConfig(args []string, stdout, stderr io.Writer) (cfg node.Config, done
 		}
 	})
 	cfg.Defaults()
-	return cfg, false, cfg.Validate()
+	return cfg, false, s.validate(&cfg)
 }
 
 // announce says what serves, and what to type next. It names the credentials file, never what is in it.
@@ -166,7 +267,20 @@ func announce(w io.Writer, cfg node.Config, n *node.Node) {
 	if cfg.TLSCert != "" {
 		url = "https://" + n.Addr()
 	}
-	fmt.Fprintf(w, "keyplane %s serves AWS KMS for account %s in %s at %s\n", versionText(), cfg.Account, cfg.Region, url)
+	fmt.Fprintf(w, "keyplane %s serves AWS KMS for account %s in %s at %s\n", versionText(), cfg.Account, strings.Join(cfg.AllRegions(), ", "), url)
+	announceXKS(w, cfg, n)
+	announceKeys(w, cfg, n)
+	announceNetwork(w, cfg, n)
+	if _, err := os.Stat(n.CredentialsPath()); err != nil {
+		fmt.Fprintf(w, "administrator's credentials: %s is not there; set %s and %s to make an access key\n", n.CredentialsPath(), node.EnvAdminID, node.EnvAdminSecret)
+		return
+	}
+	fmt.Fprintf(w, "administrator's credentials: %s\n\nTry:\n", n.CredentialsPath())
+	fmt.Fprintf(w, "  AWS_SHARED_CREDENTIALS_FILE=%s aws --endpoint-url %s --region %s kms create-key\n", n.CredentialsPath(), url, cfg.Region)
+}
+
+// announceKeys says where keys are.
+func announceKeys(w io.Writer, cfg node.Config, n *node.Node) {
 	for _, t := range n.Tokens() {
 		if len(cfg.HSM) == 0 {
 			fmt.Fprintf(w, "keys: the soft token, serial %s. This is the embedded default: keys are protected by this host only. Use --hsm for an HSM.\n", t.Serial)
@@ -181,13 +295,20 @@ func announce(w io.Writer, cfg node.Config, n *node.Node) {
 		fmt.Fprintf(w, "keys of these specs, which the HSM does not offer, are made and used in this process: %s\n", strings.Join(specs, ", "))
 	}
 	fmt.Fprintf(w, "AES-GCM of envelope data: %s\n", aesgcm.Path())
+}
+
+func announceXKS(w io.Writer, cfg node.Config, n *node.Node) {
+	if addr := n.XKSAddr(); addr != "" {
+		scheme := "https://"
+		if cfg.XKSProxy.TLSCert == "" {
+			scheme = "http://"
+		}
+		fmt.Fprintf(w, "XKS proxy for AWS KMS, with external key stores: %d, at %s\n", len(cfg.XKSProxy.Prefixes), scheme+addr)
+	}
+}
+
+func announceNetwork(w io.Writer, cfg node.Config, n *node.Node) {
 	if host, _, err := net.SplitHostPort(n.Addr()); err == nil && cfg.TLSCert == "" && !netip.MustParseAddr(host).IsLoopback() {
 		fmt.Fprintln(w, "Without --tls-cert plaintexts cross this network in the clear. Keep it one that you trust.")
 	}
-	if _, err := os.Stat(n.CredentialsPath()); err != nil {
-		fmt.Fprintf(w, "administrator's credentials: %s is not there; set %s and %s to make an access key\n", n.CredentialsPath(), node.EnvAdminID, node.EnvAdminSecret)
-		return
-	}
-	fmt.Fprintf(w, "administrator's credentials: %s\n\nTry:\n", n.CredentialsPath())
-	fmt.Fprintf(w, "  AWS_SHARED_CREDENTIALS_FILE=%s aws --endpoint-url %s --region %s kms create-key\n", n.CredentialsPath(), url, cfg.Region)
 }
