@@ -74,6 +74,9 @@ func (s *Server) start(t testing.TB) {
 	}
 	s.node = n
 	s.Endpoint = newEndpoint(t, n.Addr(), n.CredentialsPath())
+	if s.cfg.Clock != nil {
+		s.now = s.cfg.Clock.Now
+	}
 }
 
 // Restart stops the node in good order and starts it again on the same data, at another address. Clients made before do not follow.

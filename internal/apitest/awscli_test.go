@@ -8,9 +8,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
+	"github.com/keyplane/keyplane/hsm/hsmtest"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 )
 
@@ -72,7 +74,7 @@ func (a *awsCLI) fails(t *testing.T, exception string, args ...string) {
 }
 
 // newerThanCLI are operations that Debian's awscli, of 2023, does not know.
-var newerThanCLI = []string{"Decapsulate", "DeriveSharedSecret", "Encapsulate", "GetKeyLastUsage"}
+var newerThanCLI = []string{"Decapsulate", "DeriveSharedSecret", "Encapsulate", "GetKeyLastUsage", "ListKeyRotations", "RotateKeyOnDemand"}
 
 // TestAWSCLI: Debian's awscli knows every operation that is built but newerThanCLI, and each works with it. A call takes it about a second, most of it its own.
 func TestAWSCLI(t *testing.T) {
@@ -80,7 +82,7 @@ func TestAWSCLI(t *testing.T) {
 	if out, err := exec.Command(awsCommand, "--version").CombinedOutput(); err != nil || !strings.HasPrefix(string(out), "aws-cli/2.") {
 		t.Fatalf("%s --version: %v %s: run make deps", awsCommand, err, out)
 	}
-	p := Command(t, filepath.Join(t.TempDir(), "data"))
+	p := Command(t, filepath.Join(t.TempDir(), "data"), "--region", Region, "--region", regions[1])
 	a := &awsCLI{p: p, home: t.TempDir()}
 	type set struct {
 		name       string
@@ -89,11 +91,15 @@ func TestAWSCLI(t *testing.T) {
 	}
 	sets := []set{
 		{"keys", []string{"CreateKey", "DescribeKey", "DisableKey", "EnableKey", "UpdateKeyDescription", "ListKeys", "ScheduleKeyDeletion", "CancelKeyDeletion"}, cliKeys},
+		{"rotation", []string{"EnableKeyRotation", "GetKeyRotationStatus", "DisableKeyRotation"}, cliRotation},
 		{"data", []string{"Encrypt", "Decrypt", "ReEncrypt", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext", "GenerateRandom"}, cliData},
 		{"specs", []string{"Sign", "Verify", "GetPublicKey", "GenerateMac", "VerifyMac", "GenerateDataKeyPair", "GenerateDataKeyPairWithoutPlaintext"}, cliSpecs},
 		{"aliases", []string{"CreateAlias", "UpdateAlias", "ListAliases", "DeleteAlias"}, cliAliases},
 		{"tags and policies", []string{"TagResource", "ListResourceTags", "UntagResource", "PutKeyPolicy", "GetKeyPolicy", "ListKeyPolicies"}, cliTags},
+		{"import", []string{"GetParametersForImport", "ImportKeyMaterial", "DeleteImportedKeyMaterial"}, cliImport},
 		{"grants", []string{"CreateGrant", "ListGrants", "ListRetirableGrants", "RetireGrant", "RevokeGrant"}, cliGrants},
+		{"custom key stores", []string{"CreateCustomKeyStore", "DescribeCustomKeyStores", "ConnectCustomKeyStore", "UpdateCustomKeyStore", "DisconnectCustomKeyStore", "DeleteCustomKeyStore"}, cliKeyStores},
+		{"related keys", []string{"ReplicateKey", "UpdatePrimaryRegion"}, cliRelated},
 	}
 	for _, op := range kmsapi.Operations {
 		if op.Built && !slices.Contains(newerThanCLI, op.Name) && !slices.ContainsFunc(sets, func(s set) bool { return slices.Contains(s.operations, op.Name) }) {
@@ -152,6 +158,17 @@ func cliKeys(t *testing.T, a *awsCLI) {
 	a.ok(t, &cancelled, "cancel-key-deletion", "--key-id", id)
 	equal(t, "KeyId", cancelled.KeyId, made.KeyMetadata.Arn)
 	a.fails(t, "NotFoundException", "describe-key", "--key-id", "alias/nobody")
+}
+
+func cliRotation(t *testing.T, a *awsCLI) {
+	id := a.key(t)
+	var status struct{ KeyRotationEnabled bool }
+	a.ok(t, nil, "enable-key-rotation", "--key-id", id)
+	a.ok(t, &status, "get-key-rotation-status", "--key-id", id)
+	equal(t, "KeyRotationEnabled", status.KeyRotationEnabled, true)
+	a.ok(t, nil, "disable-key-rotation", "--key-id", id)
+	a.ok(t, &status, "get-key-rotation-status", "--key-id", id)
+	equal(t, "KeyRotationEnabled", status.KeyRotationEnabled, false)
 }
 
 func cliData(t *testing.T, a *awsCLI) {
@@ -295,4 +312,215 @@ func cliGrants(t *testing.T, a *awsCLI) {
 	a.ok(t, nil, "revoke-grant", "--key-id", id, "--grant-id", second.GrantId)
 	a.ok(t, &list, "list-grants", "--key-id", id)
 	equal(t, "grants left", len(list.Grants), 0)
+}
+
+// cliRelated has the flow of the documentation: a multi-Region key, its replica in another Region, which decrypts what the primary encrypted, and becomes the primary.
+func cliRelated(t *testing.T, a *awsCLI) {
+	there := []string{"--region", regions[1]}
+	type metadata struct {
+		KeyId, Arn, KeyState     string
+		MultiRegion              bool
+		MultiRegionConfiguration struct{ MultiRegionKeyType string }
+	}
+	var made struct{ KeyMetadata metadata }
+	a.ok(t, &made, "create-key", "--multi-region")
+	id := made.KeyMetadata.KeyId
+	equal(t, "MultiRegion", made.KeyMetadata.MultiRegion, true)
+	var copied struct{ ReplicaKeyMetadata metadata }
+	a.ok(t, &copied, "replicate-key", "--key-id", id, "--replica-region", regions[1])
+	equal(t, "Arn", copied.ReplicaKeyMetadata.Arn, strings.Replace(made.KeyMetadata.Arn, Region, regions[1], 1))
+	a.fails(t, "AlreadyExistsException", "replicate-key", "--key-id", id, "--replica-region", regions[1])
+	a.fails(t, "UnsupportedOperationException", "replicate-key", "--key-id", a.key(t), "--replica-region", regions[1])
+	seen := func() metadata {
+		a.p.Do(t, "DescribeKey", marshal(t, map[string]any{"KeyId": id}), func(r *Request) { r.Region = regions[1] }).Members(t, &made)
+		return made.KeyMetadata
+	}
+	eventually(t, "the replica is Enabled", func() bool { return seen().KeyState == "Enabled" })
+	var sealed struct{ CiphertextBlob string }
+	a.ok(t, &sealed, "encrypt", "--key-id", id, "--plaintext", encode([]byte("of both")))
+	var opened struct{ Plaintext, KeyId string }
+	a.ok(t, &opened, append([]string{"decrypt", "--ciphertext-blob", sealed.CiphertextBlob}, there...)...)
+	equal(t, "Plaintext", opened.Plaintext, encode([]byte("of both")))
+	equal(t, "KeyId", opened.KeyId, copied.ReplicaKeyMetadata.Arn)
+	a.ok(t, nil, "update-primary-region", "--key-id", id, "--primary-region", regions[1])
+	eventually(t, "the replica is the primary", func() bool {
+		m := seen()
+		return m.KeyState == "Enabled" && m.MultiRegionConfiguration.MultiRegionKeyType == "PRIMARY"
+	})
+}
+
+// TestAWSCLIKeyStores has the flows of the documentation, of both kinds of key stores, with Debian's awscli: create, connect, create a key, use it, disconnect, delete. The
+// cluster is two SoftHSM tokens that keyplane hsm init has prepared, the proxy another keyplane.
+func TestAWSCLIKeyStores(t *testing.T) {
+	if testing.Short() {
+		t.Skip("sixty calls of awscli, a second each")
+	}
+	t.Parallel()
+	proxy := StartXKSProxy(t)
+	proxy.Offer(t, "external-1")
+	dir := t.TempDir()
+	anchor := writePrivate(t, dir, "customerCA.crt", string(authority(t)))
+	var hsms []string
+	for range 2 {
+		uri := hsmtest.SoftHSM(t)
+		if out, err := exec.Command(Binary(t), "hsm", "init", "--hsm", uri).CombinedOutput(); err != nil {
+			t.Fatalf("keyplane hsm init: %v: %s", err, out)
+		}
+		hsms = append(hsms, strconv.Quote(withoutPIN(t, uri)))
+	}
+	config := patient + "clusters: [{id: " + ClusterID + ", trust_anchor: " + anchor + ", hsms: [" + strings.Join(hsms, ", ") + "]}]\n" +
+		"xks: {trusted_roots: " + proxy.CAFile + ", hosts: {" + XKSHost + ": \"" + proxy.Addr + "\"}}\n"
+	a := &awsCLI{p: Command(t, filepath.Join(dir, "data"), "--config", writePrivate(t, dir, "keyplane.yaml", config)), home: t.TempDir()}
+	t.Run("CloudHSM", func(t *testing.T) {
+		t.Parallel()
+		cliCloudHSM(t, a, anchor)
+	})
+	t.Run("XKS", func(t *testing.T) {
+		t.Parallel()
+		cliXKS(t, a)
+	})
+}
+
+// cliStore is a key store as describe-custom-key-stores has it.
+type cliStore struct {
+	CustomKeyStoreId, CustomKeyStoreName, CustomKeyStoreType, ConnectionState, ConnectionErrorCode string
+	CloudHsmClusterId, TrustAnchorCertificate                                                      string
+	XksProxyConfiguration                                                                          struct{ Connectivity, AccessKeyId, UriEndpoint, UriPath string }
+}
+
+func (a *awsCLI) store(t *testing.T, id string) cliStore {
+	t.Helper()
+	var list struct{ CustomKeyStores []cliStore }
+	a.ok(t, &list, "describe-custom-key-stores", "--custom-key-store-id", id)
+	if len(list.CustomKeyStores) != 1 {
+		t.Fatalf("describe-custom-key-stores: %+v", list)
+	}
+	return list.CustomKeyStores[0]
+}
+
+// connects has a key store connected, or not, as its end state says.
+func (a *awsCLI) connects(t *testing.T, id string) (s cliStore) {
+	t.Helper()
+	a.ok(t, nil, "connect-custom-key-store", "--custom-key-store-id", id)
+	eventually(t, "the key store is connected, or not", func() bool {
+		s = a.store(t, id)
+		return s.ConnectionState != "CONNECTING"
+	})
+	return s
+}
+
+// usesStored is the middle of both flows: what is done with a key, and with the key store while it has one.
+func (a *awsCLI) usesStored(t *testing.T, store, key string) {
+	t.Helper()
+	var sealed, data struct{ CiphertextBlob, Plaintext string }
+	var opened struct{ Plaintext string }
+	again := func(v any, args ...string) { // a proxy of a busy machine does not always answer within a quarter of a second
+		t.Helper()
+		for n := 0; ; n++ {
+			code, out, errs := a.run(t, args...)
+			if code == 0 {
+				if err := json.Unmarshal(out, v); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if n == 10 || !strings.Contains(string(errs), "did not respond") && !strings.Contains(string(errs), "cannot communicate with the external key store proxy.") {
+				t.Fatalf("aws kms %s: exit status %d: %s", strings.Join(args, " "), code, errs)
+			}
+		}
+	}
+	again(&sealed, "encrypt", "--key-id", key, "--plaintext", encode([]byte("kept elsewhere")))
+	again(&opened, "decrypt", "--ciphertext-blob", sealed.CiphertextBlob)
+	equal(t, "Plaintext", opened.Plaintext, encode([]byte("kept elsewhere")))
+	again(&data, "generate-data-key", "--key-id", key, "--key-spec", "AES_256")
+	again(&opened, "decrypt", "--ciphertext-blob", data.CiphertextBlob, "--key-id", key)
+	equal(t, "Plaintext", opened.Plaintext, data.Plaintext)
+	a.fails(t, "UnsupportedOperationException", "enable-key-rotation", "--key-id", key)
+	a.fails(t, "UnsupportedOperationException", "generate-data-key-pair", "--key-id", key, "--key-pair-spec", "ECC_NIST_P256")
+
+	of := []string{"--custom-key-store-id", store}
+	a.fails(t, "CustomKeyStoreInvalidStateException", append([]string{"delete-custom-key-store"}, of...)...)
+	a.ok(t, nil, append([]string{"disconnect-custom-key-store"}, of...)...)
+	equal(t, "ConnectionState", a.store(t, store).ConnectionState, "DISCONNECTED")
+	var seen struct{ KeyMetadata struct{ KeyState string } }
+	a.ok(t, &seen, "describe-key", "--key-id", key)
+	equal(t, "KeyState", seen.KeyMetadata.KeyState, "Unavailable")
+	a.fails(t, "KMSInvalidStateException", "decrypt", "--ciphertext-blob", sealed.CiphertextBlob)
+	a.fails(t, "CustomKeyStoreInvalidStateException", append([]string{"disconnect-custom-key-store"}, of...)...)
+	a.fails(t, "CustomKeyStoreHasCMKsException", append([]string{"delete-custom-key-store"}, of...)...)
+	a.ok(t, nil, "schedule-key-deletion", "--key-id", key, "--pending-window-in-days", "7")
+	a.fails(t, "CustomKeyStoreHasCMKsException", append([]string{"delete-custom-key-store"}, of...)...)
+}
+
+func cliCloudHSM(t *testing.T, a *awsCLI, anchor string) {
+	create := []string{"create-custom-key-store", "--custom-key-store-name", "hsms", "--cloud-hsm-cluster-id", ClusterID, "--trust-anchor-certificate", "file://" + anchor, "--key-store-password"}
+	a.fails(t, "CloudHsmClusterNotFoundException", "create-custom-key-store", "--custom-key-store-name", "hsms", "--cloud-hsm-cluster-id", "cluster-77777777777",
+		"--trust-anchor-certificate", "file://"+anchor, "--key-store-password", ClusterPassword)
+	a.fails(t, "IncorrectTrustAnchorException", "create-custom-key-store", "--custom-key-store-name", "hsms", "--cloud-hsm-cluster-id", ClusterID,
+		"--trust-anchor-certificate", "file://"+writePrivate(t, t.TempDir(), "other.crt", string(authority(t))), "--key-store-password", ClusterPassword)
+	var made struct{ CustomKeyStoreId string }
+	a.ok(t, &made, append(create, "not the password")...)
+	id := made.CustomKeyStoreId
+	a.fails(t, "CustomKeyStoreNameInUseException", append(create, ClusterPassword)...)
+	s := a.store(t, id)
+	equal(t, "CustomKeyStoreType", s.CustomKeyStoreType, "AWS_CLOUDHSM")
+	equal(t, "CloudHsmClusterId", s.CloudHsmClusterId, ClusterID)
+	a.fails(t, "CustomKeyStoreInvalidStateException", "create-key", "--origin", "AWS_CLOUDHSM", "--custom-key-store-id", id)
+	s = a.connects(t, id)
+	equal(t, "ConnectionState and ConnectionErrorCode", s.ConnectionState+" "+s.ConnectionErrorCode, "FAILED INVALID_CREDENTIALS")
+	a.fails(t, "CustomKeyStoreInvalidStateException", "connect-custom-key-store", "--custom-key-store-id", id)
+	a.ok(t, nil, "disconnect-custom-key-store", "--custom-key-store-id", id)
+	a.ok(t, nil, "update-custom-key-store", "--custom-key-store-id", id, "--key-store-password", ClusterPassword)
+	equal(t, "ConnectionState", a.connects(t, id).ConnectionState, "CONNECTED")
+	a.fails(t, "CustomKeyStoreInvalidStateException", "update-custom-key-store", "--custom-key-store-id", id, "--key-store-password", "another one")
+	var key struct {
+		KeyMetadata struct{ KeyId, Origin, CustomKeyStoreId, CloudHsmClusterId string }
+	}
+	a.ok(t, &key, "create-key", "--origin", "AWS_CLOUDHSM", "--custom-key-store-id", id)
+	equal(t, "Origin", key.KeyMetadata.Origin, "AWS_CLOUDHSM")
+	equal(t, "CloudHsmClusterId", key.KeyMetadata.CloudHsmClusterId, ClusterID)
+	var random struct{ Plaintext string }
+	a.ok(t, &random, "generate-random", "--number-of-bytes", "24", "--custom-key-store-id", id)
+	equal(t, "the length of Plaintext", len(random.Plaintext), 32)
+	a.usesStored(t, id, key.KeyMetadata.KeyId)
+}
+
+func cliXKS(t *testing.T, a *awsCLI) {
+	create := func(name, path, secret string) []string {
+		return []string{
+			"create-custom-key-store", "--custom-key-store-name", name, "--custom-key-store-type", "EXTERNAL_KEY_STORE", "--xks-proxy-connectivity", "PUBLIC_ENDPOINT",
+			"--xks-proxy-uri-endpoint", XKSEndpoint, "--xks-proxy-uri-path", path,
+			"--xks-proxy-authentication-credential", "AccessKeyId=" + XKSAccessKeyID + ",RawSecretAccessKey=" + secret,
+		}
+	}
+	a.fails(t, "XksProxyIncorrectAuthenticationCredentialException", create("proxied", XKSPath, "x"+XKSSecret)...)
+	a.fails(t, "XksProxyInvalidConfigurationException", create("proxied", "/nobodys/kms/xks/v1", XKSSecret)...)
+	var made, scratch struct{ CustomKeyStoreId string }
+	a.ok(t, &made, create("proxied", XKSPath, XKSSecret)...)
+	id := made.CustomKeyStoreId
+	a.fails(t, "XksProxyUriInUseException", create("again", XKSPath, XKSSecret)...)
+	s := a.store(t, id)
+	equal(t, "the proxy", s.XksProxyConfiguration.UriEndpoint+s.XksProxyConfiguration.UriPath+" "+s.XksProxyConfiguration.AccessKeyId, XKSEndpoint+XKSPath+" "+XKSAccessKeyID)
+	equal(t, "ConnectionState", s.ConnectionState, "DISCONNECTED")
+	a.fails(t, "CustomKeyStoreInvalidStateException", "create-key", "--origin", "EXTERNAL_KEY_STORE", "--custom-key-store-id", id, "--xks-key-id", "external-1")
+	equal(t, "ConnectionState", a.connects(t, id).ConnectionState, "CONNECTED")
+	a.fails(t, "XksKeyNotFoundException", "create-key", "--origin", "EXTERNAL_KEY_STORE", "--custom-key-store-id", id, "--xks-key-id", "nobodys")
+	a.fails(t, "ValidationException", "create-key", "--origin", "EXTERNAL_KEY_STORE", "--custom-key-store-id", id)
+	var key struct {
+		KeyMetadata struct {
+			KeyId, Origin       string
+			XksKeyConfiguration struct{ Id string }
+		}
+	}
+	a.ok(t, &key, "create-key", "--origin", "EXTERNAL_KEY_STORE", "--custom-key-store-id", id, "--xks-key-id", "external-1")
+	equal(t, "XksKeyConfiguration", key.KeyMetadata.XksKeyConfiguration.Id, "external-1")
+	a.fails(t, "XksKeyAlreadyInUseException", "create-key", "--origin", "EXTERNAL_KEY_STORE", "--custom-key-store-id", id, "--xks-key-id", "external-1")
+	a.ok(t, nil, "update-custom-key-store", "--custom-key-store-id", id, "--new-custom-key-store-name", "renamed")
+	a.usesStored(t, id, key.KeyMetadata.KeyId)
+
+	a.ok(t, &scratch, "create-custom-key-store", "--custom-key-store-name", "empty", "--custom-key-store-type", "EXTERNAL_KEY_STORE", "--xks-proxy-connectivity", "VPC_ENDPOINT_SERVICE",
+		"--xks-proxy-uri-endpoint", nowhere, "--xks-proxy-uri-path", "/kms/xks/v1", "--xks-proxy-vpc-endpoint-service-name", vpcService,
+		"--xks-proxy-authentication-credential", "AccessKeyId="+proxyKeyID+",RawSecretAccessKey="+proxySecret)
+	a.ok(t, nil, "delete-custom-key-store", "--custom-key-store-id", scratch.CustomKeyStoreId)
+	a.fails(t, "CustomKeyStoreNotFoundException", "describe-custom-key-stores", "--custom-key-store-id", scratch.CustomKeyStoreId)
 }

@@ -2,12 +2,12 @@ package apitest
 
 import (
 	"bufio"
-	"errors"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -21,35 +21,40 @@ const (
 	processEndMax   = 90 * time.Second
 )
 
+// built are the commands that were built, by their build tags.
 var built struct {
-	once sync.Once
-	path string
-	err  error
+	mu   sync.Mutex
+	path map[string]string
 }
 
 // Binary builds the keyplane command once per test process and returns its path. It lies beside the test binary, in the directory that
 // `go test` removes afterwards.
-func Binary(t testing.TB) string {
+func Binary(t testing.TB) string { return build(t, "") }
+
+// build is Binary with a build tag.
+func build(t testing.TB, tag string) string {
 	t.Helper()
-	built.once.Do(func() {
-		self, err := os.Executable()
-		if err != nil {
-			built.err = err
-			return
-		}
-		built.path = filepath.Join(filepath.Dir(self), "keyplane-under-test")
-		out, err := exec.Command("go", "build", "-o", built.path, "github.com/keyplane/keyplane/cmd/keyplane").CombinedOutput()
-		if err != nil {
-			built.err = errors.New("go build: " + err.Error() + "\n" + string(out))
-		}
-	})
-	if built.err != nil {
-		t.Fatal(built.err)
+	built.mu.Lock()
+	defer built.mu.Unlock()
+	if path := built.path[tag]; path != "" {
+		return path
 	}
-	return built.path
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(filepath.Dir(self), "keyplane-under-test"+tag)
+	if out, err := exec.Command("go", "build", "-tags", tag, "-o", path, "github.com/keyplane/keyplane/cmd/keyplane").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	if built.path == nil {
+		built.path = map[string]string{}
+	}
+	built.path[tag] = path
+	return path
 }
 
-// Process is `keyplane serve` as a process of its own. It is killed with the test.
+// Process is `keyplane serve`, or `keyplane xks-proxy`, controlplane or dataplane where that is the first argument, as a process of its own. It is killed with the test.
 type Process struct {
 	Endpoint
 	Dir   string // data directory
@@ -60,15 +65,34 @@ type Process struct {
 }
 
 // serving is the line that announces the address.
-var serving = regexp.MustCompile(`serves AWS KMS for account [0-9]{12} in [a-z0-9-]+ at http://(\S+)`)
+var serving = regexp.MustCompile(`serves AWS KMS for account [0-9]{12} in [a-z0-9, -]+ at http://(\S+)`)
 
-// Command starts `keyplane serve` on a data directory and waits until it serves.
+// Command starts `keyplane serve` on a data directory and waits until it serves. Of the arguments, a --config and a --region are instead of those that every process
+// here has.
 func Command(t testing.TB, dir string, args ...string) *Process {
 	t.Helper()
-	p := Launch(t, dir, args...)
+	return Launch(t, dir, args...).serve(t)
+}
+
+// Failing is Command with a failpoint (package failpoint), at which the process ends. It may do so before it serves: then the Endpoint is empty.
+func Failing(t testing.TB, dir, failpoint string, args ...string) *Process {
+	t.Helper()
+	p := launch(t, build(t, "failpoints"), []string{"KEYPLANE_FAILPOINT=" + failpoint}, dir, args...)
 	select {
 	case a := <-p.addr:
 		p.Endpoint = newEndpoint(t, a, filepath.Join(dir, "credentials"))
+	case <-p.ended:
+	case <-time.After(processStartMax):
+		t.Fatalf("keyplane serve neither serves nor ends after %v\n%s", processStartMax, p.out)
+	}
+	return p
+}
+
+func (p *Process) serve(t testing.TB) *Process {
+	t.Helper()
+	select {
+	case a := <-p.addr:
+		p.Endpoint = newEndpoint(t, a, filepath.Join(p.Dir, "credentials"))
 	case <-p.ended:
 		t.Fatalf("keyplane serve ended at once: %v\n%s", p.cmd.ProcessState, p.out)
 	case <-time.After(processStartMax):
@@ -84,14 +108,29 @@ const patient = "queue_time_max: 10s\nround_timeout: 10s\nread_timeout: 30s\naud
 // Launch starts the process and waits for nothing: its Endpoint is not known.
 func Launch(t testing.TB, dir string, args ...string) *Process {
 	t.Helper()
+	return launch(t, Binary(t), nil, dir, args...)
+}
+
+func launch(t testing.TB, command string, env []string, dir string, args ...string) *Process {
+	t.Helper()
 	config := filepath.Join(t.TempDir(), "keyplane.yaml")
 	if err := os.WriteFile(config, []byte(patient), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	args = append([]string{"serve", "--config", config, "--listen", "127.0.0.1:0", "--data-dir", dir, "--region", Region, "--account", Account}, args...)
-	p := &Process{Dir: dir, cmd: exec.Command(Binary(t), args...), out: &logTail{}, addr: make(chan string, 1), ended: make(chan struct{})}
+	name := "serve"
+	if len(args) > 0 && slices.Contains([]string{"xks-proxy", "controlplane", "dataplane"}, args[0]) {
+		name, args = args[0], args[1:]
+	}
+	if name != "controlplane" {
+		args = append([]string{"--listen", "127.0.0.1:0"}, args...)
+	}
+	args = append([]string{name, "--config", config, "--data-dir", dir, "--account", Account}, args...)
+	if !slices.Contains(args, "--region") {
+		args = append(args, "--region", Region)
+	}
+	p := &Process{Dir: dir, cmd: exec.Command(command, args...), out: &logTail{}, addr: make(chan string, 1), ended: make(chan struct{})}
 	p.cmd.Stderr = p.out
-	p.cmd.Env = cleanEnv()
+	p.cmd.Env = cleanEnv(env...)
 	stdout, err := p.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

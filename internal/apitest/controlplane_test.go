@@ -16,6 +16,7 @@ import (
 func testControlPlane(t *testing.T, s *world) {
 	t.Run("keys", func(t *testing.T) { testKeys(t, s) })
 	t.Run("deletion", func(t *testing.T) { testDeletion(t, s) })
+	t.Run("rotation", func(t *testing.T) { testRotation(t, s) })
 	t.Run("aliases", func(t *testing.T) { testAliases(t, s) })
 	t.Run("tags", func(t *testing.T) { testTags(t, s) })
 	t.Run("policies", func(t *testing.T) { testPolicies(t, s) })
@@ -121,6 +122,49 @@ func testDeletion(t *testing.T, s *world) {
 	}
 	must(c.EnableKey(ctx, &kms.EnableKeyInput{KeyId: key.KeyId}))(t)
 	must(c.Decrypt(ctx, &kms.DecryptInput{CiphertextBlob: blob}))(t)
+}
+
+func testRotation(t *testing.T, s *world) {
+	c, ctx := s.sdk(t), t.Context()
+	key := newKey(t, c)
+	blob := must(c.Encrypt(ctx, &kms.EncryptInput{KeyId: key.KeyId, Plaintext: []byte("x")}))(t).CiphertextBlob
+	before := time.Now().Truncate(time.Millisecond)
+	must(c.EnableKeyRotation(ctx, &kms.EnableKeyRotationInput{KeyId: key.KeyId, RotationPeriodInDays: aws.Int32(90)}))(t)
+	status := must(c.GetKeyRotationStatus(ctx, &kms.GetKeyRotationStatusInput{KeyId: key.KeyId}))(t)
+	equal(t, "KeyId", *status.KeyId, *key.Arn)
+	equal(t, "KeyRotationEnabled", status.KeyRotationEnabled, true)
+	equal(t, "RotationPeriodInDays", *status.RotationPeriodInDays, 90)
+	if d := status.NextRotationDate.Sub(before.AddDate(0, 0, 90)); d < 0 || d > time.Minute {
+		t.Errorf("NextRotationDate is %v", status.NextRotationDate)
+	}
+	must(c.DisableKeyRotation(ctx, &kms.DisableKeyRotationInput{KeyId: key.KeyId}))(t)
+	equal(t, "KeyId", *must(c.RotateKeyOnDemand(ctx, &kms.RotateKeyOnDemandInput{KeyId: key.KeyId}))(t).KeyId, *key.Arn)
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		status = must(c.GetKeyRotationStatus(ctx, &kms.GetKeyRotationStatusInput{KeyId: key.KeyId}))(t)
+		if status.OnDemandRotationStartDate == nil {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("the key is not rotated")
+		}
+	}
+	equal(t, "KeyRotationEnabled", status.KeyRotationEnabled, false)
+	current := must(c.DescribeKey(ctx, &kms.DescribeKeyInput{KeyId: key.KeyId}))(t).KeyMetadata.CurrentKeyMaterialId
+	all := must(c.ListKeyRotations(ctx, &kms.ListKeyRotationsInput{KeyId: key.KeyId, IncludeKeyMaterial: types.IncludeKeyMaterialAllKeyMaterial}))(t).Rotations
+	equal(t, "the number of materials", len(all), 2)
+	equal(t, "KeyMaterialId", *all[0].KeyMaterialId, *key.CurrentKeyMaterialId)
+	equal(t, "KeyMaterialState", all[0].KeyMaterialState, types.KeyMaterialStateNonCurrent)
+	equal(t, "KeyMaterialId", *all[1].KeyMaterialId, *current)
+	equal(t, "KeyMaterialState", all[1].KeyMaterialState, types.KeyMaterialStateCurrent)
+	equal(t, "RotationType", all[1].RotationType, types.RotationTypeOnDemand)
+	if d := all[1].RotationDate.Sub(before); d < 0 || d > time.Minute {
+		t.Errorf("RotationDate is %v", all[1].RotationDate)
+	}
+	// The old version decrypts, the new one encrypts.
+	old := must(c.Decrypt(ctx, &kms.DecryptInput{CiphertextBlob: blob}))(t)
+	equal(t, "KeyMaterialId", *old.KeyMaterialId, *key.CurrentKeyMaterialId)
+	dataKey := must(c.GenerateDataKey(ctx, &kms.GenerateDataKeyInput{KeyId: key.KeyId, KeySpec: types.DataKeySpecAes256}))(t)
+	equal(t, "KeyMaterialId", *dataKey.KeyMaterialId, *current)
 }
 
 func testAliases(t *testing.T, s *world) {

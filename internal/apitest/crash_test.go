@@ -1,6 +1,7 @@
 package apitest
 
 import (
+	"flag"
 	"fmt"
 	"math/rand"
 	"path/filepath"
@@ -10,11 +11,13 @@ import (
 	"time"
 )
 
+var crashRounds = flag.Int("crash-rounds", 6, "how often TestCrash kills the server; it waits for 50 writes as often")
+
 // TestCrash kills keyplane with SIGKILL again and again while writers write. Whatever was acknowledged is there afterwards; what was not
 // is there whole or not at all.
 func TestCrash(t *testing.T) {
 	t.Parallel()
-	rounds, writes := 20, 1000
+	rounds, writes := *crashRounds, 50**crashRounds
 	if testing.Short() {
 		rounds, writes = 3, 150
 	}

@@ -2,12 +2,14 @@ package apitest
 
 import (
 	"bufio"
+	"context"
 	"net"
 	"net/http"
 	"testing"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/kms"
 )
@@ -20,6 +22,15 @@ type Endpoint struct {
 	Addr            string // host:port
 	AccessKeyID     string
 	SecretAccessKey string
+	now             func() time.Time // what requests are signed with; nil: time.Now
+}
+
+// date is the date of a request that is made now.
+func (e *Endpoint) date() time.Time {
+	if e.now == nil {
+		return time.Now()
+	}
+	return e.now()
 }
 
 func newEndpoint(t testing.TB, addr, credentialsFile string) Endpoint {
@@ -34,6 +45,9 @@ func (e Endpoint) KMS(t testing.TB, opts ...func(*kms.Options)) *kms.Client {
 	t.Helper()
 	transport := &http.Transport{MaxIdleConnsPerHost: 64}
 	t.Cleanup(transport.CloseIdleConnections)
+	if e.now != nil {
+		opts = append([]func(*kms.Options){func(o *kms.Options) { o.HTTPSignerV4 = signer{e} }}, opts...)
+	}
 	return kms.New(kms.Options{
 		Region:       Region,
 		BaseEndpoint: aws.String("http://" + e.Addr),
@@ -41,6 +55,15 @@ func (e Endpoint) KMS(t testing.TB, opts ...func(*kms.Options)) *kms.Client {
 		Retryer:      aws.NopRetryer{},
 		HTTPClient:   &http.Client{Transport: transport, Timeout: exchangeTimeout},
 	}, opts...)
+}
+
+// signer is the SDK's own, with the endpoint's date.
+type signer struct{ e Endpoint }
+
+func (s signer) SignHTTP(ctx context.Context, c aws.Credentials, r *http.Request, hash, service, region string, _ time.Time,
+	opts ...func(*v4.SignerOptions),
+) error {
+	return v4.NewSigner().SignHTTP(ctx, c, r, hash, service, region, s.e.date(), opts...)
 }
 
 // Dial opens a connection that ends with the test and fails reads and writes after exchangeTimeout.

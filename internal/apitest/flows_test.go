@@ -11,7 +11,6 @@ import (
 	"net/url"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
@@ -37,7 +36,7 @@ func (e Endpoint) query(t testing.TB, who aws.Credentials, service string, v any
 	}
 	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	sum := sha256.Sum256(body)
-	if err := v4.NewSigner().SignHTTP(t.Context(), who, r, hex.EncodeToString(sum[:]), service, Region, time.Now()); err != nil {
+	if err := v4.NewSigner().SignHTTP(t.Context(), who, r, hex.EncodeToString(sum[:]), service, Region, e.date()); err != nil {
 		t.Fatal(err)
 	}
 	resp, err := http.DefaultClient.Do(r)

@@ -32,8 +32,16 @@ func (e Endpoint) as(t testing.TB, id, secretKey, token string) *clients {
 	hc := &http.Client{Transport: transport, Timeout: exchangeTimeout}
 	at := aws.String("http://" + e.Addr)
 	return &clients{
-		iam: iam.New(iam.Options{Region: Region, BaseEndpoint: at, Credentials: provider, Retryer: aws.NopRetryer{}, HTTPClient: hc}),
-		sts: sts.New(sts.Options{Region: Region, BaseEndpoint: at, Credentials: provider, Retryer: aws.NopRetryer{}, HTTPClient: hc}),
+		iam: iam.New(iam.Options{Region: Region, BaseEndpoint: at, Credentials: provider, Retryer: aws.NopRetryer{}, HTTPClient: hc}, func(o *iam.Options) {
+			if e.now != nil {
+				o.HTTPSignerV4 = signer{e}
+			}
+		}),
+		sts: sts.New(sts.Options{Region: Region, BaseEndpoint: at, Credentials: provider, Retryer: aws.NopRetryer{}, HTTPClient: hc}, func(o *sts.Options) {
+			if e.now != nil {
+				o.HTTPSignerV4 = signer{e}
+			}
+		}),
 		kms: e.KMS(t, func(o *kms.Options) { o.Credentials = provider }),
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/ecdh"
 	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/json"
 	"io"
@@ -24,9 +26,11 @@ import (
 const (
 	// cellsRun are the cells of the key state matrix that TestKeyStates runs: eight states for each row whose operation is built, since
 	// PendingReplicaDeletion shares the column of PendingDeletion.
-	cellsRun = 49 * 8
-	// rowsNotBuilt are the rows that wait for their operation.
-	rowsNotBuilt = 10
+	cellsRun = 57 * 8
+	// cellsNone of them are of Unavailable and keys that no custom key store has.
+	cellsNone = 23
+	// rowsNotBuilt are the rows that wait for their operation, and the two that need another Region: controlplane runs those.
+	rowsNotBuilt = 2
 )
 
 // withoutKey are the operations that concern no one key, or none that is there already.
@@ -60,18 +64,24 @@ type stateKey struct {
 }
 
 // TestKeyStates runs every cell of the key state matrix of the operations that are built, through a server: on a key that is put into the
-// state in the store while the server is down, since most states cannot be reached otherwise.
+// state in the store while the server is down, since most states cannot be reached otherwise. Unavailable is no record's state: such keys are in a custom key store
+// that was disconnected.
 func TestKeyStates(t *testing.T) {
 	t.Parallel()
 	rows := readStates(t)
-	s := Start(t, func(c *node.Config) { c.Quotas = "off" }) // the pools of key pairs are small
+	cluster := NewHSMCluster(t, 2, 0)
+	s := Start(t, cluster.Configured, func(c *node.Config) { c.Quotas = "off" }) // the pools of key pairs are small
 	m := &stateMaker{t: t, s: s, c: s.Client(t), keys: map[string]*stateKey{}}
-	m.other = m.make("symmetric")
+	m.store = m.do("CreateCustomKeyStore", map[string]any{
+		"CustomKeyStoreName": "HSMs", "CloudHsmClusterId": ClusterID, "TrustAnchorCertificate": cluster.Anchor, "KeyStorePassword": ClusterPassword,
+	})["CustomKeyStoreId"]
+	equal(t, "ConnectionErrorCode", connect(t, s.KMS(t), m.store.(string)), "")
+	m.other = m.make("symmetric", nil)
 	m.other.results["CiphertextBlob"] = m.do("Encrypt", map[string]any{"KeyId": m.other.id, "Plaintext": "YQ=="})["CiphertextBlob"]
 	var cases []stateCase
-	notBuilt := 0
+	notBuilt, none := 0, 0
 	for _, row := range rows {
-		if !row.operation().Built {
+		if !row.operation().Built || row.key == "multi-Region" {
 			notBuilt++
 			continue
 		}
@@ -79,11 +89,16 @@ func TestKeyStates(t *testing.T) {
 			if cell == "" {
 				t.Fatalf("%s %s: an empty cell", row.op, state)
 			}
+			if state == kmsapi.StateUnavailable && row.key != "symmetric" {
+				none++ // such keys are in no key store
+				continue
+			}
 			cases = append(cases, m.prepare(row, state))
 		}
 	}
+	m.do("DisconnectCustomKeyStore", map[string]any{"CustomKeyStoreId": m.store})
 	s.Close()
-	forceStates(t, s.cfg.DataDir, m.keys)
+	forceStates(t, &s.cfg, m.keys)
 	s.start(t)
 	c := s.Client(t)
 	cells := 0
@@ -91,8 +106,8 @@ func TestKeyStates(t *testing.T) {
 		cells++
 		cases[i].run(t, c)
 	}
-	if cells != cellsRun || notBuilt != rowsNotBuilt {
-		t.Errorf("%d cells were run and %d rows skipped, want %d and %d", cells, notBuilt, cellsRun, rowsNotBuilt)
+	if cells+none != cellsRun || none != cellsNone || notBuilt != rowsNotBuilt {
+		t.Errorf("%d cells were run, %d are of no key and %d rows skipped, want %d, %d and %d", cells, none, notBuilt, cellsRun-cellsNone, cellsNone, rowsNotBuilt)
 	}
 	if n := s.Stats().Panics; n != 0 {
 		t.Errorf("%d requests ended in a panic", n)
@@ -142,6 +157,7 @@ type stateMaker struct {
 	c     *Client
 	keys  map[string]*stateKey
 	other *stateKey // stays enabled
+	store any       // CustomKeyStoreId
 }
 
 // do is one operation that succeeds.
@@ -167,16 +183,37 @@ func marshal(t *testing.T, v any) string {
 	return string(b)
 }
 
-func (m *stateMaker) make(kind string) *stateKey {
+// make makes a key, in a custom key store unless that is nil.
+func (m *stateMaker) make(kind string, store any) *stateKey {
 	m.t.Helper()
 	members := map[string]any{}
+	if store != nil {
+		members["CustomKeyStoreId"], members["Origin"] = store, "AWS_CLOUDHSM"
+	}
 	if spec, usage, ok := strings.Cut(kind, " "); ok {
 		members["KeySpec"], members["KeyUsage"] = spec, usage
+	} else if kind == "EXTERNAL" {
+		members["Origin"] = kind
 	} else if kind != "symmetric" {
 		m.t.Fatalf("nobody knows how to make a key that is %s", kind)
 	}
-	k := m.do("CreateKey", members)["KeyMetadata"].(map[string]any)
-	return &stateKey{id: k["KeyId"].(string), arn: k["Arn"].(string), results: map[string]any{}}
+	made := m.do("CreateKey", members)["KeyMetadata"].(map[string]any)
+	k := &stateKey{id: made["KeyId"].(string), arn: made["Arn"].(string), results: map[string]any{}}
+	if kind == "EXTERNAL" {
+		var p struct{ ImportToken, PublicKey []byte }
+		m.c.Do(m.t, "GetParametersForImport", marshal(m.t, map[string]any{"KeyId": k.id, "WrappingAlgorithm": "RSAES_OAEP_SHA_256", "WrappingKeySpec": "RSA_2048"})).Members(m.t, &p)
+		key := must(x509.ParsePKIXPublicKey(p.PublicKey))(m.t).(*rsa.PublicKey)
+		k.results["ImportToken"], k.results["EncryptedKeyMaterial"] = p.ImportToken, must(rsa.EncryptOAEP(sha256.New(), rand.Reader, key, make([]byte, 32), nil))(m.t)
+		m.do("ImportKeyMaterial", k.importing())
+	}
+	return k
+}
+
+// importing is a request to import once more what was imported.
+func (k *stateKey) importing() map[string]any {
+	return map[string]any{
+		"KeyId": k.id, "ImportToken": k.results["ImportToken"], "EncryptedKeyMaterial": k.results["EncryptedKeyMaterial"], "ExpirationModel": "KEY_MATERIAL_DOES_NOT_EXPIRE",
+	}
 }
 
 // prepare makes the key of a cell, if there is none yet, and the request.
@@ -188,7 +225,11 @@ func (m *stateMaker) prepare(row stateRow, state kmsapi.KeyState) stateCase {
 	}
 	k := m.keys[name]
 	if k == nil {
-		k = m.make(row.key)
+		var store any
+		if state == kmsapi.StateUnavailable {
+			store = m.store
+		}
+		k = m.make(row.key, store)
 		k.state, m.keys[name] = state, k
 	}
 	c := stateCase{stateRow: row, state: state, key: k, body: map[string]any{"KeyId": k.id}}
@@ -239,6 +280,10 @@ func (m *stateMaker) request(c *stateCase) map[string]any {
 		return on("Policy", m.do("GetKeyPolicy", on())["Policy"])
 	case "CreateGrant":
 		return on("GranteePrincipal", admin, "Operations", []string{"DescribeKey"})
+	case "GetParametersForImport":
+		return on("WrappingAlgorithm", "RSAES_OAEP_SHA_256", "WrappingKeySpec", "RSA_2048")
+	case "ImportKeyMaterial":
+		return c.key.importing()
 	case "RetireGrant":
 		return map[string]any{"GrantToken": result("CreateGrant", "GrantToken", on("GranteePrincipal", admin, "Operations", []string{"RetireGrant"}))}
 	case "RevokeGrant":
@@ -278,19 +323,23 @@ func (m *stateMaker) request(c *stateCase) map[string]any {
 }
 
 // forceStates opens the store of a server that is down and puts keys into their states.
-func forceStates(t *testing.T, dir string, keys map[string]*stateKey) {
+func forceStates(t *testing.T, cfg *node.Config, keys map[string]*stateKey) {
 	t.Helper()
-	st, err := store.OpenEmbedded(context.Background(), store.EmbeddedConfig{Dir: dir, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	offline, err := node.OpenOffline(context.Background(), cfg, slog.New(slog.NewTextHandler(io.Discard, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
+	st := offline.Store
 	defer func() {
-		if err := st.Close(); err != nil {
+		if err := offline.Close(); err != nil {
 			t.Error(err)
 		}
 	}()
 	account, _ := keyid.ParseAccount([]byte(Account))
 	for _, name := range slices.Sorted(maps.Keys(keys)) {
+		if keys[name].state == kmsapi.StateUnavailable {
+			continue
+		}
 		id, _ := keyid.ParseID([]byte(keys[name].id))
 		k, err := st.UpdateKey(t.Context(), store.KeyName{Region: Region, Account: account, ID: id}, func(k *store.Key) error {
 			if k.State = keys[name].state; k.State == kmsapi.StatePendingDeletion {
@@ -310,8 +359,10 @@ var refusals = map[string]struct{ exception, text string }{
 	"1": {"DisabledException", " is disabled."}, "3": {"KMSInvalidStateException", " is pending deletion."},
 	"4": {"KMSInvalidStateException", " is not pending deletion."}, "4,13": {"KMSInvalidStateException", " is not pending deletion."},
 	"5": {"KMSInvalidStateException", " is pending import."}, "10": {"KMSInvalidStateException", " is pending deletion."},
-	"11": {"KMSInvalidStateException", " is unavailable."}, "-": {"KMSInvalidStateException", " is unavailable."},
-	"7":  {"KMSInvalidStateException", " is unavailable."}, // a key of ours that is in no custom key store
+	"8":  {"KMSInvalidStateException", " is pending deletion."},
+	"6":  {"UnsupportedOperationException", " origin is EXTERNAL which is not valid for this operation."},
+	"11": {"KMSInvalidStateException", " is unavailable."},
+	"7":  {"UnsupportedOperationException", " origin is AWS_CLOUDHSM which is not valid for this operation."},
 	"14": {"KMSInvalidStateException", " is creating."}, "15": {"KMSInvalidStateException", " is updating."},
 }
 

@@ -41,6 +41,9 @@ var sets = []struct {
 	{"DataPlane", testDataPlane},
 	{"ControlPlane", testControlPlane},
 	{"Specs", testSpecs},
+	{"Import", testImport},
+	{"Related", testRelated},
+	{"KeyStores", testKeyStores},
 	{"Errors", testErrors},
 	{"AtOnce", testAtOnce},
 	{"Restart", testRestart}, // last: clients made before do not follow
@@ -51,7 +54,7 @@ func TestTokens(t *testing.T) {
 	for _, token := range tokens {
 		t.Run(token.name, func(t *testing.T) {
 			t.Parallel()
-			s := &world{Server: startOn(t, token.uri, WithSoftwareKeys)}
+			s := &world{Server: startOn(t, token.uri, WithSoftwareKeys, withRegions)}
 			for _, set := range sets {
 				t.Run(set.name, func(t *testing.T) { set.run(t, s) })
 			}

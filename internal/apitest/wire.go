@@ -12,7 +12,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/sigv4"
@@ -44,7 +43,7 @@ func (e Endpoint) Request(op, body string, edit ...func(*Request)) *Request {
 			{"Host", e.Addr},
 			{"Content-Type", kmsapi.ContentType},
 			{"X-Amz-Target", kmsapi.TargetPrefix + op},
-			{"X-Amz-Date", string(sigv4.AppendDate(nil, time.Now()))},
+			{"X-Amz-Date", string(sigv4.AppendDate(nil, e.date()))},
 		},
 		Body: []byte(body), AccessKeyID: e.AccessKeyID, SecretAccessKey: e.SecretAccessKey, Region: Region, Service: kmsapi.SigningName,
 		EOL: "\r\n",

@@ -105,6 +105,7 @@ func TestBreachesAreCaught(t *testing.T) {
 		{"kmsapi with net", "internal/kmsapi", "errors.go", []string{"net"}, nil, "imports net"},
 		{"secret with a leaf", "internal/secret", "secret.go", []string{ours("internal/kmsapi")}, nil, "imports " + ours("internal/kmsapi")},
 		{"key IDs with blobs", "internal/keyid", "id.go", []string{ours("internal/blob")}, nil, "imports " + ours("internal/blob")},
+		{"a name as long as the pattern of all", "internal/xks", "answer.go", []string{ours("internal/awsjson")}, nil, ""},
 		{"kdf with the cipher", "internal/kdf", "kdf.go", []string{ours("internal/aesgcm")}, nil, "imports " + ours("internal/aesgcm")},
 		{"leaf without a row", "internal/novel", "a.go", []string{ours("internal/kmsapi")}, nil, ""},
 		{"leaf without a row, too free", "internal/novel", "a.go", []string{ours("internal/sigv4")}, nil, "imports " + ours("internal/sigv4")},

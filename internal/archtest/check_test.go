@@ -77,13 +77,15 @@ func check(g *graph, book *rulebook) []string {
 	return breaches
 }
 
-// ruleOf is the rule with the longest pattern that matches, or nil.
+// ruleOf is the rule that names the package, else the one with the longest pattern that matches, or nil.
 func (book *rulebook) ruleOf(name string) *rule {
 	var best *rule
 	for i := range book.rules {
 		r := &book.rules[i]
-		tree, isTree := strings.CutSuffix(r.pkg, "/...")
-		if (r.pkg == name || isTree && below(name, tree)) && (best == nil || len(r.pkg) > len(best.pkg)) {
+		if r.pkg == name {
+			return r
+		}
+		if tree, isTree := strings.CutSuffix(r.pkg, "/..."); isTree && below(name, tree) && (best == nil || len(r.pkg) > len(best.pkg)) {
 			best = r
 		}
 	}
