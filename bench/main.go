@@ -55,6 +55,8 @@ var tables = []struct {
 	{"quota", (*plan).quotaTable},
 	{"quotakeys", (*plan).quotaKeysTable},
 	{privateTable, (*plan).privateKeysTable},
+	{residentTable, (*plan).residentKeysTable},
+	{xksTable, (*plan).xksProxyTable},
 }
 
 // roundsStored is the number of rounds that makes a result worth keeping.

@@ -90,6 +90,11 @@ func (t *target) measure(op string, conns int, d time.Duration, tmp string) (mea
 	if err != nil {
 		return measurement{}, err
 	}
+	return t.wrk(wrkScript(body, headers), conns, d, tmp)
+}
+
+// wrkScript is one for a request.
+func wrkScript(body string, headers [][2]string) string {
 	var lines strings.Builder
 	for _, kv := range headers {
 		if kv[0] == "host" {
@@ -97,7 +102,7 @@ func (t *target) measure(op string, conns int, d time.Duration, tmp string) (mea
 		}
 		fmt.Fprintf(&lines, "wrk.headers[%q] = %q\n", kv[0], kv[1])
 	}
-	return t.wrk(fmt.Sprintf(one, body, lines.String()), conns, d, tmp)
+	return fmt.Sprintf(one, body, lines.String())
 }
 
 // measureMany runs wrk once with n requests of bodies of their own. Each has an SDK's invocation ID, so that they are as many strings for
