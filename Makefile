@@ -10,6 +10,7 @@ LDFLAGS  := -X main.version=$(VERSION)
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 5s
+FUZZGUIDED  ?= yes
 
 # Debian packages: PKCS#11 modules and their tools, a real client, OpenSSL for a second opinion, the load generator, the portable AES-GCM.
 PACKAGES := softhsm2 libnss3 libnss3-tools libbearssl0 awscli openssl strace wrk
@@ -99,7 +100,7 @@ golden:
 
 # Every fuzz target for FUZZTIME. Crashers land in testdata/fuzz.
 fuzz: deps
-	GO='$(GO)' FUZZTIME='$(FUZZTIME)' .ci/fuzz
+	GO='$(GO)' FUZZTIME='$(FUZZTIME)' FUZZGUIDED='$(FUZZGUIDED)' .ci/fuzz
 
 lint:
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$unformatted" ]; then echo "gofmt: $$unformatted"; exit 1; fi
@@ -132,5 +133,6 @@ deps:
 
 # What alloc counts, test counts too; and the race detector's builds check invariants (internal/invariants), in more packages than the target invariants.
 ci: FUZZTIME = 1s
+ci: FUZZGUIDED = no
 ci: deps lint build test race-ci fuzz demo
 	$(MAKE) bench BENCHFLAGS='-rounds 1 -each 2s -tables floor'
