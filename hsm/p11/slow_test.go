@@ -10,6 +10,20 @@ import (
 	"github.com/keyplane/keyplane/hsm/hsmtest/slowhsm"
 )
 
+// TestSlowBesideSoftHSM: a module that is left initialised, as one is in which a call hangs, does not keep others of this process from SoftHSM.
+func TestSlowBesideSoftHSM(t *testing.T) {
+	for _, uri := range []string{slowhsm.Over(t, hsmtest.SoftHSM(t), slowhsm.Settings{}).URI(), hsmtest.SoftHSM(t)} {
+		if _, err := InitRoots(uri); err != nil {
+			t.Fatal(err)
+		}
+		token, err := Open(uri)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer token.Close()
+	}
+}
+
 // TestConformanceSlow: through the slow module a token is still a token, and the calls break no rule of PKCS#11 (slowhsm.Over asserts).
 func TestConformanceSlow(t *testing.T) {
 	for name, c := range map[string]struct {

@@ -159,6 +159,9 @@ func New(dir, uri string, s Settings) (*HSM, error) {
 func Over(t testing.TB, uri string, s Settings) *HSM {
 	t.Helper()
 	h, err := at(Build(t), uri, s)
+	if err == nil {
+		err = h.apart()
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -176,6 +179,20 @@ func Over(t testing.TB, uri string, s Settings) *HSM {
 		}
 	})
 	return h
+}
+
+// apart puts a copy of SoftHSM behind the module instead of the library itself. A module with a call that hangs is left initialised, and SoftHSM with it:
+// the next test of this process that opens the library would find CKR_CRYPTOKI_ALREADY_INITIALIZED. NSS, which loads its parts from beside itself, stays.
+func (h *HSM) apart() error {
+	if filepath.Base(h.real) != "libsofthsm2.so" {
+		return nil
+	}
+	library, err := os.ReadFile(h.real)
+	if err != nil {
+		return err
+	}
+	h.real = filepath.Join(h.Dir(), filepath.Base(h.real))
+	return os.WriteFile(h.real, library, 0o755)
 }
 
 // at is an HSM for the module at path, which need not be there yet.
