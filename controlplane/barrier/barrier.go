@@ -8,7 +8,7 @@
 //	    while the membership has seconds left, and ends it before it leaves. So it has told, and applied R before it told. If J > R, it extended its lease after
 //	    it had applied a revision read after J, so its view has R. That is why a member counts from the start as having applied J.
 //	(b) fence.Wait has passed since the call. A process whose lease is valid now extended it from a moment T less than fence.Term ago by its clock. As the two clocks
-//	    do not differ in speed by more than Wait to Term (10 %), T is after the call and so after R was committed: the revision it read and applied was R at least.
+//	    do not differ in speed by more than a tenth, and Term and a tenth of it are less than Wait, T is after the call and so after R was committed: the revision it read and applied was R at least.
 //
 // A stream of a member that breaks takes nothing back that it told: an incarnation never forgets. It counts as not telling until the stream is back, or its
 // membership ends.

@@ -19,7 +19,7 @@ import (
 	"github.com/keyplane/keyplane/internal/planetls/planetlstest"
 )
 
-// disableMax is what docs/planes.md says of a change while a member is dead, 2 s, and what a busy machine adds to it.
+// disableMax is what docs/planes.md says of a change while a member is dead, 2 s with its commit, and what a busy machine adds to it.
 const disableMax = 2500 * time.Millisecond
 
 // TestSplitKilled: of a cluster of processes a control plane and a data node are killed under load. Clients of the other node with the SDK's standard retries see no failure, and

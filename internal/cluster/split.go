@@ -132,6 +132,7 @@ func (c *Cluster) etcd() error {
 		n.args = []string{
 			"--name", n.Name, "--data-dir", n.Dir, "--listen-client-urls", scheme + n.Addr, "--advertise-client-urls", scheme + n.Endpoint, "--listen-peer-urls", scheme + n.peer,
 			"--initial-advertise-peer-urls", scheme + n.peerEndpoint, "--initial-cluster", strings.Join(initial, ","), "--log-level", "warn", "--auto-compaction-retention", "5m",
+			"--heartbeat-interval", "50", "--election-timeout", "500", // a leader that is lost is replaced before leases run out (docs/planes.md)
 		}
 		if !secured {
 			continue

@@ -14,11 +14,12 @@ import (
 
 const (
 	// Term is for how long a view is good, from before its revision was asked for.
-	Term = 1800 * time.Millisecond
+	Term = 1600 * time.Millisecond
 	// Renew is how often a process asks.
 	Renew = 200 * time.Millisecond
-	// Wait is for how long whoever made a change waits for processes that do not tell that they have it. The difference is for clocks of different speeds.
-	Wait = 2 * time.Second
+	// Wait is for how long whoever made a change waits for processes that do not tell that they have it: more than Term by a tenth and a little, for clocks of different
+	// speeds, and less than the 2 s within which a change is answered, for what it takes besides.
+	Wait = 1800 * time.Millisecond
 )
 
 // Lease is until when a process may answer. The zero value has run out; a nil Lease never does: the process has the only view there is. It is safe for concurrent use.

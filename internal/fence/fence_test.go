@@ -31,8 +31,9 @@ func TestLease(t *testing.T) {
 	if !none.Valid() || !none.Likely() {
 		t.Error("without a lease there is no view but this process's")
 	}
-	if Term+2*Renew > Wait+Renew || Wait > 2*time.Second {
-		t.Error("the terms do not fit")
+	// docs/planes.md: clocks may differ in speed by a tenth, and a change is in force within 2 s, its commit included.
+	if Term+Term/10 >= Wait || Wait > 2*time.Second-150*time.Millisecond {
+		t.Errorf("a term of %v and a wait of %v do not fit", Term, Wait)
 	}
 }
 
