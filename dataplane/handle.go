@@ -175,13 +175,13 @@ func (s *Server) finish(ctx *fasthttp.RequestCtx, c *conn, r *request, code *kms
 		e := awsquery.FromKMS(kmsapi.New(*code, string(r.msg)))
 		status, r.xml = e.Status, true
 		r.out = awsquery.AppendError(r.out[:0], e, string(r.id[:]))
-		if closes(*code) || s.elsewhere(*code) {
+		if closes(*code) || s.elsewhere(code.Status()) {
 			ctx.SetConnectionClose()
 		}
 	case *code != kmsapi.OK:
 		status = code.Status()
 		r.out = kmsapi.AppendErrorBody(r.out[:0], *code, r.msg)
-		if closes(*code) || s.elsewhere(*code) {
+		if closes(*code) || s.elsewhere(code.Status()) {
 			ctx.SetConnectionClose()
 		}
 	case r.op == nil:
@@ -229,7 +229,7 @@ func closes(c kmsapi.Code) bool {
 
 // elsewhere says that the client may find another process of the cluster that serves it, if it connects anew: what this one cannot do, for want of its lease or its HSM,
 // it could not on this connection again.
-func (s *Server) elsewhere(c kmsapi.Code) bool { return s.cfg.Lease != nil && c.Status() >= 500 }
+func (s *Server) elsewhere(status int) bool { return s.cfg.Lease != nil && status >= 500 }
 
 var (
 	headerRequestID = []byte("x-amzn-RequestId")

@@ -244,7 +244,7 @@ func (x *XKS) finish(ctx *fasthttp.RequestCtx, c *conn, r *request, code *xks.Fa
 		}
 		r.out = appendXKSError(emptied(r.out), *code, r.xks.reason)
 	}
-	if r.xks.closes || r.now.Sub(ctx.ConnTime()) > s.connAgeMax {
+	if r.xks.closes || s.elsewhere(status) || r.now.Sub(ctx.ConnTime()) > s.connAgeMax {
 		ctx.SetConnectionClose()
 	}
 	clear(ctx.Request.Body()) // it may hold plaintext
