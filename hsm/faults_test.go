@@ -214,6 +214,9 @@ func TestQuarantine(t *testing.T) {
 			if err := r.Healthy(); err == nil || !strings.Contains(err.Error(), "quarantined") || !strings.Contains(err.Error(), code.String()) {
 				t.Errorf("health: %v", err)
 			}
+			if err := r.Serves(); err != nil {
+				t.Errorf("another token holds the root and serves: %v", err)
+			}
 			rounds := r.Stats().Shards[2].Rounds
 			if err := r.run(t, 2, 0); !errors.Is(err, hsm.ErrUnavailable) || !hsm.Retryable(err) {
 				t.Errorf("a shard of the slot: %v", err)
@@ -253,6 +256,9 @@ func TestOnlyTokenGone(t *testing.T) {
 	}
 	if _, err := r.Pick(hsm.RootID{1}, 0); !errors.Is(err, hsm.ErrNoRoot) {
 		t.Errorf("Pick of a foreign root: %v", err)
+	}
+	if r.Serves() == nil {
+		t.Error("it serves, it says")
 	}
 	r.tokens[0].Clear()
 	r.heals(t)

@@ -241,6 +241,20 @@ func (s *Shards) Healthy() error {
 	return errors.Join(faults...)
 }
 
+// Serves is nil if every root has a serving shard, on whichever of the tokens that hold it; else it says which tokens have none and why.
+func (s *Shards) Serves() error {
+	faults := s.Healthy()
+	if faults == nil || s.closed.Load() {
+		return faults
+	}
+	for _, root := range s.roots {
+		if _, err := s.Pick(root, 0); err != nil {
+			return faults
+		}
+	}
+	return nil
+}
+
 // Close ends the supervisors and closes every session once its round is over. A call that hangs in a module is left behind.
 func (s *Shards) Close() {
 	if s.closed.Swap(true) {

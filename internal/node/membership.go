@@ -38,7 +38,7 @@ type PlanesConfig struct {
 	// Listen is the address, host:port, at which a control plane serves data nodes and other control planes.
 	Listen string `yaml:"listen"`
 	// Control are the URLs of all control planes, https://host:port. A control plane may be named in its own list, so that all processes can have the same. A control plane without
-	// the others in its list waits two seconds for each of them at every change.
+	// the others in its list waits 1.8 seconds for each of them at every change.
 	Control []string `yaml:"control"`
 	// Cert, Key and CA are PEM files of this process's certificate, its key (mode 0600) and the CA of all others. The certificate says which role and node this is. They are reread
 	// when they change; a control plane with the CA's key in its token renews them.

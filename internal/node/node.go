@@ -123,7 +123,7 @@ func (n *Node) ready() error {
 
 // check asks the parts. What it returns is for everybody to read: it names the part, and the log has the cause.
 func (n *Node) check() error {
-	if err := n.shards.Healthy(); err != nil {
+	if err := n.shards.Serves(); err != nil {
 		n.log.Warn("not ready", "error", err)
 		return errors.New("the HSM does not serve")
 	}
