@@ -33,7 +33,8 @@ type Config struct {
 	Etcds     int                        // members; default 3
 	Controls  int                        // control planes; default 2
 	Datas     int                        // data nodes; default 3
-	FaultyHSM bool                       // tokens are behind a module whose faults can be scripted
+	Tokens    int                        // of each data node, with the same roots: all but one may be lost; default 1
+	FaultyHSM bool                       // the first token of each is behind a module whose faults can be scripted
 	Proxied   bool                       // every connection between processes goes through a Network
 	Settings  string                     // lines of YAML for the configuration of every keyplane process
 	Env       func(role string) []string // for keyplane processes of a role, besides
@@ -45,12 +46,13 @@ type Node struct {
 	Addr     string       // what it listens on for clients: of a data node the KMS API, of an etcd member its client API, of a control plane the planes listener
 	Endpoint string       // where clients find it: Addr, or the proxy in front of it
 	AuditDir string       // "": it has no audit log
-	TokenDir string       // of its SoftHSM token
-	HSM      *slowhsm.HSM // nil unless Config.FaultyHSM
+	TokenDir string       // of its SoftHSM tokens
+	HSM      *slowhsm.HSM // in front of its first token; nil unless Config.FaultyHSM
 
-	peer, peerEndpoint string // of an etcd member
-	URI                string // of the token
-	direct             string // URI of the token, past the module with faults
+	peer, peerEndpoint string   // of an etcd member
+	URI                string   // of the first token
+	direct             string   // URI of the first token, past the module with faults
+	others             []string // URIs of the other tokens
 	clockFile          string
 }
 
@@ -68,7 +70,7 @@ type Cluster struct {
 
 // Start makes and starts a cluster, and returns when it serves.
 func Start(ctx context.Context, cfg Config) (*Cluster, error) {
-	for n, of := range map[*int]int{&cfg.Etcds: 3, &cfg.Controls: 2, &cfg.Datas: 3} {
+	for n, of := range map[*int]int{&cfg.Etcds: 3, &cfg.Controls: 2, &cfg.Datas: 3, &cfg.Tokens: 1} {
 		if *n == 0 {
 			*n = of
 		}
@@ -197,6 +199,9 @@ func (c *Cluster) keyplane(n *Node) error {
 func (n *Node) setUp(command, settings string) error {
 	config := filepath.Join(filepath.Dir(n.Dir), "keyplane.yaml")
 	n.args = []string{command, "--config", config, "--data-dir", n.Dir, "--account", Account, "--region", Region, "--hsm", n.URI}
+	for _, uri := range n.others {
+		n.args = append(n.args, "--hsm", uri)
+	}
 	return os.WriteFile(config, []byte(settings), 0o600)
 }
 

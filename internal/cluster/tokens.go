@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 
 	"github.com/keyplane/keyplane/hsm/hsmtest/slowhsm"
 )
@@ -16,19 +17,27 @@ const (
 	officerPIN = "7410"
 )
 
-// makeTokens gives each node a SoftHSM token of its own. The first has new roots, which are cloned to the others. SoftHSM shows a process the tokens of one folder, so
-// that all are made in one, and then each is moved to where only its node finds it.
+// makeTokens gives each node a SoftHSM token of its own, and data nodes as many as are configured. The first has new roots, which are cloned to the others. SoftHSM shows a
+// process the tokens of one folder, so that all are made in one, and then each is moved to where only its node finds it.
 func (c *Cluster) makeTokens(nodes []*Node) error {
 	nursery := filepath.Join(c.cfg.Dir, "hsm", "nursery")
 	env, officer, err := tokenFolder(nursery)
 	if err != nil {
 		return err
 	}
+	var names []string
+	owners := map[string]*Node{}
+	for _, n := range nodes {
+		for i := range c.tokensOf(n) {
+			name := tokenName(n, i)
+			names, owners[name] = append(names, name), n
+		}
+	}
 	made := map[string]bool{}
-	folders := make([]string, len(nodes))
-	clone := []string{"hsm", "clone", "--from", tokenURI(nodes[0], nursery), "--so-pin-file", officer}
-	for i, n := range nodes {
-		if err := c.run(env, "softhsm2-util", "--init-token", "--free", "--label", "keyplane-"+n.Name, "--so-pin", officerPIN, "--pin", tokenPIN); err != nil {
+	folders := map[string]string{}
+	clone := []string{"hsm", "clone", "--from", tokenURI(names[0], nursery), "--so-pin-file", officer}
+	for i, name := range names {
+		if err := c.run(env, "softhsm2-util", "--init-token", "--free", "--label", name, "--so-pin", officerPIN, "--pin", tokenPIN); err != nil {
 			return err
 		}
 		all, err := os.ReadDir(filepath.Join(nursery, "tokens"))
@@ -37,24 +46,26 @@ func (c *Cluster) makeTokens(nodes []*Node) error {
 		}
 		for _, d := range all {
 			if !made[d.Name()] {
-				made[d.Name()], folders[i] = true, d.Name()
+				made[d.Name()], folders[name] = true, d.Name()
 			}
 		}
 		if i > 0 {
-			clone = append(clone, "--to", tokenURI(n, nursery))
+			clone = append(clone, "--to", tokenURI(name, nursery))
 		}
 	}
-	if err := c.run(env, c.cfg.Keyplane, "hsm", "init", "--clonable", "--hsm", tokenURI(nodes[0], nursery)); err != nil {
+	if err := c.run(env, c.cfg.Keyplane, "hsm", "init", "--clonable", "--hsm", tokenURI(names[0], nursery)); err != nil {
 		return err
 	}
-	if len(nodes) > 1 {
+	if len(names) > 1 {
 		if err := c.run(env, c.cfg.Keyplane, clone...); err != nil {
 			return err
 		}
 	}
-	for i, n := range nodes {
-		if i > 0 { // the audit key, which is not cloned
-			if err := c.run(env, c.cfg.Keyplane, "hsm", "init", "--hsm", tokenURI(n, nursery)); err != nil {
+	for i, name := range names {
+		n := owners[name]
+		first := name == tokenName(n, 0)
+		if i > 0 && first { // the audit key, which is not cloned
+			if err := c.run(env, c.cfg.Keyplane, "hsm", "init", "--hsm", tokenURI(name, nursery)); err != nil {
 				return err
 			}
 		}
@@ -63,11 +74,22 @@ func (c *Cluster) makeTokens(nodes []*Node) error {
 		if err != nil {
 			return err
 		}
-		if err := os.Rename(filepath.Join(nursery, "tokens", folders[i]), filepath.Join(dir, "tokens", folders[i])); err != nil {
+		if err := os.Rename(filepath.Join(nursery, "tokens", folders[name]), filepath.Join(dir, "tokens", folders[name])); err != nil {
 			return err
 		}
-		n.TokenDir, n.URI, n.env = filepath.Join(dir, "tokens"), tokenURI(n, dir), append(n.env, own...)
-		n.direct = n.URI
+		uri := tokenURI(name, dir)
+		switch {
+		case first:
+			n.TokenDir, n.URI, n.direct, n.env = filepath.Join(dir, "tokens"), uri, uri, append(n.env, own...)
+		case c.cfg.FaultyHSM: // past the module with faults, which initialises the real one: a module is initialised once in a process, and a copy is another module
+			if uri, err = throughCopy(uri, dir); err != nil {
+				return err
+			}
+			fallthrough
+		default:
+			n.others = append(n.others, uri)
+			continue
+		}
 		if c.cfg.FaultyHSM {
 			if n.HSM, err = slowhsm.New(dir, n.URI, slowhsm.Settings{}); err != nil {
 				return err
@@ -76,6 +98,23 @@ func (c *Cluster) makeTokens(nodes []*Node) error {
 		}
 	}
 	return nil
+}
+
+func (c *Cluster) tokensOf(n *Node) int {
+	if n.Role == "control" {
+		return 1
+	}
+	return c.cfg.Tokens
+}
+
+// throughCopy is the URI of a token of the node with that folder, through a copy of SoftHSM.
+func throughCopy(uri, dir string) (string, error) {
+	b, err := os.ReadFile(softHSM)
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, filepath.Base(softHSM))
+	return strings.Replace(uri, softHSM, path, 1), os.WriteFile(path, b, 0o700)
 }
 
 // tokenFolder makes a folder for tokens, and returns the environment with which SoftHSM finds them and the file with the Security Officer's PIN.
@@ -89,8 +128,16 @@ func tokenFolder(dir string) (env []string, officer string, err error) {
 	)
 }
 
-func tokenURI(n *Node, dir string) string {
-	return "pkcs11:token=keyplane-" + n.Name + "?module-path=" + softHSM + "&pin-source=file:" + filepath.Join(dir, "pin")
+// tokenName is the label of a node's i-th token.
+func tokenName(n *Node, i int) string {
+	if i == 0 {
+		return "keyplane-" + n.Name
+	}
+	return fmt.Sprint("keyplane-", n.Name, "-", i+1)
+}
+
+func tokenURI(name, dir string) string {
+	return "pkcs11:token=" + name + "?module-path=" + softHSM + "&pin-source=file:" + filepath.Join(dir, "pin")
 }
 
 func (c *Cluster) run(env []string, name string, args ...string) error {

@@ -1,5 +1,5 @@
-// Command start runs a keyplane cluster on this machine until it is told to end (`make cluster`): three etcd members, two control planes and three data nodes, each with a
-// SoftHSM token of its own that holds the same roots.
+// Command start runs a keyplane cluster on this machine until it is told to end (`make cluster`): three etcd members, two control planes and three data nodes. Each control
+// plane has a SoftHSM token of its own and each data node two, all with the same roots: a data node that loses one goes on with the other.
 package main
 
 import (
@@ -39,7 +39,7 @@ func run(ctx context.Context, keyplane, dir, bin string) error {
 	if err != nil {
 		return err
 	}
-	c, err := cluster.Start(ctx, cluster.Config{Dir: dir, Keyplane: keyplane, Etcd: etcd})
+	c, err := cluster.Start(ctx, cluster.Config{Dir: dir, Keyplane: keyplane, Etcd: etcd, Tokens: 2})
 	if err != nil {
 		return err
 	}
