@@ -33,6 +33,8 @@ type outcome struct {
 	err    error // why there is no reply
 	began  time.Time
 	ended  time.Time
+	node   string // the endpoint that was asked
+	reused bool   // on a connection that had answered a request before
 }
 
 func (o *outcome) ok() bool { return o.status == http.StatusOK }
@@ -61,6 +63,7 @@ type client struct {
 	endpoints []string
 	at        int
 	timeout   time.Duration
+	healthy   func(endpoint string) bool // whether a new connection may be made to it, while there are others; nil: to all
 
 	conn    net.Conn
 	read    *bufio.Reader
@@ -94,6 +97,12 @@ func (c *client) connected() error {
 	}
 	var err error
 	for range c.endpoints {
+		if c.healthy == nil || c.healthy(c.endpoints[c.at]) {
+			break
+		}
+		c.next()
+	}
+	for range c.endpoints {
 		var conn net.Conn
 		if conn, err = net.DialTimeout("tcp4", c.endpoints[c.at], c.timeout); err == nil {
 			c.conn, c.read = conn, bufio.NewReader(conn)
@@ -123,9 +132,11 @@ func (c *client) do(op string, in, out any) outcome {
 }
 
 func (c *client) exchange(op string, body []byte, o *outcome) error {
+	was := c.conn
 	if err := c.connected(); err != nil {
 		return err
 	}
+	o.node, o.reused = c.endpoints[c.at], c.conn == was
 	host, target, now := c.endpoints[c.at], kmsapi.TargetPrefix+op, sigv4.AppendDate(nil, date())
 	auth, err := sigv4.AppendAuthorization(nil, c.key, cluster.Region, kmsapi.SigningName, &sigv4.Request{
 		Method: []byte("POST"), Path: []byte("/"), Body: body, Headers: []sigv4.Header{

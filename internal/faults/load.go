@@ -138,15 +138,20 @@ func (r *run) loadOnce(n int) error {
 
 // sdk is a client of the official SDK with its standard retries. A name with one address for each node stands for what users have in front of nodes: a connection is
 // made to the first address that takes one.
-func (r *run) sdk(n int) *kms.Client {
+func (r *run) sdk(n int) *kms.Client { return r.sdkOver(r.named(n)) }
+
+func (r *run) sdkOver(over *http.Client) *kms.Client {
 	return kms.New(kms.Options{
-		Region: cluster.Region, BaseEndpoint: aws.String("http://" + r.endpoints()[0]), HTTPClient: r.named(n),
+		Region: cluster.Region, BaseEndpoint: aws.String("http://" + r.endpoints()[0]), HTTPClient: over,
 		Credentials: credentials.NewStaticCredentialsProvider(r.AccessKeyID, r.Secret, ""),
 	})
 }
 
 // named is a HTTP client for which every name is that of all nodes, the n-th first.
-func (r *run) named(n int) *http.Client {
+func (r *run) named(n int) *http.Client { return r.namedWhile(n, nil) }
+
+// namedWhile is named for those nodes that are healthy (client.healthy).
+func (r *run) namedWhile(n int, healthy func(endpoint string) bool) *http.Client {
 	all := r.endpoints()
 	at := n
 	var mu sync.Mutex
@@ -157,6 +162,12 @@ func (r *run) named(n int) *http.Client {
 		first := at
 		at++
 		mu.Unlock()
+		for range all {
+			if healthy == nil || healthy(all[first%len(all)]) {
+				break
+			}
+			first++
+		}
 		var errs []error
 		for i := range all {
 			d := net.Dialer{Timeout: onceTimeout}

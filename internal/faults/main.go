@@ -39,6 +39,8 @@ func main() {
 	findBugs := flag.Bool("bugs", false, "have a run for each planted bug, which has to be found (-bug: for one)")
 	measure := flag.String("measure", "", "`WHAT` to measure instead: loss, nodes, disable, or scaling (a simulation)")
 	each := flag.Duration("each", 20*time.Second, "`time` of one measurement")
+	tokens := flag.Int("tokens", 2, "with -measure loss: `number` of tokens of a data node, of which one is lost")
+	requests := flag.Int("requests", 0, "with -measure loss: go on for longer than -each says until this `number` of requests without retries was sent for each loss")
 	keyplane := flag.String("keyplane", "", "keyplane `BINARY` built with the tag testclock, and plantedbugs for those (default it is built)")
 	out := flag.String("o", "", "`FILE` of the report, JSON")
 	flag.Parse()
@@ -48,7 +50,7 @@ func main() {
 		o.seed = uint64(time.Now().UnixNano())
 	}
 	measures := map[string]func() error{
-		"loss":    func() error { return o.measureLoss(ctx, *keyplane, *each, os.Stdout) },
+		"loss":    func() error { return o.measureLoss(ctx, *keyplane, *each, *requests, *tokens, os.Stdout) },
 		"nodes":   func() error { return o.measureNodes(ctx, *keyplane, *each, os.Stdout) },
 		"disable": func() error { return o.measureDisable(ctx, *keyplane, 1000, os.Stdout) },
 		"scaling": func() error { return scaling(os.Stdout) },
