@@ -199,3 +199,65 @@ func TestTwoControlPlanes(t *testing.T) {
 	turns(second)
 	first.storeState(id, store.Disconnected, "")
 }
+
+// meanwhile is a KeySource that does something after it was asked for the first time, and before anything is decided.
+type meanwhile struct {
+	sigv4.KeySource
+	once *sync.Once
+	do   func()
+}
+
+func (m meanwhile) AccessKey(id []byte) *sigv4.AccessKey {
+	k := m.KeySource.AccessKey(id)
+	m.once.Do(m.do)
+	return k
+}
+
+// Another process makes the caller's access key inactive, and has answered, when this one goes on with a request that it has verified before: nothing is written.
+func TestOvertaken(t *testing.T) {
+	e := newEnv(t)
+	key := e.create("{}").KeyId
+	e.applied = shared.Committed
+	e.published.take()
+	bodies := map[string]string{
+		"CreateGrant":  obj("KeyId", key, "GranteePrincipal", "arn:aws:iam::"+e.account.String()+":root", "Operations", []string{"Decrypt"}),
+		"DisableKey":   obj("KeyId", key),
+		"CreateKey":    "{}",
+		"PutKeyPolicy": obj("KeyId", key, "Policy", `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"AWS":"*"},"Action":"kms:*","Resource":"*"}]}`, "BypassPolicyLockoutSafetyCheck", true),
+		"CreateAlias":  obj("AliasName", "alias/overtaken", "TargetKeyId", key),
+	}
+	set := func(active bool) {
+		t.Helper()
+		k, err := shared.AccessKey(context.Background(), e.keyID)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer k.Secret.Wipe()
+		k.Active = active
+		if err := shared.PutAccessKey(context.Background(), k); err != nil {
+			t.Error(err)
+		}
+	}
+	for op, body := range bodies {
+		whole := e.verifier
+		verifier, err := sigv4.New(sigv4.Config{Regions: []string{e.region}, Keys: meanwhile{e.cast, new(sync.Once), func() { set(false) }}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.verifier = verifier
+		before := shared.Committed()
+		resp := e.call(op, body)
+		if resp.Code != kmsapi.KMSInternal || shared.Committed() != before+1 {
+			t.Errorf("%s: %s, and %d changes", op, resp.Code, shared.Committed()-before)
+		}
+		set(true)
+		e.verifier = whole
+	}
+	for op, body := range bodies {
+		if resp := e.call(op, body); resp.Code != kmsapi.OK {
+			t.Errorf("%s: %s %s", op, resp.Code, resp.Body)
+		}
+		e.call("EnableKey", obj("KeyId", key)) // in whatever order they come
+	}
+}

@@ -18,6 +18,7 @@ func (s *Server) ManagedFor(ctx context.Context, signed *sigv4.Request, alias st
 	if len(signed.Body) > kmsapi.BodyMax {
 		return kmsapi.E(kmsapi.RequestEntityTooLarge)
 	}
+	applied := s.appliedNow()
 	var scratch sigv4.Scratch
 	defer scratch.Reset()
 	identity, code := s.verifier.Verify(signed, &scratch, s.now())
@@ -28,7 +29,7 @@ func (s *Server) ManagedFor(ctx context.Context, signed *sigv4.Request, alias st
 	if identity.Service() != kmsapi.SigningName || identity.Region() != s.region || w == nil || w.Caller == nil || !namesAlias(signed.Body, w.Account, alias) {
 		return errors.New("controlplane: an AWS managed key is asked for by a request that does not use it")
 	}
-	return s.Managed(ctx, w.Caller, alias)
+	return s.Managed(s.under(ctx, applied, identity), w.Caller, alias)
 }
 
 // namesAlias reports whether a request to use a key names the alias of the account, by its name or its ARN.

@@ -77,7 +77,10 @@ type Config struct {
 	// Lease is until when this process may answer from what it knows of principals and their rights: while it has run out every request is refused. nil: for ever,
 	// it has the only view there is.
 	Lease *fence.Lease
-	Now   func() time.Time // nil: time.Now
+	// Applied is the revision of the store up to which all changes are in what the Verifier and Principals go by: a request writes only if its caller is the same in the
+	// store still (store.Authority). nil: nobody but this process changes them.
+	Applied func() int64
+	Now     func() time.Time // nil: time.Now
 	// Replication is how keys come to other Regions. nil: they come to none.
 	Replication *Replication
 	// Running is the time since some moment, by a clock that nobody can set. nil: that of this process since New.
@@ -146,6 +149,7 @@ type Server struct {
 	running           func() time.Duration
 	publisher         Publisher
 	lease             *fence.Lease
+	applied           func() int64 // nil: callers are not compared
 	principals        Principals
 	now               func() time.Time
 	log               *slog.Logger
@@ -190,7 +194,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		region: cfg.Region, partition: keyid.Partition(cfg.Region), store: cfg.Store, verifier: cfg.Verifier, random: cfg.Random,
-		root: cfg.Root, keys: cfg.Keys, keyStores: cfg.KeyStores, sealer: cfg.Sealer, running: cfg.Running, publisher: cfg.Publisher, lease: cfg.Lease, principals: cfg.Principals, now: cfg.Now, log: cfg.Logger,
+		root: cfg.Root, keys: cfg.Keys, keyStores: cfg.KeyStores, sealer: cfg.Sealer, running: cfg.Running, publisher: cfg.Publisher, lease: cfg.Lease, applied: cfg.Applied, principals: cfg.Principals, now: cfg.Now, log: cfg.Logger,
 		workInterval: cfg.WorkInterval, iam: cfg.IAM, quotas: cfg.Quotas,
 	}
 	s.lastUses, s.sink, s.events, s.strangers.Limit = cfg.LastUses, cfg.Audit, uuid.New(), strangers
@@ -315,6 +319,7 @@ func (s *Server) serve(ctx context.Context, c *call) ([]byte, error) {
 	if !s.lease.Valid() {
 		return nil, errFenced
 	}
+	applied := s.appliedNow() // before anything is looked up
 	var scratch sigv4.Scratch
 	defer scratch.Reset()
 	identity, code := s.verifier.Verify(signed, &scratch, c.now)
@@ -325,6 +330,7 @@ func (s *Server) serve(ctx context.Context, c *call) ([]byte, error) {
 		return nil, kmsapi.New(kmsapi.InvalidSignature, "Credential should be scoped to a valid region, not '"+identity.Region()+"'.")
 	}
 	c.caller = identity
+	ctx = s.under(ctx, applied, identity)
 	if identity.Service() == quota.SigningName {
 		if s.quotas == nil {
 			return nil, kmsapi.New(kmsapi.UnknownOperation, kmsapi.UnknownOperationText)
@@ -362,6 +368,22 @@ func (s *Server) serve(ctx context.Context, c *call) ([]byte, error) {
 	body, err := run(s, ctx, c, signed.Body)
 	s.spreadRefusal(c, err)
 	return body, err
+}
+
+// appliedNow is a revision that callers are compared from, 0 if they are not.
+func (s *Server) appliedNow() int64 {
+	if s.applied == nil {
+		return 0
+	}
+	return s.applied()
+}
+
+// under has what a request writes hold to its caller's being in the store as at a revision.
+func (s *Server) under(ctx context.Context, applied int64, who sigv4.Identity) context.Context {
+	if p := who.Principal(); s.applied != nil && p != nil {
+		return store.Under(ctx, store.NewAuthority(applied, who.AccessKeyID(), p.Caller))
+	}
+	return ctx
 }
 
 // spreadRefusal sees to it that a write that is refused because of how things are promises no more than holds: the change that made them so may be another process's,

@@ -186,7 +186,7 @@ func refusal(err error) *awsquery.Error {
 		return awsquery.NewError("LimitExceeded", "Cannot exceed quota for SessionPolicyBytesPerAccount: "+strconv.Itoa(SessionDocumentsMax))
 	case errors.Is(err, store.ErrConflict):
 		return awsquery.NewError("ConcurrentModification", "The request was rejected because multiple requests to change this object were submitted simultaneously.")
-	case store.Unavailable(err), errors.Is(err, store.ErrUncertain):
+	case store.Unavailable(err), errors.Is(err, store.ErrUncertain), errors.Is(err, store.ErrOvertaken):
 		return awsquery.NewError("ServiceUnavailable", "The request has failed due to a temporary failure of the server.")
 	}
 	return awsquery.NewError("InternalFailure", "The request processing has failed because of an unknown error, exception or failure.")

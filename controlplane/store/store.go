@@ -206,19 +206,24 @@ func retry(ctx context.Context, attempt func() (done bool, err error)) error {
 	return ErrConflict
 }
 
-// commit runs one transaction. An error is ErrUncertain: once sent, a transaction may be committed whatever came back.
+// commit runs one transaction, held to the Authority of ctx: ErrOvertaken. Any other error is ErrUncertain: once sent, a transaction may be committed whatever came back.
 func (s *Store) commit(ctx context.Context, when []clientv3.Cmp, then []clientv3.Op) (ok bool, revision int64, err error) {
 	if planted.Every(15, planted.WriteLost) {
 		then = nil
 	}
-	resp, err := s.client.Txn(ctx).If(when...).Then(then...).Commit()
+	authority := authorityOf(ctx)
+	resp, err := s.client.Txn(ctx).If(append(slices.Clip(when), authority.compares()...)...).Then(then...).Commit()
 	if errors.Is(err, ErrConflict) {
 		return false, 0, err // nothing was sent that could be committed
 	}
 	if err != nil {
 		return false, 0, fmt.Errorf("%w: %w", ErrUncertain, err)
 	}
-	return resp.Succeeded, resp.Header.Revision, nil
+	if !resp.Succeeded {
+		return false, resp.Header.Revision, s.overtaken(ctx, authority)
+	}
+	authority.committed(resp.Header.Revision)
+	return true, resp.Header.Revision, nil
 }
 
 // get reads one value with its mod revision; ErrNotFound if there is none. The caller may wipe the value.

@@ -244,13 +244,14 @@ func (n *Node) openControl(ctx context.Context, lastUses controlplane.LastUses, 
 		return err
 	}
 	var lease *fence.Lease // for ever
+	var applied func() int64
 	if n.split != nil {
-		lease = n.split.lease
+		lease, applied = n.split.lease, func() int64 { return n.split.follower.Applied() } // no request comes before it is there
 	}
 	wrapping := new(controlplane.WrappingSeats)
 	for _, at := range n.regions {
 		if at.control, err = controlplane.New(controlplane.Config{
-			Region: at.name, Store: n.store, Verifier: n.verifier, Publisher: publisher(at.name), Principals: n.principals, Lease: lease, IAM: query, Quotas: at.limits, Audit: n.appendTo, Logger: n.log,
+			Region: at.name, Store: n.store, Verifier: n.verifier, Publisher: publisher(at.name), Principals: n.principals, Lease: lease, Applied: applied, IAM: query, Quotas: at.limits, Audit: n.appendTo, Logger: n.log,
 			Random: random(n.dispatch.Run), Root: func() [8]byte { return n.shards.Primary() }, Keys: n.ring(), KeyStores: n.keyStores, Sealer: n.seal, Wrapping: wrapping, LastUses: lastUses,
 			Replication: replications[at.name], Now: n.clock.Now, Running: n.clock.Running, WorkInterval: n.clock.Work,
 		}); err != nil {
