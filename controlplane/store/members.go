@@ -100,7 +100,7 @@ func (s *Store) Join(ctx context.Context, m Member) (*Membership, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.succeed(ctx); err != nil {
+	if err := errors.Join(s.succeed(ctx), s.giveUp(ctx)); err != nil {
 		return nil, err
 	}
 	if s.dir != "" {
@@ -116,12 +116,29 @@ func (s *Store) Join(ctx context.Context, m Member) (*Membership, error) {
 	ok, revision, err := s.commit(ctx, []clientv3.Cmp{absent(key)}, []clientv3.Op{clientv3.OpPut(key, string(value), clientv3.WithLease(granted.ID))})
 	switch {
 	case err != nil:
-		return nil, err // if it is a member all the same, then until its lease ends
+		// It may be a member all the same, or come to be one yet, for which each change would wait: the next Join ends it.
+		s.joining.Lock()
+		s.doubtful = append(s.doubtful, granted.ID)
+		s.joining.Unlock()
+		return nil, err
 	case !ok:
 		return nil, ErrExists
 	}
 	m.Joined = revision
 	return &Membership{m, s, granted.ID}, nil
+}
+
+// giveUp ends the leases of which nobody knows whether a membership hangs on them: Joins of unknown outcome. One that is committed only now finds no lease, and fails.
+func (s *Store) giveUp(ctx context.Context) error {
+	s.joining.Lock()
+	defer s.joining.Unlock()
+	for len(s.doubtful) > 0 {
+		if _, err := s.client.Revoke(ctx, s.doubtful[0]); err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+			return fmt.Errorf("store: %w", err)
+		}
+		s.doubtful = s.doubtful[1:]
+	}
+	return nil
 }
 
 // Renew keeps the membership for memberTerm. ErrLeft.

@@ -7,6 +7,7 @@ import (
 	"hash/maphash"
 	"log/slog"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -86,6 +87,8 @@ type Store struct {
 	reburied []KeyName // when it was opened
 
 	succeeded atomic.Bool // the membership of the process before is ended
+	joining   sync.Mutex
+	doubtful  []clientv3.LeaseID // of Joins of unknown outcome
 }
 
 func newStore(client *clientv3.Client, sealer Sealer) *Store {
@@ -129,8 +132,9 @@ func (s *Store) Ready(ctx context.Context) error {
 	return err
 }
 
-// Barrier returns when a write proposed after the call is committed: then every write of this process that was sent before is committed too,
-// or never will be, because proposals of one member keep their order in the log.
+// Barrier returns when a write proposed after the call is committed. With etcd in this process, every write that was sent before is committed too then, or never will be,
+// because proposals of one member keep their order in the log. With an etcd cluster that holds of writes by way of the same member only: one whose answer was lost and that another
+// member has still to propose may come later. A process of a cluster hears of that from Follow, as of everybody's writes.
 func (s *Store) Barrier(ctx context.Context) error {
 	_, err := s.client.Put(ctx, barrierKey, "")
 	return err
