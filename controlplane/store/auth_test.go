@@ -523,6 +523,12 @@ func TestFloor(t *testing.T) {
 	s = openAt(t, dir)
 	must(t, s.Authenticate(ctx, Trust{}))
 	mustCreate(t, s, "floor")
+	ran := time.Duration(0)
+	for ticker := s.NewTicker("floor", func() time.Duration { return ran }); ran < time.Hour; ran += time.Minute {
+		if _, err := ticker.Tick(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if _, err := s.UpdateKey(ctx, k.KeyName, func(k *Key) error { k.State = kmsapi.StateDisabled; return nil }); err != nil {
 		t.Fatal(err)
 	}
@@ -544,6 +550,15 @@ func TestFloor(t *testing.T) {
 	}
 	copyOver(etcd, old)
 	refused("an older copy")
+	copyOver(etcd, old)
+	s = openAt(t, dir)
+	for raw(t, s, formatKey); s.Committed() < 500; { // as etcdutl snapshot restore --bump-revision does
+		if _, err := s.client.Put(ctx, "/elsewhere", ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(t, s.Close())
+	refused("an older copy of a higher revision")
 	must(t, os.RemoveAll(etcd))
 	refused("an empty one") // it gets an identity of its own only without a floor
 	copyOver(etcd, old)
@@ -656,6 +671,7 @@ func FuzzTrailer(f *testing.F) {
 
 func FuzzFloor(f *testing.F) {
 	f.Add([]byte("keyplane store-seen 1\n00112233445566778899aabbccddeeff 1 0011223344556677 5\n"))
+	f.Add([]byte("keyplane store-seen 2\n00112233445566778899aabbccddeeff 1 0011223344556677 5 60000000000\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		dir := t.TempDir()
 		path := filepath.Join(dir, floorFile)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"strings"
 
@@ -105,7 +106,7 @@ func (s *Store) mayRestore(ctx context.Context, from Restored) (*floor, error) {
 	if floor != nil && floor.ID != from.Store {
 		return nil, fmt.Errorf("%w: the backup is of %s, and this data directory of %s", ErrOlder, from.Store, floor.ID)
 	}
-	if err := floor.check(epochOf{from.Store, from.Epoch, from.EpochName}, from.Revision); err != nil && !from.Older {
+	if err := floor.check(epochOf{from.Store, from.Epoch, from.EpochName}, from.Revision, math.MaxInt64); err != nil && !from.Older {
 		return nil, err
 	}
 	st, err := s.readIdentity(ctx)
@@ -195,7 +196,7 @@ func (s *Store) Restore(ctx context.Context, from Restored, values func(put func
 	}
 	s.identity = epochOf{from.Store, next.Number, next.Name}
 	s.auth.sealed.Store(true)
-	return s.keepFloor(floor)
+	return s.keepFloor(ctx, floor)
 }
 
 func (s *Store) restoreValues(ctx context.Context, values func(put func(key string, value []byte) error) error) error {

@@ -152,13 +152,13 @@ func TestExportAndRestore(t *testing.T) {
 		t.Error("a key without its policy:", err)
 	}
 	// Another process that saw the store before takes the new epoch, and one that saw the new epoch not the old.
-	seen := floor{epochOf{e.Store, e.Epoch, e.EpochName}, 1 << 40}
-	if err := seen.check(r.identity, 5); err != nil {
+	seen := floor{epochOf{e.Store, e.Epoch, e.EpochName}, 1 << 40, 7}
+	if err := seen.check(r.identity, 5, 0); err != nil {
 		t.Error(err)
 	}
-	seen = floor{r.identity, 5}
+	seen = floor{r.identity, 5, 0}
 	for _, old := range []epochOf{{e.Store, e.Epoch, e.EpochName}, {e.Store, r.identity.Number, e.EpochName}, {strings.Repeat("0", 32), r.identity.Number + 1, ""}} {
-		if err := seen.check(old, 1<<40); !errors.Is(err, ErrOlder) {
+		if err := seen.check(old, 1<<40, 1<<40); !errors.Is(err, ErrOlder) {
 			t.Errorf("%v after %v: %v", old, seen, err)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strconv"
 	"sync"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -108,7 +109,7 @@ func (s *Store) Authenticate(ctx context.Context, trust Trust) error {
 	if err := s.pins.settle(ctx, s); err != nil {
 		return err
 	}
-	return s.keepFloor(floor)
+	return s.keepFloor(ctx, floor)
 }
 
 // enter does one step to where the store's key opens. nil: there is another one.
@@ -180,7 +181,11 @@ func (s *Store) enter(ctx context.Context, trust Trust, floor *floor) (*macKey, 
 		return nil, s.putIdentity(ctx, format, identity, &storedIdentity{ID: st.ID, Epoch: *st.Next}, formatVersion)
 	}
 	now := epochOf{st.ID, st.Epoch.Number, st.Epoch.Name}
-	if older := floor.check(now, resp.Header.Revision); older != nil {
+	ran, err := s.ranFor(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	if older := floor.check(now, resp.Header.Revision, ran); older != nil {
 		if !trust.Older {
 			return nil, older
 		}
@@ -305,11 +310,15 @@ func (s *Store) CheckFloor(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", identityKey, err)
 		}
 	}
-	was := floor{epochOf: s.identity, revision: seen}
+	was := floor{s.identity, seen, time.Duration(s.ran.Load())}
 	if now := (epochOf{st.ID, st.Epoch.Number, st.Epoch.Name}); now != s.identity {
 		return fmt.Errorf("%w: it was %s, and is %s", ErrOlder, was.String(), now.String())
 	}
-	return was.check(s.identity, resp.Header.Revision)
+	ran, err := s.ranFor(ctx, s.auth.key.Load())
+	if err != nil {
+		return err
+	}
+	return was.check(s.identity, resp.Header.Revision, ran)
 }
 
 func (e epochOf) String() string { return fmt.Sprintf("%s epoch %d %s", e.ID, e.Number, e.Name) }

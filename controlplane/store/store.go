@@ -86,6 +86,8 @@ type Store struct {
 	graves   *graves   // from Rebury on, else nil
 	reburied []KeyName // when it was opened
 
+	ran atomic.Int64 // what floorNow has found, in nanoseconds
+
 	succeeded atomic.Bool // the membership of the process before is ended
 	joining   sync.Mutex
 	doubtful  []clientv3.LeaseID // of Joins of unknown outcome
