@@ -90,6 +90,9 @@ func (s *Server) audit(c *call, resp *Response, message string) error {
 		r.Source = cloudtrail.KMS
 		s.describe(c, signed, resp)
 	}
+	if r.Name == "" && s.iam != nil && (service == "iam" || service == "sts") {
+		r.Name, r.ReadOnly = s.iam.Event(service, signed.Body) // it was refused before it got there: say what was tried
+	}
 	if r.Name == "" {
 		r.Name, r.ReadOnly = cloudtrail.UnknownEvent, true
 	}

@@ -484,6 +484,29 @@ func TestIAMIsRecorded(t *testing.T) {
 	if list := e.trail.take(); len(list) != 1 || list[0]["errorCode"] != "EntityAlreadyExists" || list[0]["responseElements"] != nil {
 		t.Errorf("%v", list)
 	}
+	// What is refused before IAM sees it is recorded under the name of what was tried; what names no operation is Unknown, and never the client's text.
+	secret := e.secret
+	e.secret = strings.Repeat("x", len(secret))
+	for _, c := range []struct {
+		body, name string
+		readOnly   bool
+	}{
+		{create, "CreateUser", false},
+		{"Action=ListUsers&Version=2010-05-08", "ListUsers", true},
+		{"Action=Sesame&Version=2010-05-08", cloudtrail.UnknownEvent, true},
+		{"Action=CreateUser&Action=ListUsers", cloudtrail.UnknownEvent, true},
+		{"%", cloudtrail.UnknownEvent, true},
+		{"", cloudtrail.UnknownEvent, true},
+	} {
+		if resp := send(c.body); resp.Status == 200 {
+			t.Errorf("%q with a wrong signature: %d", c.body, resp.Status)
+		}
+		if list := e.trail.take(); len(list) != 1 || list[0]["eventSource"] != "iam.amazonaws.com" || list[0]["eventName"] != c.name || list[0]["readOnly"] != c.readOnly ||
+			list[0]["requestParameters"] != nil || list[0]["errorCode"] == nil {
+			t.Errorf("%q with a wrong signature: %v, want %s", c.body, list, c.name)
+		}
+	}
+	e.secret = secret
 	e.iam = secureIAM{}
 	for _, secure = range []bool{true, false} {
 		if resp := send(create); string(resp.Body) != fmt.Sprint(secure) {
@@ -504,6 +527,8 @@ type secureIAM struct{}
 func (secureIAM) Serve(_ context.Context, _ sigv4.Identity, _ string, _ []byte, _, _ string, secure bool, _ []byte, _ time.Time, _ *cloudtrail.Record) (int, []byte) {
 	return 200, fmt.Append(nil, secure)
 }
+
+func (secureIAM) Event(string, []byte) (string, bool) { return "", false }
 
 // A caller of another account: one record, in the caller's account, with what it asked for; the refusal says no more than the client heard.
 func TestCrossAccountRecord(t *testing.T) {

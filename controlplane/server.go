@@ -119,6 +119,8 @@ type IAM interface {
 	// record is filled with what the call asked for and what came of it: eventName, readOnly, error, parameters, elements, resources.
 	Serve(ctx context.Context, who sigv4.Identity, service string, body []byte, requestID, sourceIP string, secure bool, userAgent []byte, now time.Time,
 		record *cloudtrail.Record) (status int, reply []byte)
+	// Event is the eventName and readOnly of a request that Serve was not asked to answer: "" unless it names an operation of the service.
+	Event(service string, body []byte) (name string, readOnly bool)
 }
 
 // Quotas is what accounts may use, and answers requests to Service Quotas, whose signature was verified: *quotas.Quotas.

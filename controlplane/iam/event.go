@@ -54,6 +54,24 @@ func describe(r *cloudtrail.Record, service, name string, q *awsquery.Query, rep
 	}
 }
 
+// Event says which operation a request is for that is refused before Serve is asked, as one whose signature is wrong: its name and whether it only reads, "" if the body
+// names none. The name is that of an operation and never the client's text.
+func (s *Server) Event(service string, body []byte) (name string, only bool) {
+	q, err := awsquery.Parse(body)
+	if err != nil {
+		return "", false
+	}
+	name, _ = q.Get("Action")
+	operations := iamOperations
+	if service == "sts" {
+		operations = stsOperations
+	}
+	if operations[name] == nil {
+		return "", false
+	}
+	return name, readOnly(service, name)
+}
+
 // accountOf is the account of an ARN, 000000000000 where it has none.
 func accountOf(arn string) keyid.Account {
 	parts := strings.SplitN(arn, ":", 6)
