@@ -383,6 +383,18 @@ func TestStoreGone(t *testing.T) {
 	}
 }
 
+// aws:SecureTransport is of each request.
+func TestSecureTransport(t *testing.T) {
+	q := newQuotas(t, "eu-quota-20", quota.Default)
+	c := q.as(t, first, `{"Effect":"Allow","Action":"servicequotas:*","Resource":"*","Condition":{"Bool":{"aws:SecureTransport":"true"}}}`)
+	for secure, want := range map[bool]int{false: 400, true: 200} {
+		status, reply := q.Serve(t.Context(), c.identity, []byte(ownPrefix+"ShowQuotas"), []byte(`{}`), "test", "127.0.0.1", secure, nil, now, new(cloudtrail.Record))
+		if status != want || strings.Contains(string(reply), "AccessDenied") == secure {
+			t.Errorf("secure %v: %d %s", secure, status, reply)
+		}
+	}
+}
+
 // While the store is read, which takes as long as it takes, changes end at their own time, and so does a reading of Run.
 func TestNobodyWaitsForever(t *testing.T) {
 	q := newQuotas(t, "eu-quota-10", quota.Default)
