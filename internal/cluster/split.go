@@ -167,6 +167,17 @@ func (c *Cluster) led(ctx context.Context) error {
 	}
 }
 
+// Terms is the number of elections that the members of etcd know of, 0 if none answers.
+func (c *Cluster) Terms(ctx context.Context) (most int) {
+	for _, n := range c.Etcds {
+		if s, err := c.etcdStatus(ctx, n); err == nil {
+			term, _ := strconv.Atoi(s.Term)
+			most = max(most, term)
+		}
+	}
+	return most
+}
+
 // Leader is the etcd member that leads, as the members see it, and the others.
 func (c *Cluster) Leader(ctx context.Context) (leader *Node, followers []*Node, err error) {
 	for _, n := range c.Etcds {
@@ -191,6 +202,7 @@ type etcdStatus struct {
 		MemberID string `json:"member_id"`
 	} `json:"header"`
 	Leader string `json:"leader"`
+	Term   string `json:"raftTerm"`
 }
 
 // etcdStatus asks a member over the JSON that etcd speaks besides gRPC.

@@ -118,3 +118,24 @@ func TestQueue(t *testing.T) {
 		t.Errorf("the slowest of one %v, of fifty %v", one, many)
 	}
 }
+
+// TestPerMillion: one loss among a million requests, whatever was sent.
+func TestPerMillion(t *testing.T) {
+	for _, c := range []struct {
+		failed, far, n int64
+		likely, most   float64
+	}{
+		{0, 0, 1_000_000, 0, 3},         // the rule of three
+		{3, 0, 20_000, 3, 153},          // what fails with the loss does not become more with what is sent beside it
+		{3, 0, 2_000_000, 1.5, 3},       // of one loss among two million half
+		{5, 2, 100_000, 3 + 20, 3 + 63}, // what fails apart from it does: 6.3 with 95 % certainty
+		{40, 40, 1_000_000, 40, 52.1},
+		{0, 0, 0, 0, 3_000_000}, // nothing is known
+		{300, 300, 1_000_000, 300, 330.03},
+	} {
+		likely, most := perMillion(c.failed, c.far, c.n)
+		if math.Abs(likely-c.likely) > 0.001 || math.Abs(most-c.most) > 0.01*c.most {
+			t.Errorf("%+v: %v, %v", c, likely, most)
+		}
+	}
+}

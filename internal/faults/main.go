@@ -27,7 +27,7 @@ func main() {
 	flag.Uint64Var(&o.seed, "seed", 0, "`number` that repeats the choices of a run (default another each time)")
 	flag.BoolVar(&o.split, "split", false, "an etcd cluster, control planes and data nodes (default keyplane serve alone)")
 	flag.IntVar(&o.injections, "injections", 3, "`number` of faults of each kind")
-	flag.Func("kind", "`NAME` of a kind of fault, may be repeated (default all that fit)", func(k string) error { o.kinds = append(o.kinds, k); return nil })
+	flag.Func("kind", "`NAME` of a kind of fault, may be repeated (default all that fit); with -measure loss what is lost: nothing, node, token, etcd, control", func(k string) error { o.kinds = append(o.kinds, k); return nil })
 	flag.IntVar(&o.load, "load", 4, "`number` of clients of each sort that encrypt and decrypt")
 	flag.IntVar(&o.writers, "writers", 2, "`number` of clients that change things of their own")
 	flag.IntVar(&o.trials, "trials", 2, "`number` of clients that try what an acknowledged change has ended")
@@ -52,6 +52,7 @@ func main() {
 	measures := map[string]func() error{
 		"loss":    func() error { return o.measureLoss(ctx, *keyplane, *each, *requests, *tokens, os.Stdout) },
 		"nodes":   func() error { return o.measureNodes(ctx, *keyplane, *each, os.Stdout) },
+		"clients": func() error { return o.measureClients(*each, os.Stdout) },
 		"disable": func() error { return o.measureDisable(ctx, *keyplane, 1000, os.Stdout) },
 		"scaling": func() error { return scaling(os.Stdout) },
 	}
