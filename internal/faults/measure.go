@@ -115,6 +115,7 @@ type pace struct {
 	conns int
 	rate  float64 // requests/s of all connections
 	time  time.Duration
+	more  func() bool // whether to go on after that; nil: no
 }
 
 // each calls do for each request of each connection.
@@ -124,7 +125,7 @@ func (p pace) each(do func(conn int) (request func())) {
 	for i := range p.conns {
 		all.Go(func() {
 			request := do(i)
-			for n := 0; time.Since(began) < p.time; n++ {
+			for n := 0; time.Since(began) < p.time || p.more != nil && p.more(); n++ {
 				if p.rate > 0 {
 					due := began.Add(time.Duration((float64(n) + float64(i)/float64(p.conns)) * float64(p.conns) / p.rate * float64(time.Second)))
 					time.Sleep(time.Until(due))
@@ -220,10 +221,10 @@ func (o options) measureLoss(ctx context.Context, keyplane string, each time.Dur
 	var peak float64
 	for range 2 { // the first makes connections and fills caches
 		d := driven{say: say}
-		r.drive(pace{measureConns, 0, peakFor}, &d, r.endpoints(), healthy)
+		r.drive(pace{conns: measureConns, time: peakFor}, &d, r.endpoints(), healthy)
 		peak = float64(d.requests.Load()) / peakFor.Seconds()
 	}
-	p := pace{measureConns / 2, 0.3 * peak, each}
+	p := pace{conns: measureConns / 2, rate: 0.3 * peak}
 	p.time = max(each, time.Duration(float64(requests)/p.rate*float64(time.Second)))
 	fmt.Fprintf(say, "peak %.0f requests/s over three nodes, clients and etcd on the same machine; load %.0f/s, for %v each\n", peak, 2*p.rate, p.time.Round(time.Second))
 	terms := r.Terms(ctx)
@@ -253,6 +254,7 @@ func (o options) measureLoss(ctx context.Context, keyplane string, each time.Dur
 		}
 		fmt.Fprintln(say, part.name)
 		once, retried := driven{say: say}, driven{say: say}
+		p.more = func() bool { return once.requests.Load() < int64(requests) && ctx.Err() == nil } // a machine that does much else is late
 		var all sync.WaitGroup
 		all.Go(func() { r.drive(p, &once, r.endpoints(), healthy) })
 		all.Go(func() { r.driveRetried(ctx, p, &retried, healthy) })
