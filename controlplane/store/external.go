@@ -48,7 +48,7 @@ func OpenExternal(ctx context.Context, cfg ExternalConfig) (*Store, error) {
 		return nil, fmt.Errorf("store: %w", err)
 	}
 	s := newStore(client, cfg.Sealer)
-	s.log = cfg.Logger
+	s.log, s.remote = cfg.Logger, true
 	if cfg.Dir != "" {
 		if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 			return nil, errors.Join(fmt.Errorf("store: %w", err), s.Close())

@@ -2,17 +2,20 @@ package store
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime/pprof"
 	"slices"
 	"strings"
 	"testing"
 
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
+	"google.golang.org/grpc/metadata"
 )
 
 func TestSupportedVersion(t *testing.T) {
@@ -63,6 +66,29 @@ func TestOpenExternal(t *testing.T) {
 	}
 	if err := b.CreateKey(t.Context(), k, 1000); !errors.Is(err, ErrExists) {
 		t.Errorf("got %v", err)
+	}
+	// A stream that a question for progress began, when that of the watch had ended, ends with the watch.
+	streams := func() int {
+		var b bytes.Buffer
+		if err := pprof.Lookup("goroutine").WriteTo(&b, 2); err != nil {
+			t.Fatal(err)
+		}
+		return strings.Count(b.String(), "created by go.etcd.io/etcd/client/v3.(*watcher).newWatcherGRPCStream")
+	}
+	before := streams()
+	w, end := b.watcher()
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "keyplane-follow", "leak")
+	watching, stop := context.WithCancel(ctx)
+	answers := w.Watch(watching, root)
+	stop()
+	for range answers {
+	}
+	if err := w.RequestProgress(ctx); err != nil || streams() <= before {
+		t.Error("there is no stream to be left:", err)
+	}
+	end()
+	if n := streams(); n > before {
+		t.Errorf("%d streams are left", n-before)
 	}
 	if err := errors.Join(a.Close(), b.Close()); err != nil {
 		t.Error(err)

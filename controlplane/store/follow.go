@@ -200,13 +200,25 @@ type following struct {
 	apply func(int64, []Change) error
 }
 
+// watcher is for one watch. end takes away all that it has begun: RequestProgress, when the watch's stream has just ended, begins another, which the client would keep until it is closed itself.
+// Streams within this process do not end by themselves.
+func (s *Store) watcher() (w clientv3.Watcher, end func()) {
+	if !s.remote {
+		return s.client.Watcher, func() {}
+	}
+	own := clientv3.NewWatcher(s.client)
+	return &authWatcher{own, s.auth}, func() { _ = own.Close() }
+}
+
 // watch runs one watch until it ends. A nil error means that another should be begun.
 //
 // It asks for no fragments: etcd never divides a revision between two answers then.
 func (f *following) watch(ctx context.Context) error {
+	watcher, end := f.store.watcher()
+	defer end()
 	ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(clientv3.WithRequireLeader(ctx), "keyplane-follow", strconv.FormatUint(followers.Add(1), 10)))
 	defer cancel()
-	answers := f.store.client.Watch(ctx, root, clientv3.WithPrefix(), clientv3.WithPrevKV(), clientv3.WithRev(f.at+1))
+	answers := watcher.Watch(ctx, root, clientv3.WithPrefix(), clientv3.WithPrevKV(), clientv3.WithRev(f.at+1))
 	tick := time.NewTicker(progressPause)
 	defer tick.Stop()
 	var behind time.Time // since when the watch is behind and has said nothing
@@ -239,7 +251,7 @@ func (f *following) watch(ctx context.Context) error {
 			default:
 				// It does not wait for the answer, but may for a stream: not longer than for the next look.
 				asking, done := context.WithTimeout(ctx, progressPause)
-				_ = f.store.client.RequestProgress(asking)
+				_ = watcher.RequestProgress(asking)
 				done()
 			}
 		}

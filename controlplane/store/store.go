@@ -81,6 +81,7 @@ type Store struct {
 	identity epochOf        // from Authenticate on
 	pins     pins           // until then
 	closers  []func() error // run in order by Close
+	remote   bool           // etcd is a cluster of other processes
 	dir      string         // what this process has beside etcd's files; "": nothing
 	log      *slog.Logger
 	graves   *graves   // from Rebury on, else nil
