@@ -46,7 +46,7 @@ func (s *Server) scheduleKeyDeletion(ctx context.Context, c *call, in *scheduleK
 	if err != nil {
 		return scheduleKeyDeletionOut{}, err
 	}
-	c.context.Extra = []authz.ExtraValue{{Key: policy.KMSScheduleKeyDeletionPendingWindowInDays, Value: strconv.Itoa(int(days))}}
+	c.context.Extra = append(s.trailing(n, c.now), authz.ExtraValue{Key: policy.KMSScheduleKeyDeletionPendingWindowInDays, Value: strconv.Itoa(int(days))})
 	cluster := ""
 	k, err := s.change(ctx, c, n, func(k *store.Key) (err error) {
 		if cluster, err = s.clusterOf(ctx, k); err != nil {

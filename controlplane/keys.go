@@ -416,6 +416,9 @@ func (s *Server) switchState(ctx context.Context, c *call, keyID string) error {
 	if err != nil {
 		return err
 	}
+	if c.op.Name == "DisableKey" {
+		c.context.Extra = s.trailing(n, c.now)
+	}
 	k, err := s.change(ctx, c, n, func(k *store.Key) error {
 		if k.State = after(c.op.Name, k.State); k.State == kmsapi.StateEnabled {
 			elapsed, err := s.seen(ctx)

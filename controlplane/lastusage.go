@@ -2,11 +2,15 @@ package controlplane
 
 import (
 	"context"
+	"strconv"
 	"time"
 
+	"github.com/keyplane/keyplane/controlplane/store"
+	"github.com/keyplane/keyplane/internal/authz"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/lastuse"
+	"github.com/keyplane/keyplane/internal/policy"
 	"github.com/keyplane/keyplane/internal/uuid"
 )
 
@@ -58,4 +62,17 @@ func (s *Server) getKeyLastUsage(ctx context.Context, c *call, in *keyIn) (getKe
 		out.TrackingStartDate = out.KeyCreationDate
 	}
 	return out, nil
+}
+
+// trailing is kms:TrailingDaysWithoutKeyUsage: the whole days since the last use of a key, absent where none is known.
+func (s *Server) trailing(n store.KeyName, now time.Time) []authz.ExtraValue {
+	if s.lastUses == nil {
+		return nil
+	}
+	u, ok := s.lastUses.Last(n.Region, n.Account, n.ID)
+	if !ok {
+		return nil
+	}
+	days := max(now.Sub(time.Unix(u.Seconds, 0)), 0) / day
+	return []authz.ExtraValue{{Key: policy.KMSTrailingDaysWithoutKeyUsage, Value: strconv.FormatInt(int64(days), 10)}}
 }

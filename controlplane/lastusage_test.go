@@ -74,3 +74,36 @@ func TestGetKeyLastUsage(t *testing.T) {
 	e.lastUses = nil
 	e.fails("GetKeyLastUsage", obj("KeyId", old.KeyId), kmsapi.UnsupportedOperation, noLastUses)
 }
+
+func TestTrailingDays(t *testing.T) {
+	e := newEnv(t)
+	m, other := e.create("{}"), e.create("{}")
+	denied := statement("Deny", "kms:*", anyResource, `"Condition":{"NumericLessThan":{"kms:TrailingDaysWithoutKeyUsage":"90"}}`)
+	user := e.user("careful", statement("Allow", "kms:*", anyResource), denied)
+	ids, used := uuid.New(), e.clock.now()
+	use := &cloudtrail.Record{Time: used, Source: cloudtrail.KMS, Name: "Decrypt", Region: e.region, ReadOnly: true, Recipient: e.account}
+	var request [uuid.Len]byte
+	ids.Fill(&request)
+	ids.Fill(&use.EventID)
+	use.RequestID = request[:]
+	use.AddResource([]byte(m.Arn), e.account)
+	e.uses.Observe(0, use.Append(nil))
+	may := func(op, key string, want bool) {
+		t.Helper()
+		code := kmsapi.AccessDenied
+		if want {
+			code = kmsapi.OK
+		}
+		if resp := user.call(op, obj("KeyId", key)); resp.Code != code {
+			t.Errorf("%s after %v: %s", op, e.clock.now().Sub(used), resp.Body)
+		}
+	}
+	e.clock.set(used.Add(90*24*time.Hour - time.Second))
+	may("DisableKey", m.KeyId, false)
+	may("ScheduleKeyDeletion", m.KeyId, false)
+	may("EnableKey", m.KeyId, true) // which has no such key
+	may("DisableKey", other.KeyId, true)
+	e.clock.set(used.Add(90 * 24 * time.Hour))
+	may("DisableKey", m.KeyId, true)
+	may("ScheduleKeyDeletion", m.KeyId, true)
+}
