@@ -148,6 +148,7 @@ var rules = []rule{
 	{pkg: "internal/lastuse", ours: []string{"internal/keyid", "internal/uuid"}, not: []string{"net/http"}, reach: aboveLeaves,
 		why: "reads records as text and keeps one file: it knows the names of keys"},
 	{pkg: "internal/planes", ours: []string{"ratelimit", "internal/cloudtrail", "internal/keyid", "internal/kmsapi", "internal/lastuse", "internal/planetls", "internal/planted", "internal/sigv4"},
+		third: []string{"golang.org/x/net/netutil"},
 		reach: []string{ours("dataplane"), ours("controlplane"), ours("batch"), "github.com/valyala/fasthttp", "go.etcd.io", "github.com/miekg/pkcs11"},
 		why:   "messages between the planes over net/http: it knows what they carry, and neither plane"},
 	{pkg: "internal/pkcs11uri", reach: aboveLeaves, why: "RFC 7512 text; imports nothing of ours"},

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/net/netutil"
+
 	"github.com/keyplane/keyplane/controlplane/replication"
 )
 
@@ -72,7 +74,7 @@ func (n *Node) serveReplication() error {
 		return err
 	}
 	n.replicationAddr = ln.Addr().String()
-	ln = &limitedListener{ln, make(chan struct{}, replicationConns)}
+	ln = netutil.LimitListener(ln, replicationConns)
 	if n.replicationTLS.own != nil {
 		ln = tls.NewListener(ln, n.replicationTLS.own)
 	}
@@ -163,32 +165,6 @@ func (l *replicationListener) close(patience time.Duration) error {
 	}
 	l.open.Lock()
 	return err
-}
-
-// limitedListener has at most as many connections open as places has capacity. The next is accepted when one of them is closed.
-type limitedListener struct {
-	net.Listener
-	places chan struct{}
-}
-
-func (l *limitedListener) Accept() (net.Conn, error) {
-	l.places <- struct{}{}
-	c, err := l.Listener.Accept()
-	if err != nil {
-		<-l.places
-		return nil, err
-	}
-	return &limitedConn{Conn: c, leave: sync.OnceFunc(func() { <-l.places })}, nil
-}
-
-type limitedConn struct {
-	net.Conn
-	leave func()
-}
-
-func (c *limitedConn) Close() error {
-	defer c.leave()
-	return c.Conn.Close()
 }
 
 // ReplicationAddr is the address that other processes' Regions connect to, "" for none.

@@ -15,9 +15,10 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/net/netutil"
 
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/planetls"
@@ -153,7 +154,7 @@ func (l handshakeLog) Write(p []byte) (int, error) {
 
 // Serve accepts connections until Shutdown, and returns nil then.
 func (s *Server) Serve(ln net.Listener) error {
-	err := s.http.ServeTLS(&limited{Listener: ln, places: make(chan struct{}, connsMax)}, "", "")
+	err := s.http.ServeTLS(netutil.LimitListener(ln, connsMax), "", "")
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}
@@ -398,30 +399,4 @@ func readIncarnation(in *bufio.Reader) (string, error) {
 	b := make([]byte, n)
 	_, err = io.ReadFull(in, b)
 	return string(b), err
-}
-
-// limited has at most as many connections open as places has capacity.
-type limited struct {
-	net.Listener
-	places chan struct{}
-}
-
-func (l *limited) Accept() (net.Conn, error) {
-	l.places <- struct{}{}
-	c, err := l.Listener.Accept()
-	if err != nil {
-		<-l.places
-		return nil, err
-	}
-	return &limitedConn{Conn: c, leave: sync.OnceFunc(func() { <-l.places })}, nil
-}
-
-type limitedConn struct {
-	net.Conn
-	leave func()
-}
-
-func (c *limitedConn) Close() error {
-	defer c.leave()
-	return c.Conn.Close()
 }
