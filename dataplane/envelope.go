@@ -146,8 +146,26 @@ func (s *Server) seal(r *request, k *keyView, d *hsm.Derivation, context *blob.C
 }
 
 // unseal leaves in r.plain the plaintext of the blob that was sent, with the message key of derivation d. A wrong key, commitment, context or tag are one and
-// the same to the client.
+// the same to the client. Before it is told so the message key is derived once more: it may be the device that is wrong.
 func (s *Server) unseal(r *request, d *hsm.Derivation) kmsapi.Code {
+	code := s.unsealWith(r, d)
+	if code != kmsapi.InvalidCiphertext {
+		return code
+	}
+	differs, code := s.deriveAgain(r, d)
+	switch {
+	case code != kmsapi.OK:
+		return code
+	case !differs:
+		return r.refuse(kmsapi.InvalidCiphertext)
+	}
+	if code = s.unsealWith(r, d); code == kmsapi.InvalidCiphertext {
+		return r.refuse(kmsapi.KMSInternal)
+	}
+	return code
+}
+
+func (s *Server) unsealWith(r *request, d *hsm.Derivation) kmsapi.Code {
 	if subtle.ConstantTimeCompare(commitment(d), r.blob.Commitment[:]) != 1 {
 		return r.refuse(kmsapi.InvalidCiphertext)
 	}

@@ -62,12 +62,15 @@ type Config struct {
 	ReadTimeout   time.Duration // for one request, header and body; 0 is 5 s
 }
 
-// Parts is what a Server serves with. All fields but Audit, Quota, Managed, KeyStores and Keys are required.
+// Parts is what a Server serves with. All fields but Audit, Quota, Managed, KeyStores, Again and Keys are required.
 type Parts struct {
 	Verifier *sigv4.Verifier
 	Records  Records
 	// Run runs a job in a round on the HSM: hsm.Dispatch.Run.
 	Run func(j *hsm.Job, now time.Time) error
+	// Again runs a job that was run once more, where the first results cannot have come from, and says whether they differ: hsm.Dispatch.Again. nil: a ciphertext
+	// that does not open is refused at once.
+	Again func(j *hsm.Job, now time.Time) (differs bool, err error)
 	// Load is Run for the few jobs of loading a key, which all who ask for the key share: an overload does not refuse them.
 	Load func(j *hsm.Job, now time.Time) error
 	// Keys uses the private halves of asymmetric keys, and HMAC keys. nil: operations that need them are refused.
@@ -131,6 +134,7 @@ type Server struct {
 	signatures  atomic.Uint64 // of keys that are not RSA: one in provedEvery is verified
 	provedEvery uint64        // tests that count allocations set 0: none is, of RSA keys neither
 	warnings    ratelimit.GCRA
+	secondLooks secondLooks
 	verifying   chan struct{}  // one element for each attestation document that is being verified
 	refusals    ratelimit.GCRA // of attestation documents, in the log
 	strangers   ratelimit.Sampler

@@ -116,6 +116,7 @@ type worldConfig struct {
 	tcp          bool                            // a loopback listener; else one in memory
 	wrap         func(net.Listener) net.Listener // around a loopback listener; nil for none
 	sessions     int                             // per token; 0: 2
+	verifyEvery  int                             // rounds; 0: none
 	roundMax     int                             // 0: 64
 	roundTimeout time.Duration
 	queueTimeMax time.Duration // 0: 5 s
@@ -145,7 +146,7 @@ func newWorld(t testing.TB, cfg worldConfig) *world {
 		tokens[0] = w.token
 	}
 	sessions, roundMax := cmp.Or(cfg.sessions, 2), cmp.Or(cfg.roundMax, 64)
-	shards, err := hsm.NewShards(hsm.ShardsConfig{Tokens: tokens, SessionsPerToken: sessions, RoundMax: roundMax, RoundTimeout: cfg.roundTimeout})
+	shards, err := hsm.NewShards(hsm.ShardsConfig{Tokens: tokens, SessionsPerToken: sessions, RoundMax: roundMax, RoundTimeout: cfg.roundTimeout, VerifyEvery: cfg.verifyEvery})
 	w.must(err)
 	t.Cleanup(shards.Close)
 	w.shards = shards
@@ -228,7 +229,7 @@ func newWorld(t testing.TB, cfg worldConfig) *world {
 		}
 		return err
 	}
-	w.must(w.Start(Parts{Verifier: verifier, Records: w.records, Control: control, Run: run, Load: run, Audit: w.audit.add, Quota: quota, Keys: keys, KeyStores: w.stores}))
+	w.must(w.Start(Parts{Verifier: verifier, Records: w.records, Control: control, Run: run, Load: run, Again: dispatch.Again, Audit: w.audit.add, Quota: quota, Keys: keys, KeyStores: w.stores}))
 	if cfg.tcp {
 		w.ln, err = net.Listen("tcp", "127.0.0.1:0")
 		w.must(err)

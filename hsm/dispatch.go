@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"crypto/subtle"
 	"sync"
 	"time"
 
@@ -22,14 +23,50 @@ type Dispatch struct {
 
 // Run runs j, which the caller owns again when it returns. The error is j.Err, Do's, that of choosing a shard, or ErrReused: then the job
 // is not the caller's.
-func (d *Dispatch) Run(j *Job, now time.Time) error {
+func (d *Dispatch) Run(j *Job, now time.Time) error { return d.run(j, now, -1) }
+
+// Again is Run for a job that was run and whose results are doubted: its derivations are made again, on another shard and, where there is one, on another token, by a
+// round that is verified. differs says that those that drew no nonce are not what they were. Then the first results were wrong: the token that they are from does not
+// serve again, if two sessions agree on the second ones.
+func (d *Dispatch) Again(j *Job, now time.Time) (differs bool, err error) {
+	before, from := j.Derive, j.shard-1
+	defer clear(before[:])
+	j.Verify = true
+	err = d.run(j, now, from)
+	j.Verify = false
+	if err != nil {
+		return false, err
+	}
+	same := 1
+	for i := range max(0, min(j.N, len(j.Derive))) {
+		if !j.Derive[i].Draw {
+			same &= subtle.ConstantTimeCompare(before[i].Out[:], j.Derive[i].Out[:])
+		}
+	}
+	if same == 1 {
+		return false, nil
+	}
+	if from >= 0 {
+		d.Shards.contradicted(from, j.shard-1)
+	}
+	return true, nil
+}
+
+// run is Run, on another shard than not, if that is one.
+func (d *Dispatch) run(j *Job, now time.Time, not int) error {
 	ticket, ok := j.handIn()
 	if !ok {
 		return ErrReused
 	}
 	defer j.handBack(ticket) // also after a panic: the round is over then
 	hint := uint64(now.UnixNano()) >> 3
-	shard, err := d.Shards.Pick(j.Root, hint)
+	var shard int
+	var err error
+	if not < 0 {
+		shard, err = d.Shards.Pick(j.Root, hint)
+	} else {
+		shard, err = d.Shards.PickOther(j.Root, not, hint)
+	}
 	if err != nil {
 		return err
 	}
@@ -42,6 +79,7 @@ func (d *Dispatch) Run(j *Job, now time.Time) error {
 		if !j.heldFor(ticket) {
 			return ErrReused
 		}
+		j.shard = shard + 1
 		if j.Err == nil || j.Attempt == 1 || !Retryable(j.Err) {
 			return j.Err
 		}

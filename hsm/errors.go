@@ -15,6 +15,7 @@ var (
 	ErrSessionClosed = errors.New("hsm: session is closed")
 	ErrTimeout       = errors.New("hsm: no answer from the module in time")
 	ErrWrong         = errors.New("hsm: the module reported success and gave a wrong result")
+	ErrDisputed      = errors.New("hsm: two tokens with one root give two results, each again and again")
 	ErrPIN           = errors.New("hsm: PIN refused or locked; it is not tried again")
 	ErrJob           = errors.New("hsm: job outside its limits")
 	ErrReused        = errors.New("hsm: job was reused while it was handed in: this is a bug; its results were not delivered")

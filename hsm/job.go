@@ -24,11 +24,13 @@ type Job struct {
 	Raw     bool          // encrypt RawIn instead of deriving (to compute a key version's offset)
 	RawIn   [32]byte      // two blocks
 	RawOut  [32]byte
+	Verify  bool  // the round is done again on another session, whatever the sampling says. It always is for Raw
 	Attempt uint8 // set by the caller when it hands the job in again; a job is retried at most once
 
 	// Outcome.
 	Err error // nil, or one of this package's errors
 
+	shard  int           // Dispatch's: where the outcome is from, counted from 1
 	ticket atomic.Uint64 // of the hand-in, 0 while the job is its owner's
 }
 

@@ -2,6 +2,7 @@ package hsm
 
 import (
 	"bytes"
+	"math/rand/v2"
 	"sync"
 	"time"
 )
@@ -26,6 +27,7 @@ type lane struct {
 	pool            []byte // nonces drawn by earlier crossings; empty where the lane is a canary
 	used            int    // bytes of pool spent since it was last full
 	last            [blockLen]byte
+	young           int // rounds still to come that are all done again elsewhere: those of a session that was just opened
 
 	use    use     // what opUse does, with in and out
 	orphan *handle // the key of the call that hangs: the goroutine's to release, like abandoned
@@ -53,7 +55,7 @@ func (s *Shards) newLane(sl *slot, roundMax int) (*lane, error) {
 	if sl.stuck.Load() >= stuckMax {
 		return nil, ErrTimeout
 	}
-	var inLen, outLen int
+	inLen, outLen := knownLen, knownLen
 	if s.keys != nil && roundMax > 0 {
 		roundMax, inLen, outLen = 0, KeyInMax, keyOutMax // one operation at a time
 	}
@@ -61,11 +63,12 @@ func (s *Shards) newLane(sl *slot, roundMax int) (*lane, error) {
 	l := &lane{
 		slot:    sl,
 		gen:     sl.token.Generation(),
-		in:      make([]byte, 0, max(inLen, (roundMax*jobBlocks+1)*blockLen)),
-		out:     make([]byte, 0, max(outLen, (roundMax*jobBlocks+1)*blockLen)),
+		in:      make([]byte, 0, max(inLen, (roundMax*jobBlocks+2)*blockLen)),
+		out:     make([]byte, 0, max(outLen, (roundMax*jobBlocks+2)*blockLen)),
 		random:  make([]byte, 0, align(roundMax*RandomMax+nonces)+blockLen),
 		pool:    make([]byte, nonces),
 		used:    nonces,
+		young:   youngRounds,
 		watched: sl.watched,
 		timeout: s.cfg.RoundTimeout,
 	}
@@ -80,7 +83,9 @@ func (s *Shards) newLane(sl *slot, roundMax int) (*lane, error) {
 	if err == nil {
 		l.in = append(l.in, RootIDBlock...)
 		l.random = l.random[:align(nonces)+blockLen]
-		err = l.cross(0)
+		if err = l.crossBare(0); err == nil && !sl.confirm(l.out) {
+			err = ErrWrong
+		}
 	}
 	if err != nil {
 		l.close()
@@ -90,15 +95,57 @@ func (s *Shards) newLane(sl *slot, roundMax int) (*lane, error) {
 	return l, nil
 }
 
-// cross makes one crossing for the blocks in l.in, of which the last is RootIDBlock unless there are none, and the first jobBytes of
-// l.random. It proves what came back and refills the nonce pool from the rest of l.random; the caller has sized that with randomLen.
+// cross makes one crossing for the blocks in l.in and the first jobBytes of l.random. Behind the blocks goes a known one, and another among them, in a place that
+// nobody knows beforehand; of other pairs than those of the crossing before. An answer that is too short, or not this crossing's, has others, and whatever damages
+// some blocks has a chance to meet one. It proves what came back and refills the nonce pool from the rest of l.random; the caller has sized that with randomLen.
 func (l *lane) cross(jobBytes int) error {
+	n := len(l.in)
+	if n == 0 {
+		return l.crossBare(jobBytes)
+	}
+	pair, at := l.slot.nextPair(), rand.IntN(n/blockLen)*blockLen
+	known := provenBlock(pair)
+	l.in = append(l.in, l.in[at:at+blockLen]...) // the block whose place it takes comes behind the others
+	copy(l.in[at:], known[:])
+	if err := l.crossKnown(jobBytes); err != nil {
+		return err
+	}
+	if [blockLen]byte(l.out[at:]) != l.slot.images[pair] {
+		return ErrWrong
+	}
+	copy(l.in[at:], l.in[n:])
+	copy(l.out[at:], l.out[n:])
+	l.cut(n)
+	return nil
+}
+
+// crossKnown is cross with the known block behind the others alone.
+func (l *lane) crossKnown(jobBytes int) error {
+	n, pair := len(l.in), l.slot.nextPair()
+	known := provenBlock(pair)
+	l.in = append(l.in, known[:]...)
+	if err := l.crossBare(jobBytes); err != nil {
+		return err
+	}
+	if [blockLen]byte(l.out[n:]) != l.slot.images[pair] {
+		return ErrWrong
+	}
+	l.cut(n)
+	return nil
+}
+
+// cut leaves the first n bytes of the blocks and of their images.
+func (l *lane) cut(n int) {
+	clear(l.in[n:])
+	clear(l.out[n:])
+	l.in, l.out = l.in[:n], l.out[:n]
+}
+
+// crossBare is cross without a known block.
+func (l *lane) crossBare(jobBytes int) error {
 	l.out = l.out[:len(l.in)]
 	if err := l.do(opRound); err != nil {
 		return err
-	}
-	if n := len(l.out); n > 0 && !l.slot.confirm(l.out[n-blockLen:]) {
-		return ErrWrong
 	}
 	if !l.healthy() {
 		return ErrWrong

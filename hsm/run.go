@@ -63,8 +63,12 @@ func (s *Shards) run(sh *shard, round []*Job) {
 		}
 		sh.draw(round)
 	}
-	err := sh.cross(round)
+	err := s.cross(sh, round)
 	if err == nil {
+		return
+	}
+	if unproved(err) {
+		sh.fail(round, err, err == errUnverified)
 		return
 	}
 	again := s.react(sh, err)
@@ -79,8 +83,10 @@ func (s *Shards) run(sh *shard, round []*Job) {
 		}
 	}
 	sh.retries.Add(uint64(len(round)))
-	if err = sh.cross(round); err != nil {
+	if err = s.cross(sh, round); err != nil && !unproved(err) {
 		s.react(sh, err)
+	}
+	if err != nil {
 		sh.fail(round, err, false)
 	}
 }
@@ -127,9 +133,9 @@ func (sh *shard) draw(round []*Job) {
 
 // cross builds the round's blocks, makes the crossing and delivers. On an error nothing is delivered. It wipes the lane in any case, but
 // for a lane whose call has not come back: that one wipes itself.
-func (sh *shard) cross(round []*Job) error {
+func (s *Shards) cross(sh *shard, round []*Job) error {
 	l := sh.lane
-	jobBytes := 0
+	jobBytes, verify := 0, false
 	for i, j := range round {
 		c := &sh.claims[i]
 		c.blocks, c.random = 0, 0
@@ -138,12 +144,10 @@ func (sh *shard) cross(round []*Job) error {
 			l.in = j.appendBlocks(l.in)
 			c.blocks, c.random = len(l.in)-before, len(j.Random)
 			jobBytes += c.random
+			verify = verify || j.Verify || j.Raw
 		}
 	}
 	blocks := len(l.in) / blockLen
-	if blocks > 0 {
-		l.in = append(l.in, RootIDBlock...)
-	}
 	l.random = l.random[:l.randomLen(jobBytes)]
 	if len(l.in)+len(l.random) == 0 {
 		return nil // nothing asked for, or nobody left
@@ -153,6 +157,9 @@ func (sh *shard) cross(round []*Job) error {
 	sh.blocks.Add(uint64(blocks))
 	sh.random.Add(uint64(len(l.random)))
 	err := l.cross(jobBytes)
+	if err == nil && blocks > 0 {
+		err = s.verify(sh, verify)
+	}
 	if err != nil {
 		sh.failures.Add(1)
 		if l.abandoned {

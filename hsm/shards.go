@@ -17,8 +17,11 @@ type ShardsConfig struct {
 	SessionsPerToken int           // > 0; a token with room for fewer gets what it has room for
 	RoundMax         int           // jobs in one round, 1..1024
 	RoundTimeout     time.Duration // how long one call into a module may take; 0 means 2 s
-	OS               io.Reader     // the operating system's generator; nil means crypto/rand
-	Logger           *slog.Logger  // alarms and state changes; nil discards them
+	// VerifyEvery has each n-th round of a shard done again on another session, which has to give the same; 1: every round. The sessions for that come on top of
+	// SessionsPerToken: one for each n of them, at least one. 0: no round, and no such sessions. The last is for shards whose results nobody keeps.
+	VerifyEvery int
+	OS          io.Reader    // the operating system's generator; nil means crypto/rand
+	Logger      *slog.Logger // alarms and state changes; nil discards them
 }
 
 // Shards are the sessions that rounds run on, token by token, and whatever it takes to keep them going. Methods are safe for concurrent
@@ -42,6 +45,8 @@ type shard struct {
 	up   atomic.Bool // lane is there; lets Pick look without the lock
 
 	mu     sync.Mutex // held by Run for a round, by the slot's supervisor to install a lane
+	seat   int        // number among the slot's shards
+	since  int        // the leader's: rounds since one was verified
 	lane   *lane      // guarded by mu; nil while the shard is down
 	nonce  []byte     // the leader's: random of the operating system for one round
 	claims []claim    // the leader's: on the jobs of its round, one each
@@ -63,9 +68,9 @@ func NewShards(cfg ShardsConfig) (*Shards, error) { return newShards(cfg, nil) }
 
 // newShards is NewShards, with keys for shards whose rounds are of KeyJobs.
 func newShards(cfg ShardsConfig, keys *keyConfig) (*Shards, error) {
-	if len(cfg.Tokens) == 0 || cfg.SessionsPerToken < 1 || cfg.RoundMax < 1 || cfg.RoundMax > 1024 || cfg.RoundTimeout < 0 {
-		return nil, fmt.Errorf("hsm: config out of range: %d tokens, %d sessions, rounds of %d, timeout %v",
-			len(cfg.Tokens), cfg.SessionsPerToken, cfg.RoundMax, cfg.RoundTimeout)
+	if len(cfg.Tokens) == 0 || cfg.SessionsPerToken < 1 || cfg.RoundMax < 1 || cfg.RoundMax > 1024 || cfg.RoundTimeout < 0 || cfg.VerifyEvery < 0 {
+		return nil, fmt.Errorf("hsm: config out of range: %d tokens, %d sessions, rounds of %d, timeout %v, each %d-th verified",
+			len(cfg.Tokens), cfg.SessionsPerToken, cfg.RoundMax, cfg.RoundTimeout, cfg.VerifyEvery)
 	}
 	if cfg.RoundTimeout == 0 {
 		cfg.RoundTimeout = 2 * time.Second
@@ -87,6 +92,7 @@ func newShards(cfg ShardsConfig, keys *keyConfig) (*Shards, error) {
 		}
 		var err error
 		if lanes[i], err = s.openSlot(sl); err != nil {
+			s.closeWitnesses()
 			for _, ls := range lanes {
 				for _, l := range ls {
 					l.close()
@@ -99,7 +105,7 @@ func newShards(cfg ShardsConfig, keys *keyConfig) (*Shards, error) {
 	for n := 0; n < cfg.SessionsPerToken; n++ {
 		for i, sl := range s.slots {
 			if n < len(lanes[i]) {
-				sh := &shard{slot: sl, lane: lanes[i][n]}
+				sh := &shard{slot: sl, seat: n, lane: lanes[i][n]}
 				if keys == nil {
 					sh.nonce, sh.claims = make([]byte, 0, cfg.RoundMax*2*nonceLen), make([]claim, 0, cfg.RoundMax)
 				} else {
@@ -146,6 +152,11 @@ func (s *Shards) openSlot(sl *slot) ([]*lane, error) {
 	if RootID(sl.answer[:8]) != sl.root {
 		return nil, fmt.Errorf("%w: the root's ID does not match its known answer", ErrWrong)
 	}
+	if s.keys == nil {
+		if err := s.knowImages(sl, first); err != nil {
+			return nil, err
+		}
+	}
 	var lanes []*lane
 	for range s.cfg.SessionsPerToken {
 		l, err := s.openLane(sl, s.cfg.RoundMax)
@@ -160,6 +171,16 @@ func (s *Shards) openSlot(sl *slot) ([]*lane, error) {
 			return nil, err
 		}
 		lanes = append(lanes, l)
+		if len(lanes) > 1 || s.keys != nil {
+			continue
+		}
+		if err = s.provesImages(sl, l); err == nil {
+			err = s.openWitnesses(sl)
+		}
+		if err != nil {
+			l.close()
+			return nil, err
+		}
 	}
 	return lanes, nil
 }
@@ -267,6 +288,7 @@ func (s *Shards) Close() {
 		sh.drop()
 		sh.mu.Unlock()
 	}
+	s.closeWitnesses()
 	ended := make(chan struct{})
 	go func() {
 		s.workers.Wait()

@@ -63,9 +63,15 @@ type slot struct {
 	wake  chan struct{} // capacity 1: the supervisor has work
 
 	canaries, quarantines, resets, hangs, alarms atomic.Uint64
+	verified, unverified, lies                   atomic.Uint64
 
 	known  bool // answer is set; both are written while the slot has one lane only
 	answer [blockLen]byte
+	images [knownPairs][blockLen]byte // of the known blocks; written before anything runs
+	pair   atomic.Uint32              // of the next known block
+
+	witnesses []*witness   // set before anything runs
+	doubt     atomic.Int32 // rounds still to come that are all done again elsewhere
 
 	resetMu sync.Mutex // single flight of Token.Reset
 
@@ -109,6 +115,8 @@ func (sl *slot) confirm(block []byte) bool {
 	}
 	return sl.answer == [blockLen]byte(block)
 }
+
+func (sl *slot) nextPair() uint8 { return uint8(sl.pair.Add(1)) }
 
 func (sl *slot) holds(root RootID) bool { return root == RootID{} || root == sl.root }
 

@@ -17,7 +17,10 @@ type SlotStats struct {
 	Quarantines uint64    `json:"quarantines"`
 	Resets      uint64    `json:"resets"`
 	Hangs       uint64    `json:"hangs"`
-	Alarms      uint64    `json:"alarms"` // logged or suppressed
+	Alarms      uint64    `json:"alarms"`     // logged or suppressed
+	Verified    uint64    `json:"verified"`   // rounds of its shards that were done again elsewhere, with the same result
+	Unverified  uint64    `json:"unverified"` // rounds that should have been and could not be
+	Lies        uint64    `json:"lies"`       // results that another session contradicts
 }
 
 // ShardStats is one session seat's.
@@ -41,6 +44,7 @@ func (s *Shards) Stats() Stats {
 			Info: sl.info, Root: sl.root, State: sl.state.Load(), Stuck: int(sl.stuck.Load()),
 			Canaries: sl.canaries.Load(), Quarantines: sl.quarantines.Load(), Resets: sl.resets.Load(),
 			Hangs: sl.hangs.Load(), Alarms: sl.alarms.Load(),
+			Verified: sl.verified.Load(), Unverified: sl.unverified.Load(), Lies: sl.lies.Load(),
 		}
 		for _, sh := range sl.shards {
 			if sh.serving() {

@@ -16,7 +16,7 @@ func BenchmarkRun(b *testing.B) {
 		token := opener(b, uri(b))(b)
 		for _, n := range []int{1, 8, 32, 256} {
 			b.Run(fmt.Sprintf("token=%s/round=%d", name, n), func(b *testing.B) {
-				s, err := hsm.NewShards(hsm.ShardsConfig{Tokens: []hsm.Token{token}, SessionsPerToken: 1, RoundMax: n})
+				s, err := hsm.NewShards(hsm.ShardsConfig{Tokens: []hsm.Token{token}, SessionsPerToken: 1, RoundMax: n, VerifyEvery: 256})
 				if err != nil {
 					b.Fatal(err)
 				}

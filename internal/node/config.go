@@ -69,6 +69,10 @@ type Config struct {
 	// RoundTimeout is how long one call into the HSM may take before its session counts as lost, and one with a private or HMAC key five times as
 	// long. Default 2s.
 	RoundTimeout time.Duration `yaml:"round_timeout"`
+	// VerifyRounds has each n-th round of AES blocks of a session done again on another session, of another token if there is one with the same root, which has to give
+	// the same: a device that says CKR_OK and gives something else is out of service before the results leave. 1 to 65536; 1 verifies every round, at twice the HSM's
+	// work. The sessions for it come on top of SessionsPerToken: one, or as many again with 1. Default 256 (docs/hsm-modules.md, "A device that lies").
+	VerifyRounds int `yaml:"verify_rounds"`
 	// KeyCacheBytes bounds the cache of key snapshots; 100 000 keys need about 80 MB. Default 268435456.
 	KeyCacheBytes int64 `yaml:"key_cache_bytes"`
 	// ConnsMax and ConnsPerIPMax bound open connections, in all and of one client address. Defaults 20000 and 1000.
@@ -137,6 +141,7 @@ func (c *Config) Defaults() {
 	dflt(&c.QueueMax, max(4*c.RoundMax, 1024))
 	dflt(&c.QueueTimeMax, 50*time.Millisecond)
 	dflt(&c.RoundTimeout, 2*time.Second)
+	dflt(&c.VerifyRounds, 256)
 	dflt(&c.KeyCacheBytes, 256<<20)
 	dflt(&c.ConnsMax, 20_000)
 	dflt(&c.ConnsPerIPMax, 1_000)
@@ -204,6 +209,9 @@ func (c *Config) validateIn(s shape) error {
 	}
 	if c.QueueTimeMax < time.Millisecond || c.QueueTimeMax > time.Minute {
 		bad("queue_time_max: %v is not 1ms to 1m", c.QueueTimeMax)
+	}
+	if c.VerifyRounds < 1 || c.VerifyRounds > 65536 {
+		bad("verify_rounds: %d is not 1 to 65536", c.VerifyRounds)
 	}
 	if c.RoundTimeout < 10*time.Millisecond || c.RoundTimeout > time.Minute {
 		bad("round_timeout: %v is not 10ms to 1m", c.RoundTimeout)

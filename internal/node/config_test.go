@@ -22,7 +22,7 @@ func TestDefaults(t *testing.T) {
 	c.Defaults()
 	want := Config{
 		Listen: "127.0.0.1:4599", DataDir: "./keyplane-data", Region: "us-east-1", Account: "111122223333",
-		KeyHandlesMax: 4096, RoundMax: 256, QueueMax: 1024, QueueTimeMax: 50 * time.Millisecond, RoundTimeout: 2 * time.Second,
+		KeyHandlesMax: 4096, RoundMax: 256, QueueMax: 1024, QueueTimeMax: 50 * time.Millisecond, RoundTimeout: 2 * time.Second, VerifyRounds: 256,
 		KeyCacheBytes: 256 << 20, ConnsMax: 20_000, ConnsPerIPMax: 1_000, ReadTimeout: 5 * time.Second, Quotas: "default", LogLevel: "info",
 		Audit: AuditConfig{Dir: "keyplane-data/audit", Durability: "fsync", Timeout: 250 * time.Millisecond, SegmentBytes: 256 << 20, SegmentAge: 24 * time.Hour},
 	}
@@ -53,7 +53,7 @@ func TestDefaults(t *testing.T) {
 	// Nothing that is set is changed.
 	full := Config{Listen: "[::1]:1", DataDir: "d", Region: "r", Regions: []string{"s"}, Account: "000000000001", HSM: []string{"u"}, SoftTokenPINFile: "p", SessionsPerToken: 3,
 		KeySessionsPerToken: 6, KeyHandlesMax: 10, AllowSoftwareKeys: true, ImportInsideOnly: true,
-		RoundMax: 5, QueueMax: 7, QueueTimeMax: time.Second, RoundTimeout: 3 * time.Second, KeyCacheBytes: 1 << 20, ConnsMax: 9, ConnsPerIPMax: 8,
+		RoundMax: 5, QueueMax: 7, QueueTimeMax: time.Second, RoundTimeout: 3 * time.Second, VerifyRounds: 12, KeyCacheBytes: 1 << 20, ConnsMax: 9, ConnsPerIPMax: 8,
 		ReadTimeout: time.Second, Quotas: "aws", PortableCrypto: true, TLSCert: "c", TLSKey: "k", AttestationRoots: "r", StatsSocket: "s", LogLevel: "debug",
 		Audit: AuditConfig{Dir: "a", Durability: "off", Timeout: time.Second, SegmentBytes: 2 << 20, SegmentAge: time.Hour, RetainBytes: 1, RetainAge: 1, AcceptRollback: true}}
 	c = full

@@ -85,7 +85,7 @@ func (o *Offline) openTokens(cfg *Config, log *slog.Logger) (err error) {
 		return err
 	}
 	o.close = append(o.close, func() error { return closeTokens(o.Tokens) })
-	shards, err := hsm.NewShards(hsm.ShardsConfig{Tokens: o.Tokens, SessionsPerToken: 1, RoundMax: cfg.RoundMax, RoundTimeout: cfg.RoundTimeout, Logger: log})
+	shards, err := hsm.NewShards(hsm.ShardsConfig{Tokens: o.Tokens, SessionsPerToken: 1, RoundMax: cfg.RoundMax, RoundTimeout: cfg.RoundTimeout, VerifyEvery: cfg.VerifyRounds, Logger: log})
 	if err != nil {
 		return err
 	}

@@ -164,7 +164,7 @@ func (n *Node) openHSM(ctx context.Context) error {
 	}
 	n.onClose(func() { n.logIf("closing the tokens", closeTokens(n.tokens)) })
 	if n.shards, err = hsm.NewShards(hsm.ShardsConfig{
-		Tokens: n.tokens, SessionsPerToken: sessionsPerToken(cfg, n.tokens), RoundMax: cfg.RoundMax, RoundTimeout: cfg.RoundTimeout, Logger: n.log,
+		Tokens: n.tokens, SessionsPerToken: sessionsPerToken(cfg, n.tokens), RoundMax: cfg.RoundMax, RoundTimeout: cfg.RoundTimeout, VerifyEvery: cfg.VerifyRounds, Logger: n.log,
 	}); err != nil {
 		return err
 	}
@@ -220,7 +220,7 @@ func (n *Node) openPrincipals(ctx context.Context, spread func()) error {
 // startData has the data plane serve.
 func (n *Node) startData(control controlCall, managed managedCall) error {
 	return n.data.Start(dataplane.Parts{
-		Verifier: n.verifier, Records: n.store, Run: n.dispatch.Run, Load: n.insist.Run, Keys: n.keys, KeyStores: dataKeyStores{n.keyStores}, Audit: n.appendTo, Quota: n.charge, Control: control,
+		Verifier: n.verifier, Records: n.store, Run: n.dispatch.Run, Again: n.dispatch.Again, Load: n.insist.Run, Keys: n.keys, KeyStores: dataKeyStores{n.keyStores}, Audit: n.appendTo, Quota: n.charge, Control: control,
 		Managed: managed,
 	})
 }
