@@ -90,6 +90,7 @@ func (n *Node) start(ctx context.Context) error {
 		return err
 	}
 	n.state.Store(nil)
+	n.background("asking what the HSM imports", n.tellImports)
 	return nil
 }
 
@@ -193,14 +194,9 @@ func (n *Node) openHSM(ctx context.Context) error {
 	return err
 }
 
-// openKeyRing makes the key ring, and has it tell later what the HSM imports.
 func (n *Node) openKeyRing() error {
 	n.phase("starting: the HSM is asked what keys it makes")
-	if err := n.openKeys(n.seal); err != nil {
-		return err
-	}
-	n.background("asking what the HSM imports", n.tellImports)
-	return nil
+	return n.openKeys(n.seal)
 }
 
 // openPrincipals makes the table of who may sign, and loads it. spread is nil where there is one process.
