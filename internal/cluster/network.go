@@ -3,7 +3,6 @@ package cluster
 import (
 	"net"
 	"net/netip"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -170,16 +169,12 @@ func (c *proxied) abort() {
 
 // from is the process that a connection comes from, "" if that cannot be told.
 func (n *Network) from(c net.Conn) string {
-	table, err := os.ReadFile("/proc/net/tcp")
-	if err != nil {
-		return ""
-	}
 	local, err1 := netip.ParseAddrPort(c.RemoteAddr().String())
 	remote, err2 := netip.ParseAddrPort(c.LocalAddr().String())
 	if err1 != nil || err2 != nil {
 		return ""
 	}
-	inode := socketOf(table, local, remote)
+	inode := socketOf(local, remote)
 	if inode == 0 {
 		return ""
 	}
@@ -192,13 +187,13 @@ func (n *Network) from(c net.Conn) string {
 }
 
 func (n *Network) serve(near *net.TCPConn, to, target string) {
-	from := n.from(near)
 	far, err := net.DialTimeout("tcp4", target, dialMax)
 	if err != nil {
 		_ = near.SetLinger(0) // as if nobody listened
 		_ = near.Close()
 		return
 	}
+	from := n.from(near)
 	c := &proxied{from: from, to: to, near: near, far: far.(*net.TCPConn), done: make(chan struct{})}
 	n.mu.Lock()
 	n.conns[c] = true

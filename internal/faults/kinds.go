@@ -477,7 +477,6 @@ func (r *run) back(ctx context.Context, began time.Time) (time.Duration, error) 
 						results <- result{err: fmt.Errorf("%s is not back after %v: %s: %v; it said:\n%s", r.Datas[node].Name, lostMax, p.op, &o, r.Datas[node].Tail(2000))}
 						return
 					}
-					time.Sleep(5 * time.Millisecond)
 				}
 			}()
 		}
