@@ -171,6 +171,7 @@ func (s *Server) view(ctx context.Context, c *call, n store.KeyName) (*store.Key
 	if err != nil {
 		return nil, s.keyError(c, n, err)
 	}
+	c.told(max(k.Revision, k.Policy.Revision))
 	if err := s.admit(ctx, c, k); err != nil {
 		k.Wipe()
 		return nil, err

@@ -8,6 +8,7 @@ import (
 
 	"github.com/keyplane/keyplane/controlplane/store"
 	"github.com/keyplane/keyplane/internal/fence"
+	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/sigv4"
 )
@@ -127,6 +128,54 @@ func TestSpreadRefusal(t *testing.T) {
 		n = 0
 		if resp := e.call(c.op, c.body); resp.Code != c.code || n != c.spread {
 			t.Errorf("%s: %s, waited %d times", c.op, resp.Code, n)
+		}
+	}
+}
+
+// A read waits until what it tells of is what every process knows: of the key, its policy and the alias when they were last written, of lists and of what is not there
+// of the store as it is. A write has waited already.
+func TestSettledReads(t *testing.T) {
+	e := newEnv(t)
+	var waited []int64
+	e.spreadAt = func(_ context.Context, revision int64) { waited = append(waited, revision) }
+	key := e.create("{}").KeyId
+	e.ok("CreateAlias", obj("AliasName", "alias/a", "TargetKeyId", key), nil)
+	id, _ := keyid.ParseID([]byte(key))
+	read := func() (*store.Key, *store.Alias) {
+		t.Helper()
+		k, err := e.store.Key(t.Context(), store.KeyName{Region: e.region, Account: e.account, ID: id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := e.store.Alias(t.Context(), e.region, e.account, "alias/a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k, a
+	}
+	k, a := read()
+	e.create("{}") // the store goes on
+	for _, c := range []struct {
+		op, body string
+		code     kmsapi.Code
+		want     int64 // 0: no wait
+	}{
+		{"DescribeKey", obj("KeyId", key), kmsapi.OK, k.Revision},
+		{"DescribeKey", obj("KeyId", "alias/a"), kmsapi.OK, max(k.Revision, a.Revision)},
+		{"GetKeyPolicy", obj("KeyId", key), kmsapi.OK, max(k.Revision, k.Policy.Revision)},
+		{"ListKeys", "{}", kmsapi.OK, e.store.Committed()},
+		{"DescribeKey", obj("KeyId", "12345678-1234-1234-1234-123456789012"), kmsapi.NotFound, e.store.Committed()},
+		{"DescribeKey", obj("KeyId", ""), kmsapi.Validation, 0},
+		{"DisableKey", obj("KeyId", key), kmsapi.OK, 0},
+	} {
+		waited = nil
+		resp := e.call(c.op, c.body)
+		var got int64
+		if len(waited) == 1 {
+			got = waited[0]
+		}
+		if resp.Code != c.code || got != c.want || len(waited) > 1 {
+			t.Errorf("%s %s: %s, waited for %v, not %d", c.op, c.body, resp.Code, waited, c.want)
 		}
 	}
 }

@@ -318,6 +318,7 @@ func (s *Server) describeKey(ctx context.Context, c *call, in *describeKeyIn) (k
 		if err != nil {
 			return keyMetadataOut{}, s.aliasError(c, ref.Account, string(ref.Alias), err)
 		}
+		c.told(alias.Revision)
 		ref.ID = alias.Target
 	}
 	k, err := s.view(ctx, c, store.KeyName{Region: s.region, Account: ref.Account, ID: ref.ID})

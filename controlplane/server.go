@@ -80,7 +80,9 @@ type Config struct {
 	// Applied is the revision of the store up to which all changes are in what the Verifier and Principals go by: a request writes only if its caller is the same in the
 	// store still (store.Authority). nil: nobody but this process changes them.
 	Applied func() int64
-	Now     func() time.Time // nil: time.Now
+	// SpreadAt returns when no process answers any more from before a revision of the store: what a read tells of is in force everywhere. nil: nobody else answers.
+	SpreadAt func(ctx context.Context, revision int64)
+	Now      func() time.Time // nil: time.Now
 	// Replication is how keys come to other Regions. nil: they come to none.
 	Replication *Replication
 	// Running is the time since some moment, by a clock that nobody can set. nil: that of this process since New.
@@ -152,6 +154,7 @@ type Server struct {
 	publisher         Publisher
 	lease             *fence.Lease
 	applied           func() int64 // nil: callers are not compared
+	spreadAt          func(context.Context, int64)
 	principals        Principals
 	now               func() time.Time
 	log               *slog.Logger
@@ -196,7 +199,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		region: cfg.Region, partition: keyid.Partition(cfg.Region), store: cfg.Store, verifier: cfg.Verifier, random: cfg.Random,
-		root: cfg.Root, keys: cfg.Keys, keyStores: cfg.KeyStores, sealer: cfg.Sealer, running: cfg.Running, publisher: cfg.Publisher, lease: cfg.Lease, applied: cfg.Applied, principals: cfg.Principals, now: cfg.Now, log: cfg.Logger,
+		root: cfg.Root, keys: cfg.Keys, keyStores: cfg.KeyStores, sealer: cfg.Sealer, running: cfg.Running, publisher: cfg.Publisher, lease: cfg.Lease, applied: cfg.Applied, spreadAt: cfg.SpreadAt, principals: cfg.Principals, now: cfg.Now, log: cfg.Logger,
 		workInterval: cfg.WorkInterval, iam: cfg.IAM, quotas: cfg.Quotas,
 	}
 	s.lastUses, s.sink, s.events, s.strangers.Limit = cfg.LastUses, cfg.Audit, uuid.New(), strangers
@@ -271,6 +274,8 @@ type call struct {
 	status  int           // of another service's reply, 0 for KMS's
 	context authz.Context // Extra is the operation's to fill
 	scratch policy.Scratch
+	// revision is the latest at which the key, its policy and the alias were written that a read tells of; 0: it read none.
+	revision int64
 
 	// For the record.
 	record    cloudtrail.Record
@@ -369,6 +374,7 @@ func (s *Server) serve(ctx context.Context, c *call) ([]byte, error) {
 	defer cancel()
 	body, err := run(s, ctx, c, signed.Body)
 	s.spreadRefusal(c, err)
+	s.settleRead(ctx, c, err)
 	return body, err
 }
 
@@ -400,6 +406,24 @@ func (s *Server) spreadRefusal(c *call, err error) {
 	default:
 		s.publisher.Spread()
 	}
+}
+
+// told takes note of the revision at which something was written that a read tells of.
+func (c *call) told(revision int64) { c.revision = max(c.revision, revision) }
+
+// settleRead has a read tell nothing that another process may still answer otherwise: whoever has seen a change, acknowledged or not, does not see what was before it
+// later and elsewhere. What is told of more than one key and its policy, or of none, is of the store as it is.
+func (s *Server) settleRead(ctx context.Context, c *call, err error) {
+	if s.spreadAt == nil || c.op.Write {
+		return
+	}
+	if c.revision == 0 {
+		if e, refused := errors.AsType[*kmsapi.Error](err); refused && e.Code != kmsapi.NotFound {
+			return // it says nothing of what there is
+		}
+		c.revision = s.store.Committed()
+	}
+	s.spreadAt(ctx, c.revision)
 }
 
 // reads says that a call that succeeded has changed nothing.

@@ -21,11 +21,17 @@ func (s *Store) KeyRecord(ctx context.Context, region string, a keyid.Account, i
 
 // AliasTarget reads which key an alias ("alias/…", a valid name) points at, linearizably. Errors as KeyRecord's.
 func (s *Store) AliasTarget(ctx context.Context, region string, a keyid.Account, alias string) (keyid.ID, error) {
+	id, _, err := s.AliasTargetAt(ctx, region, a, alias)
+	return id, err
+}
+
+// AliasTargetAt is AliasTarget with the revision at which the alias was last written.
+func (s *Store) AliasTargetAt(ctx context.Context, region string, a keyid.Account, alias string) (id keyid.ID, revision int64, err error) {
 	record, err := s.Alias(ctx, region, a, alias)
 	if err != nil {
-		return keyid.ID{}, snapshotError(err)
+		return keyid.ID{}, 0, snapshotError(err)
 	}
-	return record.Target, nil
+	return record.Target, record.Revision, nil
 }
 
 func snapshotError(err error) error {

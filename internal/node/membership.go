@@ -110,6 +110,7 @@ type splitPart struct {
 	source   *planetls.Source
 	lease    *fence.Lease
 	follower *follower.Follower
+	settler  *settler       // of a data node
 	client   *planes.Client // nil: a control plane that knows of no others
 	leaser   *planes.Leaser
 	peers    atomic.Int32  // members of this one's role
@@ -236,7 +237,11 @@ func (n *Node) follow(ctx context.Context) error {
 	var err error
 	cfg := follower.Config{Store: n.store, Lease: c.lease, Member: store.Member{ID: c.id, Role: c.role}, Load: n.loadAll, Apply: n.applyAll, Logger: n.log}
 	if c.client != nil {
-		cfg.Applied = c.client.Applied
+		c.settler = &settler{now: fence.Now, ask: c.client.Settled}
+		cfg.Applied = func(revision int64) {
+			c.settler.heard(revision)
+			c.client.Applied(revision)
+		}
 	}
 	if c.follower, err = follower.New(cfg); err != nil {
 		return err

@@ -187,6 +187,7 @@ func (n *Node) listenForPlanes(renew http.Handler) error {
 	if c.server, err = planes.NewServer(planes.ServerConfig{
 		TLS: tlsConfig, Ready: n.ready, Takes: func() bool { return n.state.Load() == nil && c.lease.Valid() },
 		Request: n.answerRequest, Managed: n.answerManaged, Member: n.isMember, Applied: func(incarnation string, revision int64) { n.barrier.Tell(incarnation, revision) },
+		Settle: func(ctx context.Context, revision int64) { n.barrier.Wait(ctx, revision) },
 		Leases: c.leases, Uses: c.lastUses.Take, Renew: renew, Logger: n.log,
 	}); err != nil {
 		return err

@@ -213,10 +213,18 @@ func (n *Node) openPrincipals(ctx context.Context, spread func()) error {
 	return err
 }
 
+// told is what the data plane reads the store by.
+func (n *Node) told() dataplane.Records {
+	if n.split == nil {
+		return n.store
+	}
+	return settledRecords{n.store, n.split.settler}
+}
+
 // startData has the data plane serve.
 func (n *Node) startData(control controlCall, managed managedCall) error {
 	return n.data.Start(dataplane.Parts{
-		Verifier: n.verifier, Records: n.store, Run: n.dispatch.Run, Again: n.dispatch.Again, Load: n.insist.Run, Keys: n.keys, KeyStores: dataKeyStores{n.keyStores}, Audit: n.appendTo, Quota: n.charge, Control: control,
+		Verifier: n.verifier, Records: n.told(), Run: n.dispatch.Run, Again: n.dispatch.Again, Load: n.insist.Run, Keys: n.keys, KeyStores: dataKeyStores{n.keyStores}, Audit: n.appendTo, Quota: n.charge, Control: control,
 		Managed: managed,
 	})
 }
@@ -241,13 +249,15 @@ func (n *Node) openControl(ctx context.Context, lastUses controlplane.LastUses, 
 	}
 	var lease *fence.Lease // for ever
 	var applied func() int64
+	var spreadAt func(context.Context, int64)
 	if n.split != nil {
-		lease, applied = n.split.lease, func() int64 { return n.split.follower.Applied() } // no request comes before it is there
+		spreadAt = func(ctx context.Context, revision int64) { n.barrier.Wait(ctx, revision) } // nor is n.barrier
+		lease, applied = n.split.lease, func() int64 { return n.split.follower.Applied() }     // no request comes before it is there
 	}
 	wrapping := new(controlplane.WrappingSeats)
 	for _, at := range n.regions {
 		if at.control, err = controlplane.New(controlplane.Config{
-			Region: at.name, Store: n.store, Verifier: n.verifier, Publisher: publisher(at.name), Principals: n.principals, Lease: lease, Applied: applied, IAM: query, Quotas: at.limits, Audit: n.appendTo, Logger: n.log,
+			Region: at.name, Store: n.store, Verifier: n.verifier, Publisher: publisher(at.name), Principals: n.principals, Lease: lease, Applied: applied, SpreadAt: spreadAt, IAM: query, Quotas: at.limits, Audit: n.appendTo, Logger: n.log,
 			Random: random(n.dispatch.Run), Root: func() [8]byte { return n.shards.Primary() }, Keys: n.ring(), KeyStores: n.keyStores, Sealer: n.seal, Wrapping: wrapping, LastUses: lastUses,
 			Replication: replications[at.name], Now: n.clock.Now, Running: n.clock.Running, WorkInterval: n.clock.Work,
 		}); err != nil {

@@ -307,6 +307,12 @@ func (c *Client) Managed(ctx context.Context, r *Request, alias string) error {
 	return nil
 }
 
+// Settled returns nil when no process answers any more from before a revision. It can be asked twice.
+func (c *Client) Settled(ctx context.Context, revision int64) error {
+	_, err := c.post(ctx, &c.first, pathSettled, binary.BigEndian.AppendUint64(nil, uint64(revision)), 0, true)
+	return err
+}
+
 // Applied says which revision this member has applied; Tell tells the control planes.
 func (c *Client) Applied(revision int64) {
 	c.mu.Lock()

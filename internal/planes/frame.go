@@ -28,6 +28,7 @@ const (
 	useLen      = 1 + 8 + 17 + 1 + 8 + 16 + 16
 	usesMax     = 64 + UsesMax*useLen + regionsMax*(2+shortMax)
 	regionsMax  = 255
+	revisionLen = 8
 )
 
 // errFrame says no more: what is in a frame is nobody's business.

@@ -58,9 +58,10 @@ type control struct {
 	uses   *LastUses
 	ready  atomic.Pointer[string] // why it is not
 
-	asked  atomic.Int64 // requests that came
-	answer func(ctx context.Context, node string, r *Request) (int, []byte)
-	stop   func()
+	asked   atomic.Int64 // requests that came
+	settled atomic.Int64 // the revision that was asked for last
+	answer  func(ctx context.Context, node string, r *Request) (int, []byte)
+	stop    func()
 }
 
 // control starts a control plane; addr is "" for a free port. It is stopped with the test, or by stop.
@@ -102,7 +103,7 @@ func (w *world) control(id, addr string) *control {
 		w.t.Fatal(err)
 	}
 	if c.server, err = NewServer(ServerConfig{
-		TLS: tlsConfig, Logger: quiet, Leases: c.leases, Uses: c.uses.Take,
+		TLS: tlsConfig, Logger: quiet, Settle: func(_ context.Context, revision int64) { c.settled.Store(revision) }, Leases: c.leases, Uses: c.uses.Take,
 		Ready: func() error {
 			if why := c.ready.Load(); why != nil {
 				return errors.New(*why)

@@ -48,6 +48,9 @@ func TestRequest(t *testing.T) {
 	if _, body, err := c.Request(t.Context(), large, false); err != nil || len(body) != 1<<20 {
 		t.Error(len(body), err)
 	}
+	if err := c.Settled(t.Context(), 1<<40); err != nil || c1.settled.Load() != 1<<40 {
+		t.Errorf("%v, %d was waited for", err, c1.settled.Load())
+	}
 	if err := c.Managed(t.Context(), testRequest(), "alias/aws/s3"); err != nil {
 		t.Error(err)
 	}

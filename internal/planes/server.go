@@ -32,6 +32,7 @@ const (
 	pathApplied = prefix + "applied"
 	pathLease   = prefix + "lease"
 	pathUses    = prefix + "uses"
+	pathSettled = prefix + "settled"
 	pathRenew   = prefix + "renew"
 )
 
@@ -73,6 +74,8 @@ type ServerConfig struct {
 	Member func(ctx context.Context, role, node, incarnation string) error
 	// Applied is told which revision a member has applied.
 	Applied func(incarnation string, revision int64)
+	// Settle returns when no process answers any more from before a revision.
+	Settle func(ctx context.Context, revision int64)
 	// Leases are parts of quotas.
 	Leases *Leases
 	// Uses takes last uses of keys that a data node tells.
@@ -95,7 +98,7 @@ type Server struct {
 
 // NewServer checks the configuration.
 func NewServer(cfg ServerConfig) (*Server, error) {
-	if cfg.TLS == nil || cfg.Ready == nil || cfg.Takes == nil || cfg.Request == nil || cfg.Managed == nil || cfg.Member == nil || cfg.Applied == nil || cfg.Leases == nil || cfg.Uses == nil {
+	if cfg.TLS == nil || cfg.Ready == nil || cfg.Takes == nil || cfg.Request == nil || cfg.Managed == nil || cfg.Member == nil || cfg.Applied == nil || cfg.Settle == nil || cfg.Leases == nil || cfg.Uses == nil {
 		return nil, errors.New("planes: a part of the configuration is missing")
 	}
 	s := &Server{cfg: cfg, log: cfg.Logger, instance: strconv.FormatUint(newEpoch(), 36)}
@@ -111,6 +114,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 		pathManaged: {s.managed, requestMax, []string{planetls.RoleData}, true},
 		pathLease:   {s.lease, leaseMax, []string{planetls.RoleData, planetls.RoleControl}, false},
 		pathUses:    {s.uses, usesMax, []string{planetls.RoleData}, false},
+		pathSettled: {s.settled, revisionLen, []string{planetls.RoleData}, true},
 	} {
 		mux.HandleFunc("POST "+path, s.message(e))
 	}
@@ -340,6 +344,16 @@ func (s *Server) uses(_ context.Context, _, node string, frame []byte) (*answer,
 		return nil, err
 	}
 	return &answer{[]byte(s.instance)}, nil
+}
+
+func (s *Server) settled(ctx context.Context, _, _ string, frame []byte) (*answer, error) {
+	in := &reader{b: frame}
+	revision := int64(in.u64())
+	if !in.end() || revision <= 0 {
+		return nil, errFrame
+	}
+	s.cfg.Settle(ctx, revision)
+	return &answer{}, nil
 }
 
 // applied reads a member's stream until it ends.
