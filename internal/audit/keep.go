@@ -40,12 +40,19 @@ func (l *Log) keeper() {
 	tick := time.NewTicker(l.cfg.CheckpointEvery)
 	defer tick.Stop()
 	var due removal
-	for last := false; !last; {
+	for last, failed := false, false; !last; {
 		select {
 		case <-tick.C:
 		case <-l.keep:
 		case <-l.integratorDone:
 			last = true
+		}
+		if failed { // a publication that is not answered takes until the next tick, which would be chosen again and again
+			select {
+			case <-l.integratorDone:
+				last = true
+			default:
+			}
 		}
 		err := l.checkpoint()
 		l.mu.Lock()
@@ -55,7 +62,7 @@ func (l *Log) keeper() {
 		}
 		l.sealOld()
 		l.mu.Unlock()
-		if err != nil {
+		if failed = err != nil; failed {
 			l.tell(slog.LevelError, "audit: no checkpoint", "error", err)
 		}
 		if last {
@@ -163,6 +170,18 @@ func (l *Log) publish() error {
 	}
 	ctx, cancel := context.WithTimeout(l.ctx, publishMax)
 	defer cancel()
+	go func() { // Close does not wait for as long
+		select {
+		case <-l.stop:
+		case <-ctx.Done():
+			return
+		}
+		select {
+		case <-time.After(publishLastMax):
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 	if err := l.cfg.Publish(ctx, old, raw); err != nil {
 		// It may have been published all the same: then the next attempt has to know.
 		if l.cfg.Newest == nil {
@@ -182,7 +201,11 @@ func (l *Log) publish() error {
 	return nil
 }
 
-const publishMax = 5 * time.Second
+const (
+	publishMax = 5 * time.Second
+	// publishLastMax is for how long each publication goes on once the log is being closed. What is not published then is published by whoever opens the log next.
+	publishLastMax = time.Second
+)
 
 // packNext compresses the oldest sealed segment that a checkpoint covers and that is not compressed yet.
 func (l *Log) packNext() error {

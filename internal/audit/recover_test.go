@@ -482,6 +482,39 @@ func TestPublish(t *testing.T) {
 	}
 }
 
+// TestCloseUnpublished: Close does not wait for a store that does not answer as long as a log that goes on does.
+func TestCloseUnpublished(t *testing.T) {
+	cfg := testConfig(t.TempDir())
+	asked := make(chan struct{}, 100)
+	var mu sync.Mutex
+	var ends []error
+	cfg.Publish = func(ctx context.Context, _, _ []byte) error {
+		asked <- struct{}{}
+		<-ctx.Done()
+		mu.Lock()
+		defer mu.Unlock()
+		ends = append(ends, ctx.Err())
+		return ctx.Err()
+	}
+	l := mustOpen(t, cfg)
+	appendN(t, l, 0, 1)
+	<-asked
+	if err := l.Close(); err == nil {
+		t.Error("Close says nothing of a checkpoint that is not published")
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(ends) > 3 { // that on its way, another that began before the end of the integrator, the last one
+		t.Errorf("%d publications", len(ends))
+	}
+	for i, err := range ends {
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("publication %d of %d ended with %v", i, len(ends), err)
+		}
+	}
+	mustVerify(t, cfg.Dir, nil)
+}
+
 // TestSignerFails: records are appended all the same, Err tells, and the next signature covers them.
 func TestSignerFails(t *testing.T) {
 	cfg := testConfig(t.TempDir())
