@@ -372,6 +372,9 @@ func (l *Log) observeFrom() error {
 		return nil
 	}
 	from := *l.cfg.ObserveFrom
+	if from >= l.tip.size { // after an end in good order; or the last segment would be read for nothing
+		return nil
+	}
 	for i, s := range l.segments {
 		if s.first >= l.tip.size {
 			break
