@@ -19,6 +19,9 @@ const (
 	// for it looks every ownerPause.
 	ownerTerm  = 6 * time.Second
 	ownerPause = time.Second
+
+	// releaseMost bounds how long an owner tries to say that it is none any more. Where etcd does not answer, its process ends all the same.
+	releaseMost = time.Second
 )
 
 // Own waits until this process owns the work of a Region, which one process does at a time. owned ends when it does not any more, at the latest when another can
@@ -95,7 +98,7 @@ func (s *Store) hold(ctx context.Context, lease clientv3.LeaseID, began time.Tim
 	return owned, func() {
 		lose()
 		<-ended
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), ownerTerm)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseMost)
 		defer cancel()
 		_, _ = s.client.Revoke(ctx, lease) // or it ends by itself
 	}
