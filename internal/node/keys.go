@@ -76,6 +76,19 @@ func (n *Node) ring() keyring.Ring {
 	return ring
 }
 
+// tellImportsAfter is how long a process has served before it asks what the HSM imports. Others that start with it, after all were down, need the processors first.
+const tellImportsAfter = 10 * time.Second
+
+// tellImportsLater is tellImports in tellImportsAfter.
+func (n *Node) tellImportsLater(ctx context.Context) error {
+	select {
+	case <-time.After(tellImportsAfter):
+		return n.tellImports(ctx)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // tellImports asks what the HSM imports before a client does, and says in the log by which way: where the material is in clear. That is half a second of a processor,
 // most of it arithmetic on curves that proves what came out of the HSM: it begins once the process serves, and only where keys are imported.
 func (n *Node) tellImports(ctx context.Context) error {

@@ -105,7 +105,7 @@ func (n *Node) startControl(ctx context.Context) error {
 	}
 	c.server.Start()
 	n.state.Store(nil)
-	n.background("asking what the HSM imports", n.tellImports)
+	n.background("asking what the HSM imports", n.tellImportsLater)
 	return nil
 }
 

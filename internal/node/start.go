@@ -90,7 +90,7 @@ func (n *Node) start(ctx context.Context) error {
 		return err
 	}
 	n.state.Store(nil)
-	n.background("asking what the HSM imports", n.tellImports)
+	n.background("asking what the HSM imports", n.tellImportsLater)
 	return nil
 }
 
