@@ -21,9 +21,10 @@ func TestLifeModel(t *testing.T) {
 		history []op
 		want    porcupine.CheckResult
 	}{
-		"a use after DisableKey":    {[]op{at(0, 0, 1, lifeInput{op: "DisableKey"}, lifeOutput{}), at(1, 2, 3, lifeInput{op: "Encrypt"}, lifeOutput{})}, porcupine.Illegal},
-		"a use meanwhile":           {[]op{at(0, 0, 3, lifeInput{op: "DisableKey"}, lifeOutput{}), at(1, 1, 2, lifeInput{op: "Encrypt"}, lifeOutput{})}, porcupine.Ok},
-		"a refusal without a cause": {[]op{at(1, 2, 3, lifeInput{op: "Encrypt"}, lifeOutput{refused: isDisabled})}, porcupine.Illegal},
+		"a use after DisableKey":                  {[]op{at(0, 0, 1, lifeInput{op: "DisableKey"}, lifeOutput{}), at(1, 2, 3, lifeInput{op: "Encrypt"}, lifeOutput{})}, porcupine.Illegal},
+		"a use meanwhile":                         {[]op{at(0, 0, 3, lifeInput{op: "DisableKey"}, lifeOutput{}), at(1, 1, 2, lifeInput{op: "Encrypt"}, lifeOutput{})}, porcupine.Ok},
+		"a use from before, after one from after": {[]op{at(0, 0, 9, lifeInput{op: "DisableKey"}, lifeOutput{}), at(1, 1, 2, lifeInput{op: "Encrypt"}, lifeOutput{refused: isDisabled}), at(2, 3, 4, lifeInput{op: "Encrypt"}, lifeOutput{})}, porcupine.Illegal},
+		"a refusal without a cause":               {[]op{at(1, 2, 3, lifeInput{op: "Encrypt"}, lifeOutput{refused: isDisabled})}, porcupine.Illegal},
 		"an old alias": {[]op{at(0, 0, 1, lifeInput{op: "UpdateAlias", key: 1}, lifeOutput{}), at(1, 2, 3, lifeInput{op: "by alias"}, lifeOutput{key: 0})},
 			porcupine.Illegal},
 		"DisableKey without an answer, done":       {[]op{at(0, 0, math.MaxInt64, lifeInput{op: "DisableKey"}, lifeOutput{unsure: true}), at(1, 2, 3, lifeInput{op: "Encrypt"}, lifeOutput{refused: isDisabled})}, porcupine.Ok},

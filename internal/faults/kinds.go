@@ -417,6 +417,7 @@ func (r *run) inject(ctx context.Context, k kind) error {
 	}
 	began := time.Now()
 	if err := end(); err != nil {
+		r.found(unexpected, "on %s the fault could not be ended: %v", i.on, err)
 		return fmt.Errorf("the end of %q on %s: %w", k.name, i.on, err)
 	}
 	back, err := r.back(ctx, began)
@@ -436,6 +437,31 @@ func (r *run) inject(ctx context.Context, k kind) error {
 	fmt.Fprintf(r.say, "%8.1fs  %s (%s), %v: back after %v\n", time.Since(r.began).Seconds(), k.name, i.on, hold.Round(time.Millisecond), back.Round(time.Millisecond))
 	r.tally.enter("none")
 	return ctx.Err()
+}
+
+// rescue makes everything anew that a fault may have left broken, after which the run goes on: what was found is found, and other kinds are to be tried yet. It is what a
+// person would do, and so nothing that a fault may need.
+func (r *run) rescue(ctx context.Context) error {
+	r.tally.enter("none")
+	r.Net.Heal()
+	var errs []error
+	for _, n := range r.All() {
+		n.Kill()
+		if n.HSM != nil {
+			errs = append(errs, n.HSM.Set(slowhsm.Settings{}))
+		}
+		if n.Role != "etcd" {
+			errs = append(errs, n.SetClock(0, 0))
+		}
+	}
+	for _, n := range r.All() {
+		errs = append(errs, n.Start())
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	_, err := r.back(ctx, time.Now())
+	return err
 }
 
 const (

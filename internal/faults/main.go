@@ -151,11 +151,18 @@ func (o options) do(ctx context.Context, short bool, keyplane string, say io.Wri
 	if !o.nofaults {
 		err = r.injectAll(ctx, all)
 	}
-	for err == nil && (!r.enough() || time.Since(began) < o.hold) && !r.any() {
+	last, moved := r.done(), time.Now()
+	for err == nil && (!r.enough() || time.Since(began) < o.hold) && !(r.bug != "" && r.any()) {
 		select {
 		case <-time.After(50 * time.Millisecond):
 		case <-ctx.Done():
 			err = ctx.Err()
+		}
+		if now := r.done(); now != last {
+			last, moved = now, time.Now()
+		} else if time.Since(moved) > stallMax {
+			r.found(unexpected, "trials and histories do not go on: %d trials, %d histories", r.trialsOf.acknowledged.Load(), r.told.checked.Load())
+			break
 		}
 	}
 	close(r.stopping)
@@ -163,20 +170,27 @@ func (o options) do(ctx context.Context, short bool, keyplane string, say io.Wri
 	if r.bug != "" && r.any() {
 		return r.report(0), err // found
 	}
-	if err == nil {
-		err = r.check(ctx)
-	}
 	if err != nil {
 		return r.report(0), err
 	}
+	err = r.check(ctx) // whatever it says, the logs are looked at too
 	for _, group := range [][]*cluster.Node{r.Datas, r.Controls} {
 		for _, n := range group {
 			n.Terminate()
 		}
 	}
-	records, err := r.checkAudit(ctx, keyplane)
-	return r.report(records), err
+	records, auditErr := r.checkAudit(ctx, keyplane)
+	return r.report(records), errors.Join(err, auditErr)
 }
+
+// stallMax is for how long trials and histories may make no progress before a run stops to wait for more of them.
+const stallMax = 3 * time.Minute
+
+// done counts trials and histories.
+func (r *run) done() int64 { return r.trialsOf.acknowledged.Load() + r.told.checked.Load() }
+
+// sayEvery is after how many faults a run says how far it is.
+const sayEvery = 20
 
 // injectAll makes the faults of all kinds in an order of the seed, with moments without any between them.
 func (r *run) injectAll(ctx context.Context, all []kind) error {
@@ -185,15 +199,26 @@ func (r *run) injectAll(ctx context.Context, all []kind) error {
 		plan = append(plan, slices.Repeat([]kind{k}, r.injections)...)
 	}
 	r.random.Shuffle(len(plan), func(i, j int) { plan[i], plan[j] = plan[j], plan[i] })
-	for _, k := range plan {
+	began := time.Now()
+	for i, k := range plan {
+		if i > 0 && i%sayEvery == 0 {
+			spent := time.Since(began)
+			fmt.Fprintf(r.say, "%d of %d faults in %v, some %v left\n", i, len(plan), spent.Round(time.Second), (spent * time.Duration(len(plan)-i) / time.Duration(i)).Round(time.Second))
+		}
 		select {
 		case <-time.After(100*time.Millisecond + time.Duration(r.random.Int64N(int64(400*time.Millisecond)))):
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 		if err := r.inject(ctx, k); err != nil {
-			return err
+			if ctx.Err() != nil || r.bug != "" {
+				return err
+			}
+			if failed := r.rescue(ctx); failed != nil {
+				return errors.Join(err, failed)
+			}
 		}
+		r.calm = time.Now()
 		if r.bug != "" && r.any() {
 			return nil
 		}

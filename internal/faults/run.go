@@ -64,6 +64,7 @@ type run struct {
 	trialsOf  trialCounts
 	told      struct{ checked, operations, unsure atomic.Int64 } // of histories
 	began     time.Time
+	calm      time.Time // when the last fault was over
 	disabling latencies
 }
 
