@@ -18,6 +18,7 @@ import (
 
 	"github.com/keyplane/keyplane/hsm"
 	"github.com/keyplane/keyplane/hsm/softtoken"
+	"github.com/keyplane/keyplane/internal/node"
 	"github.com/keyplane/keyplane/internal/planeca"
 	"github.com/keyplane/keyplane/internal/planetls"
 )
@@ -25,7 +26,8 @@ import (
 const caUsage = `usage: keyplane ca init  TOKEN --ca FILE [--years N] [--renew]
        keyplane ca issue TOKEN --ca FILE --role ROLE --node ID [--host NAME ...] [--hours N | --days N] --out DIR [--replace]
        keyplane ca renew --dir DIR --control URL [--control URL ...]
-       keyplane ca show  FILE ...
+       keyplane ca revoke --config FILE {SERIAL | --cert FILE}
+       keyplane ca show  FILE ... | --config FILE
 
 TOKEN is --hsm URI, or --soft-token DIR [--pin-file FILE]. ROLE is control, data, etcd or client.
 
@@ -33,9 +35,10 @@ init   makes the CA key in the token where it has none, and its root certificate
        may have a CA key of its own in its own token, and all members are given the file with all of them. --renew adds another certificate of a key
        whose certificate is in the file.
 issue  makes a key and its certificate: cert.pem, key.pem and ca.pem in DIR. Control planes renew the certificates of members that run; who issues for
-       longer than a day does so for what does not renew its certificate itself, an etcd member most of all. Nothing revokes a certificate: it ends.
+       longer than a day does so for what does not renew its certificate itself, an etcd member most of all.
 renew  gets the next certificate of what does not do so itself, while the one in DIR is valid.
-show   prints what certificates say.
+revoke has all nodes of a cluster refuse a certificate from now on. --config is the file of a control plane; etcd does not ask.
+show   prints what certificates say, and with --config the ones that are revoked.
 `
 
 // caCommand is `keyplane ca`.
@@ -68,7 +71,12 @@ func caCommand(args []string, stdout, stderr io.Writer) int {
 		action = caRenew
 		fs.StringVar(&c.dir, "dir", "", "`DIR` with cert.pem, key.pem and ca.pem")
 		fs.Var((*list)(&c.control), "control", "`URL` of a control plane, https://host:port, may be repeated")
+	case "revoke":
+		return node.RevokeMain(args[1:], stdout, stderr)
 	case "show":
+		if len(args) > 1 && strings.HasPrefix(args[1], "-") {
+			return node.RevokedMain(args[1:], stdout, stderr)
+		}
 		action = caShow
 	case "help", "--help", "-h":
 		fmt.Fprint(stdout, caUsage)

@@ -10,6 +10,7 @@
 //	/keyplane/1/elapsed/<region>                             + for how long workers of the Region have run over this store (Elapsed)
 //	/keyplane/1/owner/<region>                               p under a lease: the process ID of whose workers do the Region's work (Own)
 //	/keyplane/1/member/<incarnation>                         p under a lease: a process that answers from its view of the store (Join)
+//	/keyplane/1/revoked/<serial number>                      + a member's certificate that nobody takes any more (Revoke)
 //	/keyplane/1/audit/checkpoint/<log>                       + the newest checkpoint of an audit log, a signed note as it is
 //	/keyplane/1/key/<region>/<account>/<key ID>              + record: state, description, versions with salts, tags, alias names
 //	/keyplane/1/policy/<region>/<account>/<key ID>           + key policy, as it was given, and whom its principals were then

@@ -24,20 +24,21 @@ import (
 type What uint8
 
 const (
-	KeyChanged       What = iota + 1 // a KMS key's record or its key policy
-	AliasChanged                     // Name is "alias/…"
-	GrantsChanged                    // of a key, to one grantee: Name is the grantee, one of authz.Caller.Grantees
-	AccessKeyChanged                 // Name is the access key ID
-	AccountChanged                   // an account of iam
-	UserChanged                      // Name as store.PrincipalName has it
-	RoleChanged                      // likewise
-	PolicyChanged                    // a managed policy: Name as in its etcd key
-	ServiceChanged                   // a registered service: Name
-	SessionChanged                   // temporary credentials: Name is the access key ID
-	QuotaChanged                     // what an account has instead of the usual quotas in a Region
-	KeyStoreChanged                  // a custom key store: Name is its ID
-	MemberChanged                    // a process has joined or left (Members): Name is its incarnation
-	DamagedChanged                   // something under a name that no record of a known kind can have: Name is the name in etcd
+	KeyChanged         What = iota + 1 // a KMS key's record or its key policy
+	AliasChanged                       // Name is "alias/…"
+	GrantsChanged                      // of a key, to one grantee: Name is the grantee, one of authz.Caller.Grantees
+	AccessKeyChanged                   // Name is the access key ID
+	AccountChanged                     // an account of iam
+	UserChanged                        // Name as store.PrincipalName has it
+	RoleChanged                        // likewise
+	PolicyChanged                      // a managed policy: Name as in its etcd key
+	ServiceChanged                     // a registered service: Name
+	SessionChanged                     // temporary credentials: Name is the access key ID
+	QuotaChanged                       // what an account has instead of the usual quotas in a Region
+	KeyStoreChanged                    // a custom key store: Name is its ID
+	MemberChanged                      // a process has joined or left (Members): Name is its incarnation
+	CertificateRevoked                 // of a member (Revoke): Name is its serial number. Gone says nothing: what was revoked stays so
+	DamagedChanged                     // something under a name that no record of a known kind can have: Name is the name in etcd
 )
 
 // Change is one record that was written or deleted. What is not of its kind is zero.
@@ -438,6 +439,11 @@ func decodeChange(kv, before *mvccpb.KeyValue, gone bool) (c Change, ok bool) {
 			return damaged, true
 		}
 		c.What, c.Name = MemberChanged, rest
+	case "revoked":
+		if !validSerial(rest) {
+			return damaged, true
+		}
+		c.What, c.Name = CertificateRevoked, rest
 	default:
 		return Change{}, false
 	}

@@ -324,6 +324,8 @@ var changeSeeds = []struct {
 	{"/keyplane/1/keystore/r/111122223333/cks-1", DamagedChanged},
 	{"/keyplane/1/member/" + strings.Repeat("0", 32), MemberChanged},
 	{"/keyplane/1/member/me", DamagedChanged},
+	{"/keyplane/1/revoked/7f01", CertificateRevoked},
+	{"/keyplane/1/revoked/07f01", DamagedChanged},
 	{"/keyplane/1/meta/barrier", 0},
 	{"/keyplane/2/key/x", 0},
 	{"/elsewhere", 0},

@@ -124,7 +124,7 @@ func openExternal(cfg *Config, dir string, log *slog.Logger) opener {
 		var config *tls.Config
 		if !cfg.Etcd.plain() {
 			var err error
-			if config, err = cfg.etcdTLS(log); err != nil {
+			if config, err = cfg.etcdTLS(log, nil); err != nil {
 				return nil, fmt.Errorf("node: etcd: %w", err)
 			}
 		}
@@ -189,7 +189,10 @@ func (c *command) config() (cfg Config, err error) {
 	return cfg, nil
 }
 
-// run parses the arguments, of which n are left, and returns the exit status.
+// errArguments is of a command that was not given what it needs.
+var errArguments = errors.New("see the usage")
+
+// run parses the arguments, of which n are left (below 0: do looks, and returns errArguments), and returns the exit status.
 func (c *command) run(args []string, n int, do func(ctx context.Context) error) int {
 	if err := c.fs.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -197,11 +200,16 @@ func (c *command) run(args []string, n int, do func(ctx context.Context) error) 
 		}
 		return 2
 	}
-	if c.fs.NArg() != n {
+	if n >= 0 && c.fs.NArg() != n {
 		c.fs.Usage()
 		return 2
 	}
-	if err := do(context.Background()); err != nil {
+	err := do(context.Background())
+	if errors.Is(err, errArguments) {
+		c.fs.Usage()
+		return 2
+	}
+	if err != nil {
 		fmt.Fprintf(c.stderr, "%s: %v\n", c.fs.Name(), err)
 		return 1
 	}

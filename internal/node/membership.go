@@ -108,6 +108,7 @@ func (c *Config) validateCluster(s shape, bad func(format string, args ...any)) 
 type splitPart struct {
 	role, id string
 	source   *planetls.Source
+	revoked  *planetls.Revoked // certificates, as the store has them
 	lease    *fence.Lease
 	follower *follower.Follower
 	settler  *settler       // of a data node
@@ -129,10 +130,11 @@ const followTimeout = 30 * time.Second
 func (n *Node) identify(role string) error {
 	cfg := &n.cfg.Planes
 	var err error
-	c := &splitPart{lease: new(fence.Lease), moved: make(chan struct{}, 1)}
+	c := &splitPart{lease: new(fence.Lease), moved: make(chan struct{}, 1), revoked: new(planetls.Revoked)}
 	if c.source, err = planetls.Open(cfg.files(), n.log); err != nil {
 		return fmt.Errorf("node: planes: %w", err)
 	}
+	c.source.Refuse(c.revoked)
 	c.role, c.id = c.source.Name()
 	switch {
 	case c.role != role:
@@ -154,7 +156,7 @@ func (n *Node) findControl() error {
 	if err != nil {
 		return err
 	}
-	if c.client, err = planes.NewClient(planes.ClientConfig{URLs: cfg.Control, TLS: tlsConfig, Logger: n.log}); err != nil {
+	if c.client, err = planes.NewClient(planes.ClientConfig{URLs: cfg.Control, TLS: tlsConfig, Revoked: c.revoked, Logger: n.log}); err != nil {
 		return err
 	}
 	n.onClose(c.client.Close)
@@ -198,14 +200,14 @@ func (n *Node) etcdTLS() (*tls.Config, error) {
 	if cfg.CA == "" && cfg.Cert == "" {
 		return n.split.source.Client(planetls.RoleEtcd, hostsOf(cfg.Endpoints)...)
 	}
-	return n.cfg.etcdTLS(n.log)
+	return n.cfg.etcdTLS(n.log, n.split.revoked)
 }
 
 // plain says that there is no TLS.
 func (c *EtcdConfig) plain() bool { return strings.HasPrefix(c.Endpoints[0], "http://") }
 
 // etcdTLS is the TLS of connections to etcd, by the files of etcd and, for what is not there, those of planes.
-func (c *Config) etcdTLS(log *slog.Logger) (*tls.Config, error) {
+func (c *Config) etcdTLS(log *slog.Logger, revoked *planetls.Revoked) (*tls.Config, error) {
 	files := planetls.Files{Cert: c.Etcd.Cert, Key: c.Etcd.Key, CA: c.Etcd.CA}
 	role := "" // of another CA's certificates
 	if files.Cert == "" {
@@ -218,6 +220,7 @@ func (c *Config) etcdTLS(log *slog.Logger) (*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
+	source.Refuse(revoked)
 	return source.Client(role, hostsOf(c.Etcd.Endpoints)...)
 }
 
@@ -269,11 +272,19 @@ func (n *Node) follow(ctx context.Context) error {
 // loadAll is reload, and says that members may have come and gone.
 func (n *Node) loadAll(ctx context.Context) error {
 	n.membersMoved()
+	if err := n.loadRevoked(ctx); err != nil {
+		return err
+	}
 	return n.reload(ctx)
 }
 
 // applyAll is apply, and says that members have come or gone.
 func (n *Node) applyAll(ctx context.Context, changes []store.Change) error {
+	for i := range changes {
+		if c := &changes[i]; c.What == store.CertificateRevoked && !c.Gone {
+			n.revoke(c.Name)
+		}
+	}
 	if err := n.apply(ctx, changes); err != nil {
 		return err
 	}

@@ -188,7 +188,7 @@ func (n *Node) listenForPlanes(renew http.Handler) error {
 		TLS: tlsConfig, Ready: n.ready, Takes: func() bool { return n.state.Load() == nil && c.lease.Valid() },
 		Request: n.answerRequest, Managed: n.answerManaged, Member: n.isMember, Applied: func(incarnation string, revision int64) { n.barrier.Tell(incarnation, revision) },
 		Settle: func(ctx context.Context, revision int64) { n.barrier.Wait(ctx, revision) },
-		Leases: c.leases, Uses: c.lastUses.Take, Renew: renew, Logger: n.log,
+		Leases: c.leases, Uses: c.lastUses.Take, Revoked: c.revoked, Renew: renew, Logger: n.log,
 	}); err != nil {
 		return err
 	}
@@ -231,7 +231,7 @@ func (n *Node) openCA(at *lateHandler) error {
 	if ca != nil {
 		n.onClose(func() { n.logIf("closing the CA", ca.Close()) })
 	}
-	handler := planeca.RenewHandler(ca, planeca.RenewOptions{Logger: n.log})
+	handler := planeca.RenewHandler(ca, planeca.RenewOptions{Revoked: n.split.revoked, Logger: n.log})
 	at.handler.Store(&handler)
 	return n.renewCertificate(ca)
 }

@@ -25,7 +25,7 @@ import (
 )
 
 const (
-	// LifeDefault is how long a certificate is valid unless somebody asks for another time. Nothing revokes a certificate: it ends.
+	// LifeDefault is how long a certificate is valid unless somebody asks for another time. It ends by itself, or is revoked before (keyplane ca revoke).
 	LifeDefault = 24 * time.Hour
 	// RootLifeDefault is that of a root certificate.
 	RootLifeDefault = 10 * 365 * 24 * time.Hour

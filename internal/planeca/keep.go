@@ -36,7 +36,11 @@ type Own struct {
 }
 
 func (o Own) Renew(_ context.Context, key *ecdsa.PublicKey, _ []byte) ([]byte, error) {
-	return o.CA.Renew(key, o.Source.Leaf())
+	leaf := o.Source.Leaf()
+	if o.Source.Revoked().Has(leaf) {
+		return nil, planetls.ErrRevoked
+	}
+	return o.CA.Renew(key, leaf)
 }
 
 // Remote renews at control planes: the first that answers with a certificate. The client has a planetls config.

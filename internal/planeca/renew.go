@@ -3,6 +3,7 @@ package planeca
 import (
 	"crypto/ecdsa"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"io"
 	"log/slog"
@@ -27,6 +28,8 @@ const (
 type RenewOptions struct {
 	// Allowed says whether a member is still one; nil: whoever has a valid certificate is.
 	Allowed func(role, id string) error
+	// Revoked are certificates that renew nothing; nil: none is.
+	Revoked *planetls.Revoked
 	Logger  *slog.Logger
 }
 
@@ -51,6 +54,9 @@ type renewer struct {
 
 func (h *renewer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	role, id, err := planetls.Peer(r.TLS)
+	if err == nil {
+		err = h.o.Revoked.Check(r.TLS)
+	}
 	switch {
 	case err != nil:
 		w.Header().Set("Connection", "close") // by a new handshake it may be another certificate
@@ -95,7 +101,7 @@ func (h *renewer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "the certificate could not be made", http.StatusInternalServerError)
 		return
 	}
-	log.Info("certificate renewed", "key", x509Key(public))
+	log.Info("certificate renewed", "key", x509Key(public), "before", planetls.Serial(old), "serial", serialIn(cert))
 	w.Header().Set("Content-Type", "application/pem-certificate-chain")
 	_, _ = w.Write(cert)
 }
@@ -117,6 +123,16 @@ func (h *renewer) take(name string) bool {
 
 // x509Key names a key in logs.
 func x509Key(public *ecdsa.PublicKey) string { return hexID(keyID(public)) }
+
+// serialIn is the serial number of a certificate in PEM, for logs.
+func serialIn(text []byte) string {
+	if block, _ := pem.Decode(text); block != nil {
+		if cert, err := x509.ParseCertificate(block.Bytes); err == nil {
+			return planetls.Serial(cert)
+		}
+	}
+	return ""
+}
 
 // keyOf is the key of a CSR that has signed it, and is not that of the certificate before.
 func keyOf(der []byte, old *x509.Certificate) (*ecdsa.PublicKey, error) {

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/keyplane/keyplane/internal/kmsapi"
+	"github.com/keyplane/keyplane/internal/planetls"
 	"github.com/keyplane/keyplane/internal/planted"
 	"github.com/keyplane/keyplane/internal/sigv4"
 )
@@ -47,9 +48,10 @@ var (
 
 // ClientConfig is how a member reaches the control planes.
 type ClientConfig struct {
-	URLs   []string    // https://host:port, of all control planes
-	TLS    *tls.Config // planetls.Source.Client of role control
-	Logger *slog.Logger
+	URLs    []string          // https://host:port, of all control planes
+	TLS     *tls.Config       // planetls.Source.Client of role control
+	Revoked *planetls.Revoked // certificates whose connections are cut; nil: none is
+	Logger  *slog.Logger
 }
 
 // Client asks control planes. Run has it know which of them answer. Safe for concurrent use.
@@ -102,14 +104,33 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 		protocols.SetHTTP2(true)
 		c.targets = append(c.targets, &target{url: strings.TrimRight(text, "/"), http: &http.Client{
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-			Transport: &http.Transport{ // without a proxy of the environment
+			Transport: &unrevoked{cfg.Revoked, &http.Transport{ // without a proxy of the environment
 				DialContext:     (&net.Dialer{Timeout: dialTimeout, KeepAlive: 5 * time.Second}).DialContext,
 				TLSClientConfig: cfg.TLS.Clone(), TLSHandshakeTimeout: dialTimeout, Protocols: protocols, MaxResponseHeaderBytes: 8 << 10, DisableCompression: true,
 				HTTP2: &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
-			},
+			}},
 		}})
 	}
 	return c, nil
+}
+
+// unrevoked cuts a connection to a control plane whose certificate was revoked since the handshake, with all that is on it, where a request would use it: each probe looks.
+type unrevoked struct {
+	revoked *planetls.Revoked
+	*http.Transport
+}
+
+func (u *unrevoked) RoundTrip(r *http.Request) (*http.Response, error) {
+	if u.revoked == nil {
+		return u.Transport.RoundTrip(r)
+	}
+	return u.Transport.RoundTrip(r.WithContext(httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) {
+		if c, ok := i.Conn.(*tls.Conn); ok {
+			if cs := c.ConnectionState(); u.revoked.Check(&cs) != nil {
+				_ = c.NetConn().Close() // what is sent on it fails
+			}
+		}
+	}})))
 }
 
 // Close ends the connections and what Run does.

@@ -2,6 +2,7 @@ package planes
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"io"
 	"log/slog"
@@ -27,13 +28,15 @@ type world struct {
 	owner chan struct{} // has one element while nobody owns the leases
 	rate  ratelimit.Rate
 
+	revoked *planetls.Revoked // of servers and clients, not of their handshakes
+
 	mu      sync.Mutex
 	nodes   []string
 	applied map[string]map[string]int64 // by control plane and incarnation
 }
 
 func newWorld(t testing.TB) *world {
-	w := &world{t: t, ca: planetlstest.New(t), owner: make(chan struct{}, 1), rate: 1000, applied: map[string]map[string]int64{}}
+	w := &world{t: t, ca: planetlstest.New(t), owner: make(chan struct{}, 1), rate: 1000, revoked: new(planetls.Revoked), applied: map[string]map[string]int64{}}
 	w.owner <- struct{}{}
 	return w
 }
@@ -53,6 +56,7 @@ type control struct {
 	w      *world
 	id     string
 	addr   string
+	leaf   *x509.Certificate
 	server *Server
 	leases *Leases
 	uses   *LastUses
@@ -98,12 +102,14 @@ func (w *world) control(id, addr string) *control {
 	if c.uses, err = OpenLastUses(w.t.TempDir() + "/uses"); err != nil {
 		w.t.Fatal(err)
 	}
-	tlsConfig, err := w.source(planetls.RoleControl, id).Server(planetls.Roles...)
+	source := w.source(planetls.RoleControl, id)
+	c.leaf = source.Leaf()
+	tlsConfig, err := source.Server(planetls.Roles...)
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	if c.server, err = NewServer(ServerConfig{
-		TLS: tlsConfig, Logger: quiet, Settle: func(_ context.Context, revision int64) { c.settled.Store(revision) }, Leases: c.leases, Uses: c.uses.Take,
+		TLS: tlsConfig, Revoked: w.revoked, Logger: quiet, Settle: func(_ context.Context, revision int64) { c.settled.Store(revision) }, Leases: c.leases, Uses: c.uses.Take,
 		Ready: func() error {
 			if why := c.ready.Load(); why != nil {
 				return errors.New(*why)
@@ -175,7 +181,7 @@ func (w *world) client(role, id string, addrs ...string) *Client {
 	for _, a := range addrs {
 		urls = append(urls, "https://"+a)
 	}
-	c, err := NewClient(ClientConfig{URLs: urls, TLS: cfg, Logger: quiet})
+	c, err := NewClient(ClientConfig{URLs: urls, TLS: cfg, Revoked: w.revoked, Logger: quiet})
 	if err != nil {
 		w.t.Fatal(err)
 	}

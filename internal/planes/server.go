@@ -54,12 +54,15 @@ const (
 	// answerTimeout bounds an operation: some have an HSM make RSA keys.
 	answerTimeout = 60 * time.Second
 
+	// certEvery is how often a stream looks whether its certificate is still one.
+	certEvery = 500 * time.Millisecond
+
 	connsMax       = 4096
 	incarnationMax = 64
 	streamsMax     = 1000 // of a connection
 )
 
-// ServerConfig is what a control plane's listener answers with. All but Renew and Logger are required.
+// ServerConfig is what a control plane's listener answers with. All but Revoked, Renew and Logger are required.
 type ServerConfig struct {
 	TLS *tls.Config // planetls.Source.Server of all roles
 
@@ -80,6 +83,8 @@ type ServerConfig struct {
 	Leases *Leases
 	// Uses takes last uses of keys that a data node tells.
 	Uses func(node string, u *Uses) error
+	// Revoked are certificates whose connections are not answered; nil: none is.
+	Revoked *planetls.Revoked
 	// Renew answers requests for certificates: planeca.RenewHandler. nil: none is made.
 	Renew  http.Handler
 	Logger *slog.Logger // nil: slog.Default
@@ -218,9 +223,16 @@ func (e refused) Error() string { return "planes: " + string(e) }
 // peer says who has sent r, or answers it.
 func (s *Server) peer(w http.ResponseWriter, r *http.Request, roles []string) (role, node string, ok bool) {
 	role, node, err := planetls.Peer(r.TLS)
-	if errors.Is(err, planetls.ErrExpired) {
+	if err == nil {
+		err = s.cfg.Revoked.Check(r.TLS)
+	}
+	if errors.Is(err, planetls.ErrExpired) || errors.Is(err, planetls.ErrRevoked) {
+		why := refused("the certificate has expired")
+		if errors.Is(err, planetls.ErrRevoked) {
+			why = "the certificate was revoked"
+		}
 		w.Header().Set("Connection", "close") // the next comes with a handshake
-		refuse(w, refused("the certificate has expired"))
+		refuse(w, why)
 		return "", "", false
 	}
 	if err == nil {
@@ -384,11 +396,17 @@ func (s *Server) applied(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	cut := make(chan struct{})
-	stop := context.AfterFunc(s.drain, func() { defer close(cut); _ = c.SetReadDeadline(time.Now()) })
-	defer func() {
-		if !stop() {
-			<-cut // w is not to be used after the return
+	ended, end := context.WithCancel(s.drain)
+	defer end()
+	go func() {
+		defer close(cut)
+		if s.outlived(ended, r.TLS) {
+			_ = c.SetReadDeadline(time.Now())
 		}
+	}()
+	defer func() {
+		end()
+		<-cut // w is not to be used after the return
 	}()
 	for last := int64(0); ; {
 		var b [8]byte
@@ -402,6 +420,20 @@ func (s *Server) applied(w http.ResponseWriter, r *http.Request) {
 		}
 		last = int64(revision)
 		s.cfg.Applied(incarnation, last)
+	}
+}
+
+// outlived returns when a stream has to end, and so when ctx does: the peer's certificate has, or was revoked, or the server drains.
+func (s *Server) outlived(ctx context.Context, cs *tls.ConnectionState) bool {
+	for {
+		if _, _, err := planetls.Peer(cs); err != nil || s.cfg.Revoked.Check(cs) != nil {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+			return s.drain.Err() != nil
+		case <-time.After(certEvery):
+		}
 	}
 }
 

@@ -53,6 +53,9 @@ func (s *Source) Server(roles ...string) (*tls.Config, error) {
 			if err == nil && !slices.Contains(roles, role) {
 				err = fmt.Errorf("%w: %s", ErrRole, role)
 			}
+			if err == nil {
+				err = s.Revoked().Check(&cs)
+			}
 			return err
 		},
 	}
@@ -124,6 +127,9 @@ func (s *Source) verifyServer(cs tls.ConnectionState, role string, names []strin
 		o.Intermediates.AddCert(c)
 	}
 	if _, err := leaf.Verify(o); err != nil {
+		return err
+	}
+	if err := s.Revoked().Check(&cs); err != nil {
 		return err
 	}
 	if cs.ServerName == "" {

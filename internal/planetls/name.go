@@ -33,6 +33,8 @@ var (
 	// ErrExpired is a peer whose certificate has ended since the handshake. A handler answers with Connection: close, so that the next request comes by
 	// a handshake of its own.
 	ErrExpired = errors.New("planetls: the peer's certificate has expired")
+	// ErrRevoked is a peer whose certificate is not taken any more, or the process's own. It is answered as ErrExpired is.
+	ErrRevoked = errors.New("planetls: the certificate was revoked")
 )
 
 // URI is the name of a part in its certificate.

@@ -36,6 +36,7 @@ type Source struct {
 	log     *slog.Logger
 	current atomic.Pointer[material]
 	looked  atomic.Int64 // when the files were last looked at, in nanoseconds since began
+	revoked atomic.Pointer[Revoked]
 
 	mu      sync.Mutex // held by the one who looks
 	refused [sha256.Size]byte
@@ -132,6 +133,12 @@ func (s *Source) look() error {
 func (s *Source) Certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	return &s.now().cert, nil
 }
+
+// Refuse has all configs of the source refuse what is revoked, at every handshake.
+func (s *Source) Refuse(r *Revoked) { s.revoked.Store(r) }
+
+// Revoked are the certificates that Refuse has named; nil, which has none, until then.
+func (s *Source) Revoked() *Revoked { return s.revoked.Load() }
 
 // Leaf is this process's own certificate, parsed; nil without one.
 func (s *Source) Leaf() *x509.Certificate { return s.now().cert.Leaf }
