@@ -2,11 +2,13 @@ package store
 
 import (
 	"errors"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -215,5 +217,19 @@ func TestRestoreBuries(t *testing.T) {
 	must(t, r.Close())
 	if b, err := os.ReadFile(filepath.Join(dir, gravesFile)); err != nil || strings.Count(string(b), "\n") != 3 {
 		t.Errorf("%q %v", b, err)
+	}
+}
+
+// TestFloorOfLongLives: what workers have run for is kept however long it is.
+func TestFloorOfLongLives(t *testing.T) {
+	for _, ran := range []time.Duration{1, 40 * 365 * 24 * time.Hour, math.MaxInt64} {
+		dir := t.TempDir()
+		was := floor{epochOf{"0123456789abcdef0123456789abcdef", 3, "0123456789abcdef"}, math.MaxInt64 / 10, ran}
+		if err := was.write(dir); err != nil {
+			t.Fatal(err)
+		}
+		if now, err := readFloor(dir); err != nil || *now != was {
+			t.Errorf("%v is read as %v, %v", &was, now, err)
+		}
 	}
 }
