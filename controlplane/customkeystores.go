@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/keyplane/keyplane/controlplane/store"
 	"github.com/keyplane/keyplane/internal/cloudtrail"
+	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/kmsapi"
 	"github.com/keyplane/keyplane/internal/quota"
 	"github.com/keyplane/keyplane/internal/secret"
@@ -169,9 +171,9 @@ func (in *createCustomKeyStoreIn) check(v *kmsapi.Violations) {
 	in.proxyIn.check(v)
 }
 
-// record is the key store that is asked for, without what the members do not say.
-func (in *createCustomKeyStoreIn) record(c *call) (*store.KeyStore, error) {
-	k := &store.KeyStore{CustomName: *in.CustomKeyStoreName, Type: store.CloudHSM, Created: c.now, State: store.Disconnected}
+// record is the key store that is asked for, without what the members do not say. After an error it has no secret.
+func (in *createCustomKeyStoreIn) record(account keyid.Account, now time.Time) (*store.KeyStore, error) {
+	k := &store.KeyStore{CustomName: *in.CustomKeyStoreName, Type: store.CloudHSM, Created: now, State: store.Disconnected}
 	if in.CustomKeyStoreType != nil {
 		k.Type = *in.CustomKeyStoreType
 	}
@@ -202,7 +204,11 @@ func (in *createCustomKeyStoreIn) record(c *call) (*store.KeyStore, error) {
 	case in.XksProxyAuthenticationCredential == nil:
 		return nil, required("XksProxyAuthenticationCredential", of)
 	}
-	return k, in.proxyIn.apply(k, c.account().String())
+	if err := in.proxyIn.apply(k, account.String()); err != nil {
+		k.Secret.Wipe()
+		return k, err
+	}
+	return k, nil
 }
 
 type createCustomKeyStoreOut struct{ CustomKeyStoreId string }
@@ -212,7 +218,7 @@ func (s *Server) createCustomKeyStore(ctx context.Context, c *call, in *createCu
 	if err := c.permitAccount(c.action, "*"); err != nil {
 		return createCustomKeyStoreOut{}, err
 	}
-	k, err := in.record(c)
+	k, err := in.record(c.account(), c.now)
 	if err != nil {
 		return createCustomKeyStoreOut{}, err
 	}

@@ -612,3 +612,20 @@ func TestKeyStorePermissions(t *testing.T) {
 		}
 	}
 }
+
+// What is refused after the secret was taken from the request leaves none.
+func TestRefusedKeyStoreHasNoSecret(t *testing.T) {
+	text := func(s string) *string { return &s }
+	in := createCustomKeyStoreIn{CustomKeyStoreName: text("x"), CustomKeyStoreType: text(store.ExternalKeyStore)}
+	in.proxyIn = proxyIn{
+		XksProxyConnectivity: text(store.PublicEndpoint), XksProxyUriEndpoint: text("https://nohost"), XksProxyUriPath: text("/kms/xks/v1"),
+		XksProxyAuthenticationCredential: &credentialIn{AccessKeyId: text("ABCDEFGHIJKLMNOPQRST"), RawSecretAccessKey: text("secret")},
+	}
+	k, err := in.record(1, time.Time{})
+	if err == nil || k == nil {
+		t.Fatalf("%v, %v", k, err)
+	}
+	if k.Secret.Len() > 0 {
+		t.Error("the secret is still there")
+	}
+}
