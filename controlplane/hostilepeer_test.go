@@ -7,6 +7,7 @@ import (
 
 	"github.com/keyplane/keyplane/controlplane/replication"
 	"github.com/keyplane/keyplane/controlplane/store"
+	"github.com/keyplane/keyplane/controlplane/store/storetest"
 	"github.com/keyplane/keyplane/internal/keyid"
 	"github.com/keyplane/keyplane/internal/keyspec"
 	"github.com/keyplane/keyplane/internal/kmsapi"
@@ -226,20 +227,58 @@ func TestWrapOnlyWhatIsReplicated(t *testing.T) {
 	w.settle()
 	k := w.key(a, id)
 	material := string(k.Versions[0].MaterialID[:])
-	answer := func(id string) *replication.Answer { return &replication.Answer{Need: []string{id}} }
-	if list, err := a.Server.wrap(k, answer(material)); err != nil || len(list) != 1 {
+	answer := func(k *store.Key, id string) *replication.Answer {
+		root := b.Server.root()
+		proof, err := b.Server.sealer.Seal(root[:], b.Server.rootBinding(k.KeyName, b.region, k.MultiRegion.At()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &replication.Answer{Need: []string{id}, Token: proof}
+	}
+	if list, err := a.Server.wrap(k, b.region, answer(k, material)); err != nil || len(list) != 1 {
 		t.Fatal(list, err)
 	}
 	k.Origin = "EXTERNAL" // imported material is kept the same way
-	if list, err := a.Server.wrap(k, answer(material)); err == nil {
+	if list, err := a.Server.wrap(k, b.region, answer(k, material)); err == nil {
 		t.Errorf("imported material goes over: %d", len(list))
 	}
 	private := w.key(a, a.create(obj("MultiRegion", true, "KeySpec", "ECC_NIST_P256", "KeyUsage", "SIGN_VERIFY")).KeyId)
-	if list, err := a.Server.wrap(private, answer("")); err != nil || len(list) != 1 {
+	if list, err := a.Server.wrap(private, b.region, answer(private, "")); err != nil || len(list) != 1 {
 		t.Fatal(list, err)
 	}
-	if list, err := a.Server.wrap(private, answer(material)); err == nil {
+	if list, err := a.Server.wrap(private, b.region, answer(private, material)); err == nil {
 		t.Errorf("a private key goes over by another name: %d", len(list))
+	}
+}
+
+// TestCopyNeedsRoot: wrapped keys go to no Region that asks for copies without a proof that it has their root: its own, for this key, at this moment.
+func TestCopyNeedsRoot(t *testing.T) {
+	w := oneToken(t, 3)
+	a, b, c := w.regions[0], w.regions[1], w.regions[2]
+	id := a.create(obj("MultiRegion", true)).KeyId
+	a.replicateTo(id, b.region)
+	w.settle()
+	k := w.key(a, id)
+	root, at := a.Server.root(), k.MultiRegion.At()
+	proof := func(by store.Sealer, root []byte, region string, at store.Moment) []byte {
+		b, err := by.Seal(root, a.Server.rootBinding(k.KeyName, region, at))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	good := b.Server.sealer
+	for what, token := range map[string][]byte{
+		"none":            nil,
+		"of another root": proof(storetest.NewSealer(), root[:], b.region, at),
+		"by another name": proof(good, make([]byte, 8), b.region, at),
+		"of another peer": proof(good, root[:], c.region, at),
+		"of another time": proof(good, root[:], b.region, store.Moment{Epoch: at.Epoch, Revision: at.Revision + 1}),
+		"of another sort": func() []byte { b, _ := good.Seal(root[:], b.Server.tokenBinding(k.KeyName)); return b }(),
+	} {
+		if list, err := a.Server.wrap(k, b.region, &replication.Answer{Need: []string{string(k.Versions[0].MaterialID[:])}, Token: token}); err == nil {
+			t.Errorf("%s: %d keys go over", what, len(list))
+		}
 	}
 }
 

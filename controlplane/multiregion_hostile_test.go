@@ -172,7 +172,7 @@ func TestNothingElseIsWrapped(t *testing.T) {
 	a := w.regions[0]
 	key := a.external(obj("MultiRegion", true), "one")
 	k := w.key(a, key.KeyId)
-	if list, err := a.wrap(k, &replication.Answer{Need: []string{string(k.Versions[0].MaterialID[:])}}); err == nil {
+	if list, err := a.wrap(k, "", &replication.Answer{Need: []string{string(k.Versions[0].MaterialID[:])}}); err == nil {
 		t.Errorf("wrapped %v", list)
 	}
 }

@@ -181,12 +181,15 @@ func (s *Server) syncReplica(ctx context.Context, k *store.Key, region string) e
 		return err
 	}
 	m := replication.Message{Kind: replication.Sync, Shared: shared, Root: commonRoot(k)}
+	if root := s.root(); m.Root != hex.EncodeToString(root[:]) {
+		m.Root = "" // no proof could be verified
+	}
 	a, err := s.ask(ctx, region, k.KeyName, m)
 	if err != nil {
 		return err
 	}
 	if len(a.Need) > 0 {
-		if m.Material, err = s.wrap(k, a); err != nil {
+		if m.Material, err = s.wrap(k, region, a); err != nil {
 			return err
 		}
 		m.Token = a.Token
@@ -252,11 +255,14 @@ func commonRoot(k *store.Key) string {
 	return hex.EncodeToString(root[:])
 }
 
-// wrap is the material that a replica lacks: as it is where the other Region's token has the same root, else wrapped in the HSM for the public key that the
+// wrap is the material that the replica in a Region lacks: as it is where that has proved that its token has the same root, else wrapped in the HSM for the public key that the
 // replica's answer has, whose private half is in the other HSM.
-func (s *Server) wrap(k *store.Key, a *replication.Answer) (list []replication.Material, err error) {
+func (s *Server) wrap(k *store.Key, region string, a *replication.Answer) (list []replication.Material, err error) {
 	if k.Origin != originKMS {
 		return nil, errors.New("controlplane: the replica asks for imported material, which does not cross") // lacking never does
+	}
+	if len(a.Public) == 0 && !s.hasRoot(k, region, a) {
+		return nil, errors.New("controlplane: the replica asks for copies of wrapped keys, and does not prove that it has their root")
 	}
 	for i, id := range a.Need {
 		if slices.Contains(a.Need[:i], id) {

@@ -62,6 +62,21 @@ func (s *Server) prepare(ctx context.Context, k *store.Key, a *replication.Answe
 	return err
 }
 
+// rootBinding is what a Region binds to that it has the root which wraps a key's material: the root seals it, so that no other can. A proof is for one Region, key and moment.
+func (s *Server) rootBinding(n store.KeyName, region string, at store.Moment) []byte {
+	return fmt.Appendf(nil, "keyplane replication root v1|%s|%s|%s|%d|%d", region, n.Account, n.ID, at.Epoch, at.Revision)
+}
+
+// hasRoot says whether a Region's answer proves that it has the root that wraps all of the primary k's material.
+func (s *Server) hasRoot(k *store.Key, region string, a *replication.Answer) bool {
+	root := s.root()
+	if s.sealer == nil || commonRoot(k) != hex.EncodeToString(root[:]) {
+		return false
+	}
+	b, err := s.sealer.Open(a.Token, s.rootBinding(k.KeyName, region, k.MultiRegion.At()))
+	return err == nil && bytes.Equal(b, root[:])
+}
+
 var errToken = kmsapi.New(kmsapi.InvalidImportToken, "The token was not made for this key, or it is too old.")
 
 func (s *Server) openPrepared(n store.KeyName, sealed []byte) (*snapshot.PrivateKey, error) {
@@ -110,8 +125,9 @@ func (s *Server) receiveSync(ctx context.Context, m *replication.Message, n stor
 		if len(m.Material) == 0 {
 			a := has(k)
 			a.Need = need
-			if root := s.root(); m.Root != "" && m.Root == hex.EncodeToString(root[:]) {
-				return a, nil
+			if root := s.root(); m.Root != "" && m.Root == hex.EncodeToString(root[:]) && s.sealer != nil {
+				a.Token, err = s.sealer.Seal(root[:], s.rootBinding(n, s.region, store.Moment{Epoch: m.Shared.Epoch, Revision: m.Shared.Revision}))
+				return a, err
 			}
 			return a, s.prepare(ctx, k, a)
 		}

@@ -80,6 +80,9 @@ func newWorldBy(t testing.TB, clock *clock, stores []*store.Store, hsms []*softH
 			t.Fatal(err)
 		}
 		w.signers[e.region], w.sealers[e.region] = key, storetest.NewSealer()
+		if j := slices.Index(hsms, h); h != nil && j < i {
+			w.sealers[e.region] = w.sealers[w.regions[j].region] // it is the root's
+		}
 		if h != nil {
 			e.use(h)
 			e.Server.sealer = w.sealers[e.region]

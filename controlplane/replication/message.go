@@ -134,7 +134,8 @@ type Answer struct {
 	State    string `json:"state,omitzero"`
 	Created  int64  `json:"created,omitzero"`
 
-	// Sync: the IDs of the material that is lacking; unless a copy will do, a public key (DER) to wrap it for, and what to send back with it.
+	// Sync: the IDs of the material that is lacking; a public key (DER) to wrap it for, and what to send back with it, or where a copy will do no public key, and the proof
+	// that the root is there.
 	Need   []string `json:"need,omitempty"`
 	Public []byte   `json:"public,omitzero"`
 	Token  []byte   `json:"token,omitzero"`
