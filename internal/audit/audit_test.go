@@ -357,6 +357,10 @@ func TestRetention(t *testing.T) {
 	for range 2 { // and again after a start
 		l = mustOpen(t, cfg)
 		appendN(t, l, 3500, 700)
+		await(t, "retention", func() bool { // Close does not wait for what is due
+			files, err := list(dir)
+			return err == nil && len(files.hashes) <= len(files.segments())+1 && exists(dir, segmentName(files.segments()[0], packedSuffix))
+		})
 		mustClose(t, l)
 		r = mustVerify(t, dir, s.newest)
 	}
