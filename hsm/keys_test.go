@@ -776,6 +776,7 @@ type noKeys struct{ hsm.Token }
 
 // sealedKeys are software keys as a process has them, with a seal that hides nothing.
 func sealedKeys() softtoken.Keys {
+	const sealed = 1 // in front; what begins otherwise is damaged
 	turn := func(b []byte) []byte {
 		b = bytes.Clone(b)
 		for i := range b {
@@ -784,12 +785,12 @@ func sealedKeys() softtoken.Keys {
 		return b
 	}
 	return softtoken.Keys{
-		Seal: func(_ keyspec.Spec, b []byte) ([]byte, error) { return turn(b), nil },
+		Seal: func(_ keyspec.Spec, b []byte) ([]byte, error) { return append([]byte{sealed}, turn(b)...), nil },
 		Open: func(_ keyspec.Spec, b []byte) ([]byte, error) {
-			if len(b) > 1 && b[0] == 0xff {
+			if len(b) == 0 || b[0] != sealed {
 				return nil, softtoken.ErrSealed
 			}
-			return turn(b), nil
+			return turn(b[1:]), nil
 		},
 	}
 }
